@@ -1,0 +1,79 @@
+"""The settings of Big Little Decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from bild.errors import BildError
+
+Variant = Literal["authors", "paper", "verified"]
+Writer = Literal["large", "small"]
+
+
+@dataclass(frozen=True)
+class BiLDConfig:
+    """When the small model hands over, and when the large one takes back (paper, Section 3).
+
+    Every end of a range is legal: `fallback_threshold > 1` makes the large model write every
+    token, `0` never falls back; `rollback_threshold = inf` never rolls back; and with
+    `variant="verified"`, `rollback_threshold = 0` is lossless.
+
+    Attributes:
+        fallback_threshold: alpha_FB. The small model hands over where its highest probability
+            is below this (paper, Eq. 1). At least 0.
+        rollback_threshold: alpha_RB, in nats. The large model takes back a drafted token whose
+            cross-entropy under its own distribution exceeds this, if it prefers another one
+            (paper, Eq. 2). At least 0.
+        num_small_iters: tokens the small model may write in a row before the large one looks;
+            `math.inf` for no limit, 0 for none at all.
+        variant: which rules decide the details.
+            "authors": as the published code, which made the published numbers. Only the first
+            position over the rollback threshold is looked at; after a rollback the large model
+            writes one more token; a drafted end of sequence ends the output unchecked.
+            "paper": the earliest position that is over the threshold and differs counts; the
+            small model resumes at once.
+            "verified": as "paper", but the large model checks the last window before the output
+            may end.
+        start: the model that makes the first token ("large" as in the published code, or
+            "small" as in the paper's Figure 1).
+
+    Raises:
+        BildError: a value outside its range, by name and value.
+    """
+
+    fallback_threshold: float = 0.6
+    rollback_threshold: float = 2.0
+    num_small_iters: float = 10
+    variant: Variant = "authors"
+    start: Writer = "large"
+
+    def __post_init__(self) -> None:
+        for name in ("fallback_threshold", "rollback_threshold"):
+            value = getattr(self, name)
+            if not _is_number(value) or not value >= 0:
+                raise BildError(f"{name} must be a number >= 0, got {value!r}")
+        iters = self.num_small_iters
+        if not _is_number(iters) or not iters >= 0 or (iters != math.inf and iters != int(iters)):
+            raise BildError(f"num_small_iters must be a whole number >= 0 or inf, got {iters!r}")
+        for name, choices in (("variant", get_args(Variant)), ("start", get_args(Writer))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise BildError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; infinity becomes the string "inf"."""
+        return {k: "inf" if v == math.inf else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> BiLDConfig:
+        """The inverse of `to_dict`; unknown names are refused."""
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise BildError(f"unknown BiLDConfig field {unknown[0]!r}")
+        return cls(**{k: math.inf if v == "inf" else v for k, v in fields.items()})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,6 @@
+"""One owner per model and KV cache, spoken to in lengths."""
+
+from bild.decoders.base import Decoder
+from bild.decoders.huggingface import HuggingFaceDecoder
+
+__all__ = ["Decoder", "HuggingFaceDecoder"]

@@ -1,0 +1,458 @@
+"""One evaluation: every example decoded by each arm in turn, timed, scored, and written down.
+
+Arms: "vanilla" is the large model alone, "bild" the pair, "small" the small model alone. For each
+example they run one after the other in one process, the first of them rotating, so that a noisy or
+shared machine slows them alike. Timed is decoding alone, both encoders included; tokenization,
+detokenization, scoring and loading are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from bild import hub, metrics, timing
+from bild.benchmarks import Benchmark, get
+from bild.config import BiLDConfig
+from bild.data import Example, LoadedData, load_examples
+from bild.decoding import DecodeStats
+from bild.errors import BildError
+from bild.generation import BiLDOutput, bild_generate, greedy_generate
+from bild.pair import load_model, load_tokenizer
+from bild.record import SCHEMA, RunRecord, environment, peak_memory, write_atomically
+from bild.vocabulary import shared_vocab_size
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+EXCLUDED_FROM_TIME = ("loading", "tokenization", "detokenization", "scoring", "warm-up")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate; None stands for the task's own setting.
+
+    Attributes:
+        task: a name of `bild.benchmarks.BENCHMARKS`.
+        mode: "vanilla" (the large model alone), "unaligned" or "aligned".
+        bild: thresholds and variant; None in mode "vanilla".
+        max_samples: the first so many examples; None for all.
+        large, small, tokenizer: checkpoints instead of the task's.
+        data_file: JSON Lines instead of the task's data.
+        max_source_tokens, max_new_tokens: limits instead of the task's.
+        dtype: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda", "cuda:1", ...
+        small_alone: run the small model alone as a third arm.
+        warmup: untimed examples before the first.
+        seed: of Python, NumPy and torch (greedy decoding draws nothing).
+    """
+
+    task: str
+    mode: str
+    bild: BiLDConfig | None
+    max_samples: int | None = None
+    large: str | None = None
+    small: str | None = None
+    tokenizer: str | None = None
+    data_file: str | None = None
+    max_source_tokens: int | None = None
+    max_new_tokens: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    small_alone: bool = True
+    warmup: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("max_source_tokens", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BildError(f"{name} must be at least 1, got {value}")
+        if self.warmup < 0:
+            raise BildError(f"warmup must be at least 0, got {self.warmup}")
+        if (self.bild is None) != (self.mode == "vanilla"):
+            raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
+
+
+@dataclass(frozen=True)
+class ArmSample:
+    """One example under one arm; seconds are wall clock."""
+
+    text: str
+    tokens: list[int]
+    seconds: float
+    encoder_seconds: float
+    stats: DecodeStats
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One example under all arms: a line of samples.jsonl."""
+
+    index: int
+    source: str
+    reference: str
+    source_tokens: int
+    truncated: bool
+    arms: dict[str, ArmSample]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> SampleRecord:
+        fields = json.loads(line)
+        arms = {
+            name: ArmSample(**{**arm, "stats": DecodeStats(**arm["stats"])})
+            for name, arm in fields["arms"].items()
+        }
+        return cls(**{**fields, "arms": arms})
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Everything an evaluation needs, loaded and checked."""
+
+    config: EvalConfig
+    benchmark: Benchmark  # with the configuration's limits
+    data: LoadedData
+    large: PreTrainedModel
+    small: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    models: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that decides the outputs: runs that share it can be continued."""
+        parts = [asdict(self.config), self.models, self.data.sha256, torch.__version__, SCHEMA]
+        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def prepare(config: EvalConfig) -> Workload:
+    """Load data, models and tokenizer, and check that they fit together.
+
+    Raises:
+        BildError: whatever is missing or does not fit, by name and value.
+    """
+    benchmark = get(config.task)
+    small_name = benchmark.small_model(config.mode)
+    if config.small is not None and config.mode != "vanilla":
+        small_name = config.small
+    benchmark = replace(
+        benchmark,
+        **{
+            name: value
+            for name in ("max_source_tokens", "max_new_tokens")
+            if (value := getattr(config, name)) is not None
+        },
+    )
+    device = _device(config.device)
+    data_file = None if config.data_file is None else Path(config.data_file)
+    data = load_examples(benchmark, config.max_samples, data_file)
+    large_name = benchmark.large if config.large is None else config.large
+    named = benchmark.tokenizer if config.tokenizer is None else config.tokenizer
+    tokenizer = load_tokenizer(large_name, small_name, named)
+    dtype = DTYPES[config.dtype]
+    large = load_model(large_name, dtype, device)
+    small = None if small_name is None else load_model(small_name, dtype, device)
+    models = {"large": describe_model(large_name, large)}
+    rows = large.get_output_embeddings().weight.shape[0]
+    if small is not None and small_name is not None:
+        rows = shared_vocab_size(large, small)
+        models["small"] = describe_model(small_name, small)
+    if len(tokenizer) > rows:
+        raise BildError(
+            f"the tokenizer has {len(tokenizer)} tokens but the models know only {rows}; "
+            "name the tokenizer they were trained with by --tokenizer"
+        )
+    return Workload(config, benchmark, data, large, small, tokenizer, models)
+
+
+def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
+    """Id, revision, content and size of a loaded model; a folder is named by its last two parts."""
+    source = hub.resolve_model(name)
+    folder = Path(source)
+    revision = hub.resolve_revision(source)
+    return {
+        "id": "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else name,
+        "revision": revision,
+        "fingerprint": hub.fingerprint(folder) if folder.is_dir() else revision,
+        "parameters": model.num_parameters(),
+    }
+
+
+def evaluate(config: EvalConfig, output_dir: Path, progress: bool = True) -> tuple[RunRecord, Path]:
+    """Run an evaluation into a new folder of `output_dir`/<task>; go on with an unfinished one.
+
+    Every finished example is written at once. A run that was stopped goes on at the next call
+    with the same settings, data and models.
+
+    Returns:
+        The record and the path of its run.json.
+
+    Raises:
+        BildError: bad settings, data or models; an output folder that cannot be written.
+    """
+    check_writable(output_dir)
+    set_seed(config.seed)
+    work = prepare(config)
+    folder, samples = _open_run(work, output_dir / config.task)
+    path = folder / "samples.jsonl"
+    resumed = len(samples)
+    arms = make_arms(work)
+    with path.open("a", encoding="utf-8") as log:
+        bar = tqdm(
+            total=len(work.data.examples), initial=resumed, desc=config.task, unit="example",
+            disable=not progress,
+        )  # fmt: skip
+        with bar:
+            bar.set_postfix_str(running_figures(samples))
+            for sample in run_examples(work, arms, start=resumed):
+                samples.append(sample)
+                log.write(sample.to_json() + "\n")
+                log.flush()
+                bar.set_postfix_str(running_figures(samples), refresh=False)
+                bar.update()
+    record = summarize(work, samples, resumed)
+    record.save(folder / "run.json")
+    return record, folder / "run.json"
+
+
+# ------------------------------------------------------------------------------ decoding
+
+Arm = Callable[[dict[str, torch.Tensor]], BiLDOutput]
+
+
+def make_arms(work: Workload) -> dict[str, Arm]:
+    """The arms of a workload: source tensors -> output."""
+    options = {
+        "max_new_tokens": work.benchmark.max_new_tokens,
+        "do_sample": False,
+        "num_beams": 1,
+        "return_dict_in_generate": True,
+    }
+
+    def alone(model: PreTrainedModel) -> Arm:
+        return lambda inputs: model.generate(**inputs, custom_generate=greedy_generate, **options)
+
+    arms = {"vanilla": alone(work.large)}
+    if work.small is not None:
+        small, bild_config = work.small, work.config.bild
+        arms["bild"] = lambda inputs: work.large.generate(
+            **inputs,
+            custom_generate=bild_generate,
+            small_model=small,
+            bild_config=bild_config,
+            **options,
+        )
+        if work.config.small_alone:
+            arms["small"] = alone(small)
+    return arms
+
+
+def run_examples(work: Workload, arms: dict[str, Arm], start: int = 0) -> Iterator[SampleRecord]:
+    """Decode the examples from number `start` on with every arm, the first arm rotating."""
+    examples = work.data.examples
+    for example in examples[: work.config.warmup] if start < len(examples) else ():
+        inputs, _ = tokenize(work, example)
+        for arm in arms.values():
+            arm(inputs)
+    names = list(arms)
+    for index in range(start, len(examples)):
+        inputs, full_length = tokenize(work, examples[index])
+        turn = index % len(names)
+        done = {name: _decode(work, arms[name], inputs) for name in names[turn:] + names[:turn]}
+        yield SampleRecord(
+            index=index,
+            source=examples[index].source,
+            reference=examples[index].target,
+            source_tokens=inputs["input_ids"].shape[1],
+            truncated=full_length > work.benchmark.max_source_tokens,
+            arms={name: done[name] for name in names},
+        )
+
+
+def tokenize(work: Workload, example: Example) -> tuple[dict[str, torch.Tensor], int]:
+    """An example's source tensors, (1, S), cut to the limit; and its uncut length in tokens."""
+    limit = work.benchmark.max_source_tokens
+    full = work.tokenizer(work.benchmark.prefix + example.source, return_tensors="pt")
+    length = full["input_ids"].shape[1]
+    if length > limit:
+        full = work.tokenizer(
+            work.benchmark.prefix + example.source,
+            truncation=True, max_length=limit, return_tensors="pt",
+        )  # fmt: skip
+    names = ("input_ids", "attention_mask")
+    return {name: full[name].to(work.large.device) for name in names}, length
+
+
+def _decode(work: Workload, arm: Arm, inputs: dict[str, torch.Tensor]) -> ArmSample:
+    models = [work.large] if work.small is None else [work.large, work.small]
+    with timing.EncoderClock(models) as clock:
+        output, seconds = timing.timed(work.large.device, lambda: arm(inputs))
+    assert output.sequences is not None
+    assert output.stats is not None
+    tokens = output.sequences[0].tolist()
+    text = work.tokenizer.decode(tokens, skip_special_tokens=True)
+    return ArmSample(text, tokens, seconds, clock.seconds, output.stats)
+
+
+# ------------------------------------------------------------------------------ figures
+
+
+def summarize(work: Workload, samples: list[SampleRecord], resumed: int = 0) -> RunRecord:
+    """The record of a finished run."""
+    metric = work.benchmark.metric
+    references = [s.reference for s in samples]
+    names = list(samples[0].arms)
+    texts = {name: [s.arms[name].text for s in samples] for name in names}
+    seconds = {name: [s.arms[name].seconds for s in samples] for name in names}
+    quality: dict[str, Any] = {"metric": metric}
+    speed: dict[str, Any] = {"excluded": EXCLUDED_FROM_TIME, "warmup": work.config.warmup}
+    decoding: dict[str, Any] = {}
+    for name in names:
+        score = metrics.score(metric, texts[name], references)
+        low, high = metrics.bootstrap(metric, texts[name], references)
+        quality[name] = {**asdict(score), "low": low, "high": high}
+        stats = sum((s.arms[name].stats for s in samples), DecodeStats())
+        total = sum(seconds[name])
+        speed[name] = {
+            "seconds": total,
+            "encoder_seconds": sum(s.arms[name].encoder_seconds for s in samples),
+            "seconds_per_sample": total / len(samples),
+            "tokens_per_second": stats.generated_tokens / total,
+        }
+        decoding[name] = {
+            **asdict(stats),
+            "tokens_per_sample": stats.generated_tokens / len(samples),
+        }
+        if name != "vanilla":
+            ratio, low, high = timing.speedup(seconds["vanilla"], seconds[name])
+            speed[name]["speedup"] = {"value": ratio, "low": low, "high": high}
+            change, low, high = metrics.paired_bootstrap(
+                metric, texts[name], texts["vanilla"], references
+            )
+            quality[name]["difference"] = {"value": change, "low": low, "high": high}
+            same = sum(a == b for a, b in zip(texts[name], texts["vanilla"], strict=True))
+            decoding[name]["identical_to_vanilla"] = same / len(samples)
+        if name == "bild":
+            decoding[name] |= {
+                "fallback_rate": stats.fallback_rate,
+                "rollback_rate": stats.rollback_rate,
+                "large_forward_rate": stats.large_forward_rate,
+                "mean_accepted_length": stats.mean_accepted_length,
+            }
+    config = asdict(work.config)
+    config["bild"] = None if work.config.bild is None else work.config.bild.to_dict()
+    for name in ("large", "small", "tokenizer", "data_file"):
+        config[name] = _short_path(config[name])
+    return RunRecord(
+        config=config,
+        models=work.models,
+        data={
+            "origin": _short_path(work.data.origin),
+            "revision": work.data.revision,
+            "split": work.data.split,
+            "samples": len(samples),
+            "available": work.data.available,
+            "sha256": work.data.sha256,
+            "truncated_sources": sum(s.truncated for s in samples),
+        },
+        env={
+            **environment(work.large.device, DTYPES[work.config.dtype]),
+            "resumed_after": resumed,
+            "peak_memory": peak_memory(work.large.device),
+        },
+        quality=quality,
+        speed=speed,
+        decoding=decoding,
+    )
+
+
+def running_figures(samples: list[SampleRecord]) -> str:
+    """Speedup and rates so far, for the progress bar."""
+    if not samples or "bild" not in samples[0].arms:
+        return ""
+    stats = sum((s.arms["bild"].stats for s in samples), DecodeStats())
+    vanilla, bild = (sum(s.arms[a].seconds for s in samples) for a in ("vanilla", "bild"))
+    return (
+        f"speedup {vanilla / bild:.2f}x, fallback {stats.fallback_rate:.1f}%, "
+        f"rollback {stats.rollback_rate:.1f}%"
+    )
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder, or say in one sentence why it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise BildError(
+            f"cannot write to the output folder {str(folder)!r} ({error.strerror}); "
+            "choose another with --output-dir"
+        ) from None
+
+
+def _open_run(work: Workload, folder: Path) -> tuple[Path, list[SampleRecord]]:
+    """The folder of this run and the examples it already holds."""
+    for candidate in sorted(folder.glob("*/identity")):
+        unfinished = not (candidate.parent / "run.json").exists()
+        if unfinished and candidate.read_text(encoding="utf-8") == work.identity:
+            return candidate.parent, _read_samples(candidate.parent / "samples.jsonl")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run = folder / stamp
+    number = 1
+    while run.exists():
+        number += 1
+        run = folder / f"{stamp}-{number}"
+    run.mkdir(parents=True)
+    write_atomically(run / "identity", work.identity)
+    return run, []
+
+
+def _read_samples(path: Path) -> list[SampleRecord]:
+    """The whole lines of samples.jsonl; a line cut off by the end of a process is dropped."""
+    if not path.exists():
+        return []
+    samples: list[SampleRecord] = []
+    whole = ""
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            samples.append(SampleRecord.from_json(line))
+        except (ValueError, KeyError, TypeError):
+            break
+        whole += line if line.endswith("\n") else line + "\n"
+    write_atomically(path, whole)
+    return samples
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BildError(f"device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BildError(f"device {name!r} was asked for, but torch sees no GPU; use --device cpu")
+    return device
+
+
+def _short_path(name: str | None) -> str | None:
+    """A path without the folders of the machine it was used on; other names as they are."""
+    if name is None or not Path(name).is_absolute():
+        return name
+    return "/".join(Path(name).parts[-2:])

@@ -1,0 +1,207 @@
+"""Big Little Decoder as a decoding method of transformers' `generate`.
+
+    large.generate(**inputs, custom_generate=bild_generate, small_model=small,
+                   bild_config=BiLDConfig(0.6, 2.0), max_new_tokens=128)
+
+`generate` prepares the large model's encoder outputs, logits processors and stopping criteria
+and then calls the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import (
+    BaseStreamer,
+    EosTokenCriteria,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
+from transformers.utils import ModelOutput
+
+from bild.config import BiLDConfig
+from bild.decoders import HuggingFaceDecoder
+from bild.decoding import DecodeStats, Output, Stopping, decode, decode_greedy
+from bild.errors import BildError
+from bild.vocabulary import shared_vocab_size
+
+# GenerationConfig fields that would change what is generated and that BiLD does not do.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "do_sample": (None, False),
+    "num_return_sequences": (None, 1),
+    "penalty_alpha": (None, 0.0),
+    "prompt_lookup_num_tokens": (None,),
+    "assistant_early_exit": (None,),
+    "cache_implementation": (None, "dynamic"),
+    "use_cache": (None, True),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "token_healing": (None, False),
+}
+
+
+@dataclass
+class BiLDOutput(ModelOutput):
+    """What `generate` returns with `return_dict_in_generate=True`.
+
+    Attributes:
+        sequences: (1, prompt + generated), as transformers' own.
+        scores: with `output_scores`, one (1, V) tensor a generated token: the scores, after the
+            logits processors, of the model that wrote it.
+        logits: with `output_logits`, the same before the processors.
+        stats: what happened.
+    """
+
+    sequences: Tensor | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    stats: DecodeStats | None = None
+
+
+def bild_generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    inputs_tensor: Tensor,
+    small_model: PreTrainedModel | None = None,
+    bild_config: BiLDConfig | None = None,
+    bild_streamer: BaseStreamer | None = None,
+    **model_kwargs: Any,
+) -> BiLDOutput | Tensor:
+    """Big Little Decoder for `custom_generate=`; `model` is the large one.
+
+    Args:
+        small_model: the model that drafts; it must share the large one's vocabulary.
+        bild_config: thresholds and variant; the defaults of `BiLDConfig` if None.
+        bild_streamer: gets tokens once they can no longer be rolled back (`streamer=` itself is
+            not handed on by transformers; `BiLDModel.generate` takes it under that name).
+
+    The other arguments are made by `generate`: decoder prompt (1, P), processors, criteria,
+    configuration, source ids (1, S), encoder outputs and attention mask.
+
+    Raises:
+        BildError: a batch over one, beams, sampling, or another unsupported setting, by name and
+            value; a pair that does not fit.
+    """
+    if not isinstance(small_model, PreTrainedModel):
+        raise BildError(f"bild_generate needs small_model=, a model, got {small_model!r}")
+    config = BiLDConfig() if bild_config is None else bild_config
+    if not isinstance(config, BiLDConfig):
+        raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}")
+    _refuse_unsupported(generation_config, inputs_tensor)
+    vocab_size = shared_vocab_size(model, small_model)
+    attention_mask = model_kwargs.get("attention_mask")
+    large = HuggingFaceDecoder(model, "large", vocab_size)
+    small = HuggingFaceDecoder(small_model, "small", vocab_size)
+    large.begin(model_kwargs["encoder_outputs"], attention_mask)
+    small.begin(small.encode(inputs_tensor, attention_mask), attention_mask)
+    output, stats = decode(
+        large,
+        small,
+        input_ids[0].tolist(),
+        config,
+        _stopping(stopping_criteria),
+        logits_processor,
+        keep_scores=_wants_scores(generation_config),
+        on_commit=_streaming(bild_streamer, input_ids),
+    )
+    if bild_streamer is not None:
+        bild_streamer.end()
+    return _result(output, stats, generation_config, input_ids)
+
+
+def greedy_generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    inputs_tensor: Tensor,
+    **model_kwargs: Any,
+) -> BiLDOutput | Tensor:
+    """Greedy decoding with one model, for `custom_generate=`: the baseline BiLD is timed against.
+
+    It gives the tokens of transformers' own greedy search, through the same loop and cache code
+    as `bild_generate`. Arguments and errors as there.
+    """
+    _refuse_unsupported(generation_config, inputs_tensor)
+    decoder = HuggingFaceDecoder(model, "large")
+    decoder.begin(model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask"))
+    output, stats = decode_greedy(
+        decoder,
+        input_ids[0].tolist(),
+        _stopping(stopping_criteria),
+        logits_processor,
+        keep_scores=_wants_scores(generation_config),
+    )
+    return _result(output, stats, generation_config, input_ids)
+
+
+def _refuse_unsupported(config: GenerationConfig, inputs: Tensor) -> None:
+    for name, allowed in UNSUPPORTED.items():
+        value = getattr(config, name, None)
+        if value not in allowed:
+            raise BildError(f"BiLD does not support {name}={value!r}; use {name}={allowed[-1]!r}")
+    if inputs.ndim != 2 or inputs.is_floating_point() or bool((inputs < 0).any()):
+        raise BildError(
+            "BiLD needs input_ids of shape (1, tokens), for both models read the source; "
+            f"got a tensor of shape {tuple(inputs.shape)}, {inputs.dtype}"
+        )
+    if inputs.shape[0] != 1:
+        raise BildError(f"BiLD decodes one input at a time, got a batch of {inputs.shape[0]}")
+
+
+def _stopping(criteria: StoppingCriteriaList) -> Stopping:
+    """Transformers' criteria with the two that always stand there read out, for speed."""
+    max_length: int | None = None
+    eos: frozenset[int] = frozenset()
+    others = StoppingCriteriaList()
+    for criterion in criteria:
+        if type(criterion) is MaxLengthCriteria:
+            max_length = criterion.max_length
+        elif type(criterion) is EosTokenCriteria:
+            eos |= frozenset(criterion.eos_token_id.tolist())
+        else:
+            others.append(criterion)
+    if max_length is None:
+        raise BildError("BiLD needs a length limit: give max_new_tokens= or max_length=")
+    return Stopping(max_length, eos, others)
+
+
+def _streaming(streamer: BaseStreamer | None, prompt: Tensor) -> Callable[[list[int]], None] | None:
+    if streamer is None:
+        return None
+    streamer.put(prompt.cpu())
+
+    def commit(tokens: list[int]) -> None:
+        for token in tokens:
+            streamer.put(torch.tensor([token]))
+
+    return commit
+
+
+def _wants_scores(config: GenerationConfig) -> bool:
+    return bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
+
+
+def _result(
+    output: Output, stats: DecodeStats, config: GenerationConfig, prompt: Tensor
+) -> BiLDOutput | Tensor:
+    sequences = torch.tensor([output.tokens], device=prompt.device)
+    if not config.return_dict_in_generate:
+        return sequences
+    return BiLDOutput(
+        sequences=sequences,
+        scores=tuple(s[None] for s in output.processed) if config.output_scores else None,
+        logits=tuple(r[None] for r in output.raw) if config.output_logits else None,
+        stats=stats,
+    )

@@ -1,0 +1,50 @@
+"""Split a German-English corpus for the shipped pair and train its tokenizer.
+
+    python scripts/make_demo_data.py --corpus tatoeba/train.jsonl.gz --output-dir out/tatoeba
+
+Reads JSON Lines with "de" and "en". Writes train.jsonl, validation.jsonl and test.jsonl (2,000
+pairs each held out; no sentence stands on two sides), the held-out pairs joined one to four at a
+time (validation_lines.jsonl, test_lines.jsonl), and tokenizer/.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bild.cli import Parser, run
+from bild.data import read_jsonl
+from bild.evaluation import check_writable
+from bild.record import write_atomically
+from bild.training import Pair, concatenate, split_by_sentence, train_tokenizer
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    lines = (json.dumps({"de": s, "en": t}, ensure_ascii=False) + "\n" for s, t in pairs)
+    write_atomically(path, "".join(lines))
+    print(f"{path}: {len(pairs)} lines")
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--corpus", type=Path, required=True, help="JSON Lines (.gz)")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--held-out", type=int, default=2000, help="pairs a side (default: 2000)")
+    parser.add_argument("--vocab-size", type=int, default=4096)
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    pairs = [(e.source, e.target) for e in read_jsonl(a.corpus, "de", "en")]
+    check_writable(a.output_dir)
+    train, validation, test = split_by_sentence(pairs, a.held_out, a.seed)
+    for name, part in (("train", train), ("validation", validation), ("test", test)):
+        write_pairs(a.output_dir / f"{name}.jsonl", part)
+    for name, part in (("validation_lines", validation), ("test_lines", test)):
+        write_pairs(a.output_dir / f"{name}.jsonl", concatenate(part, a.seed))
+    texts = (text for pair in train for text in pair)
+    tokenizer = train_tokenizer(texts, a.vocab_size, a.output_dir / "tokenizer")
+    print(f"{a.output_dir / 'tokenizer'}: {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    run(main)

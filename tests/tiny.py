@@ -1,0 +1,116 @@
+"""Models small enough to read: random T5s and relatives with lively, varied outputs."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+EOS, PAD = 1, 0
+
+
+def tiny_t5(
+    seed=0, *, layers=1, decoder_layers=2, vocab=24, kind="t5", noise=0.0, width=16, tied=False
+):
+    """A random T5 whose outputs vary: the head is scaled up so that it is sure now and then.
+
+    `noise` mixes other weights in, so that two models of one seed agree often but not always.
+    The head is untied by default: a random tied model mostly repeats its last token.
+    """
+    config_class, model_class = {
+        "t5": (T5Config, T5ForConditionalGeneration),
+        "mt5": (MT5Config, MT5ForConditionalGeneration),
+    }[kind]
+    gated = kind == "mt5"
+    config = config_class(
+        vocab_size=vocab,
+        d_model=width,
+        d_kv=8,
+        num_heads=2,
+        d_ff=32,
+        num_layers=layers,
+        num_decoder_layers=decoder_layers,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=tied,
+        dropout_rate=0.0,
+        decoder_start_token_id=PAD,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+    )
+    torch.manual_seed(seed)
+    model = model_class(config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layer_norm" in name:
+                continue
+            scale = 1.0 if "shared" in name or "lm_head" in name else 2.0 * width**-0.5
+            parameter.copy_(torch.randn(parameter.shape) * scale)
+        if noise:
+            torch.manual_seed(seed + 1000)
+            for name, parameter in model.named_parameters():
+                if "layer_norm" not in name:
+                    parameter.add_(torch.randn(parameter.shape) * noise * parameter.std())
+        if not tied:
+            model.lm_head.weight.mul_(0.7)
+    return model.eval()
+
+
+def _rowdy(model, seed):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "norm" not in name:
+                parameter.copy_(torch.randn(parameter.shape) * 0.5)
+    return model.eval()
+
+
+def tiny_bart(seed=0, layers=2):
+    config = BartConfig(
+        vocab_size=24, d_model=16, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=2,
+        eos_token_id=1, decoder_start_token_id=1, forced_eos_token_id=None,
+    )  # fmt: skip
+    return _rowdy(BartForConditionalGeneration(config), seed)
+
+
+def tiny_marian(seed=0, layers=2):
+    config = MarianConfig(
+        vocab_size=24, d_model=16, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=0, eos_token_id=1,
+        decoder_start_token_id=0, decoder_vocab_size=24, forced_eos_token_id=None,
+    )  # fmt: skip
+    return _rowdy(MarianMTModel(config), seed)
+
+
+def tiny_pegasus(seed=0, layers=2):
+    config = PegasusConfig(
+        vocab_size=24, d_model=16, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, max_position_embeddings=64, pad_token_id=0, eos_token_id=1,
+        decoder_start_token_id=0, forced_eos_token_id=None,
+    )  # fmt: skip
+    return _rowdy(PegasusForConditionalGeneration(config), seed)
+
+
+def sources(seed, count, vocab=24, longest=12):
+    """`count` random sources of shape (1, 2..longest), each ending in EOS."""
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(count):
+        length = int(torch.randint(1, longest, (1,), generator=generator))
+        ids = torch.randint(3, vocab, (1, length), generator=generator)
+        out.append(torch.cat([ids, torch.tensor([[EOS]])], -1))
+    return out
