@@ -1,4 +1,4 @@
-"""The settings of Big Little Decoder."""
+"""The settings of Big Little Decoder and of its evaluation, checked as they are made."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from bild.errors import BildError
 
 Variant = Literal["authors", "paper", "verified"]
 Writer = Literal["large", "small"]
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,54 @@ class BiLDConfig:
         if unknown:
             raise BildError(f"unknown BiLDConfig field {unknown[0]!r}")
         return cls(**{k: math.inf if v == "inf" else v for k, v in fields.items()})
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate; None stands for the task's own setting.
+
+    Attributes:
+        task: a name of `bild.benchmarks.BENCHMARKS`.
+        mode: "vanilla" (the large model alone), "unaligned" or "aligned".
+        bild: thresholds and variant; None in mode "vanilla".
+        max_samples: the first so many examples; None for all.
+        large, small, tokenizer: checkpoints instead of the task's.
+        data_file: JSON Lines instead of the task's data.
+        max_source_tokens, max_new_tokens: limits instead of the task's.
+        dtype: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda", "cuda:1", ...; "auto" for a GPU when there is one.
+        small_alone: run the small model alone as a third arm.
+        warmup: untimed examples before the first.
+        seed: of Python, NumPy and torch (greedy decoding draws nothing).
+    """
+
+    task: str
+    mode: str
+    bild: BiLDConfig | None
+    max_samples: int | None = None
+    large: str | None = None
+    small: str | None = None
+    tokenizer: str | None = None
+    data_file: str | None = None
+    max_source_tokens: int | None = None
+    max_new_tokens: int | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    small_alone: bool = True
+    warmup: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("max_source_tokens", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BildError(f"{name} must be at least 1, got {value}")
+        if self.warmup < 0:
+            raise BildError(f"warmup must be at least 0, got {self.warmup}")
+        if (self.bild is None) != (self.mode == "vanilla"):
+            raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
 
 
 def _is_number(value: object) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,67 +21,19 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bild import hub, metrics, timing
-from bild.benchmarks import Benchmark, get
-from bild.config import BiLDConfig
-from bild.data import Example, LoadedData, load_examples
+from bild.benchmarks import Benchmark
+from bild.config import EvalConfig
+from bild.data import Example, LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
+from bild.files import check_writable, write_atomically
 from bild.generation import BiLDOutput, bild_generate, greedy_generate
 from bild.pair import load_model, load_tokenizer
-from bild.record import SCHEMA, RunRecord, environment, peak_memory, write_atomically
+from bild.record import SCHEMA, RunRecord, environment, peak_memory
+from bild.sources import Sources, locate
 from bild.vocabulary import shared_vocab_size
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 EXCLUDED_FROM_TIME = ("loading", "tokenization", "detokenization", "scoring", "warm-up")
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What to evaluate; None stands for the task's own setting.
-
-    Attributes:
-        task: a name of `bild.benchmarks.BENCHMARKS`.
-        mode: "vanilla" (the large model alone), "unaligned" or "aligned".
-        bild: thresholds and variant; None in mode "vanilla".
-        max_samples: the first so many examples; None for all.
-        large, small, tokenizer: checkpoints instead of the task's.
-        data_file: JSON Lines instead of the task's data.
-        max_source_tokens, max_new_tokens: limits instead of the task's.
-        dtype: "float32", "bfloat16" or "float16".
-        device: "cpu", "cuda", "cuda:1", ...
-        small_alone: run the small model alone as a third arm.
-        warmup: untimed examples before the first.
-        seed: of Python, NumPy and torch (greedy decoding draws nothing).
-    """
-
-    task: str
-    mode: str
-    bild: BiLDConfig | None
-    max_samples: int | None = None
-    large: str | None = None
-    small: str | None = None
-    tokenizer: str | None = None
-    data_file: str | None = None
-    max_source_tokens: int | None = None
-    max_new_tokens: int | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-    small_alone: bool = True
-    warmup: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name in ("max_source_tokens", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BildError(f"{name} must be at least 1, got {value}")
-        if self.warmup < 0:
-            raise BildError(f"warmup must be at least 0, got {self.warmup}")
-        if (self.bild is None) != (self.mode == "vanilla"):
-            raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
 
 
 @dataclass(frozen=True)
@@ -138,44 +90,29 @@ class Workload:
         return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
 
 
-def prepare(config: EvalConfig) -> Workload:
-    """Load data, models and tokenizer, and check that they fit together.
+def prepare(config: EvalConfig, sources: Sources) -> Workload:
+    """Load models and tokenizer, and check that they fit together.
 
     Raises:
-        BildError: whatever is missing or does not fit, by name and value.
+        BildError: whatever cannot be loaded or does not fit, by name and value.
     """
-    benchmark = get(config.task)
-    small_name = benchmark.small_model(config.mode)
-    if config.small is not None and config.mode != "vanilla":
-        small_name = config.small
-    benchmark = replace(
-        benchmark,
-        **{
-            name: value
-            for name in ("max_source_tokens", "max_new_tokens")
-            if (value := getattr(config, name)) is not None
-        },
-    )
     device = _device(config.device)
-    data_file = None if config.data_file is None else Path(config.data_file)
-    data = load_examples(benchmark, config.max_samples, data_file)
-    large_name = benchmark.large if config.large is None else config.large
-    named = benchmark.tokenizer if config.tokenizer is None else config.tokenizer
-    tokenizer = load_tokenizer(large_name, small_name, named)
-    dtype = DTYPES[config.dtype]
-    large = load_model(large_name, dtype, device)
-    small = None if small_name is None else load_model(small_name, dtype, device)
-    models = {"large": describe_model(large_name, large)}
+    tokenizer = load_tokenizer(sources.large, sources.small, sources.tokenizer)
+    dtype = getattr(torch, config.dtype)
+    large = load_model(sources.large, dtype, device)
+    models = {"large": describe_model(sources.large, large)}
     rows = large.get_output_embeddings().weight.shape[0]
-    if small is not None and small_name is not None:
+    small = None
+    if sources.small is not None:
+        small = load_model(sources.small, dtype, device)
         rows = shared_vocab_size(large, small)
-        models["small"] = describe_model(small_name, small)
+        models["small"] = describe_model(sources.small, small)
     if len(tokenizer) > rows:
         raise BildError(
             f"the tokenizer has {len(tokenizer)} tokens but the models know only {rows}; "
             "name the tokenizer they were trained with by --tokenizer"
         )
-    return Workload(config, benchmark, data, large, small, tokenizer, models)
+    return Workload(config, sources.benchmark, sources.data, large, small, tokenizer, models)
 
 
 def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
@@ -191,11 +128,19 @@ def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def evaluate(config: EvalConfig, output_dir: Path, progress: bool = True) -> tuple[RunRecord, Path]:
+def evaluate(
+    config: EvalConfig, output_dir: Path, *, sources: Sources | None = None, progress: bool = True
+) -> tuple[RunRecord, Path]:
     """Run an evaluation into a new folder of `output_dir`/<task>; go on with an unfinished one.
 
     Every finished example is written at once. A run that was stopped goes on at the next call
     with the same settings, data and models.
+
+    Args:
+        config: what to evaluate.
+        output_dir: where the run's folder is made, under the task's name.
+        sources: data and checkpoints, if `locate` has found them already.
+        progress: show a progress bar.
 
     Returns:
         The record and the path of its run.json.
@@ -205,7 +150,7 @@ def evaluate(config: EvalConfig, output_dir: Path, progress: bool = True) -> tup
     """
     check_writable(output_dir)
     set_seed(config.seed)
-    work = prepare(config)
+    work = prepare(config, locate(config) if sources is None else sources)
     folder, samples = _open_run(work, output_dir / config.task)
     path = folder / "samples.jsonl"
     resumed = len(samples)
@@ -369,7 +314,7 @@ def summarize(work: Workload, samples: list[SampleRecord], resumed: int = 0) -> 
             "truncated_sources": sum(s.truncated for s in samples),
         },
         env={
-            **environment(work.large.device, DTYPES[work.config.dtype]),
+            **environment(work.large.device, getattr(torch, work.config.dtype)),
             "resumed_after": resumed,
             "peak_memory": peak_memory(work.large.device),
         },
@@ -392,20 +337,6 @@ def running_figures(samples: list[SampleRecord]) -> str:
 
 
 # ------------------------------------------------------------------------------ files
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder, or say in one sentence why it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise BildError(
-            f"cannot write to the output folder {str(folder)!r} ({error.strerror}); "
-            "choose another with --output-dir"
-        ) from None
 
 
 def _open_run(work: Workload, folder: Path) -> tuple[Path, list[SampleRecord]]:
@@ -442,6 +373,8 @@ def _read_samples(path: Path) -> list[SampleRecord]:
 
 
 def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

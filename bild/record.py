@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import torch
 import transformers
 
 from bild.errors import BildError
+from bild.files import write_atomically
 
 SCHEMA = 1
 
@@ -116,13 +116,6 @@ def peak_memory(device: torch.device) -> dict[str, int | None]:
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {"host_bytes": host, "device_bytes": gpu}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half written."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

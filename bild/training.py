@@ -120,18 +120,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> PreT
     """
     folder.mkdir(parents=True, exist_ok=True)
     prefix = folder / "spiece"
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_prefix=str(prefix),
-        vocab_size=vocab_size,
-        model_type="unigram",
-        character_coverage=0.9998,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(prefix),
+            vocab_size=vocab_size,
+            model_type="unigram",
+            character_coverage=0.9998,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise BildError(f"cannot train a tokenizer of {vocab_size} tokens: {error}") from error
     prefix.with_suffix(".vocab").unlink()
     tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=0)
     prefix.with_suffix(".model").unlink()

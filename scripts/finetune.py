@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bild.cli import Parser, run
+import torch
+
+from bild.cli import Parser, quiet_loading, run
+from bild.config import DTYPES
 from bild.data import read_jsonl
 from bild.errors import BildError
-from bild.evaluation import DTYPES, check_writable
+from bild.files import check_writable
 from bild.hub import resolve_model, resolve_tokenizer
 from bild.training import PRESETS, train
 
@@ -58,6 +61,7 @@ def main() -> None:
         for path in (a.train_file, a.validation_file)
     ]
     check_writable(a.output_dir)
+    quiet_loading()
     facts = train(
         PRESETS[a.preset],
         *pairs,
@@ -68,7 +72,7 @@ def main() -> None:
         max_length=a.max_length,
         seed=a.seed,
         save_steps=a.save_steps,
-        save_dtype=DTYPES[a.save_dtype],
+        save_dtype=getattr(torch, a.save_dtype),
     )
     for name, value in facts.items():
         print(f"{name}: {value}")

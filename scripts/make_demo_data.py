@@ -15,8 +15,7 @@ from pathlib import Path
 
 from bild.cli import Parser, run
 from bild.data import read_jsonl
-from bild.evaluation import check_writable
-from bild.record import write_atomically
+from bild.files import check_writable, write_atomically
 from bild.training import Pair, concatenate, split_by_sentence, train_tokenizer
 
 

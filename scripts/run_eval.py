@@ -14,14 +14,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from bild.benchmarks import BENCHMARKS, MODES, get
-from bild.cli import Parser, run
-from bild.config import BiLDConfig
+from bild.cli import Parser, quiet_loading, run
+from bild.config import DTYPES, BiLDConfig, EvalConfig
 from bild.errors import BildError
-from bild.evaluation import DTYPES, EvalConfig, evaluate
-from bild.tables import published_table, run_table
+from bild.files import check_writable
+from bild.sources import locate
 
 
 def parse() -> tuple[EvalConfig, Path]:
@@ -50,7 +48,7 @@ def parse() -> tuple[EvalConfig, Path]:
     add("--max-source-tokens", type=int, metavar="N")
     add("--max-new-tokens", type=int, metavar="N")
     add("--dtype", default="float32", help=", ".join(DTYPES))
-    add("--device", help="cpu, cuda or cuda:N (default: a GPU when there is one)")
+    add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--no-small-alone", action="store_true", help="leave out the small model alone")
     add("--warmup", type=int, default=2, metavar="N", help="untimed examples (default: 2)")
     add("--seed", type=int, default=0)
@@ -71,7 +69,6 @@ def parse() -> tuple[EvalConfig, Path]:
         raise BildError(
             f"two numbers of samples were given, {a.max_eval_samples} and {a.max_samples}; keep one"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     return EvalConfig(
         task=a.task,
         mode=a.mode,
@@ -84,7 +81,7 @@ def parse() -> tuple[EvalConfig, Path]:
         max_source_tokens=a.max_source_tokens,
         max_new_tokens=a.max_new_tokens,
         dtype=a.dtype,
-        device=device if a.device is None else a.device,
+        device=a.device,
         small_alone=not a.no_small_alone,
         warmup=a.warmup,
         seed=a.seed,
@@ -93,7 +90,15 @@ def parse() -> tuple[EvalConfig, Path]:
 
 def main() -> None:
     config, output_dir = parse()
-    record, path = evaluate(config, output_dir)
+    check_writable(output_dir)
+    sources = locate(config)
+
+    # Only now: these import torch and transformers, which takes seconds.
+    from bild.evaluation import evaluate
+    from bild.tables import published_table, run_table
+
+    quiet_loading()
+    record, path = evaluate(config, output_dir, sources=sources)
     print(f"\n{config.task}, {config.mode}", end="")
     if config.bild is not None:
         bild = config.bild

@@ -1,0 +1,117 @@
+"""Run the evaluation script as a user would: in this process, or by a launcher in another one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from bild import cli
+from bild.record import RunRecord
+
+ROOT = Path(__file__).resolve().parent.parent
+NOWHERE = "http://127.0.0.1:9"
+
+# As tqdm writes it: "xsum:  50%|###  | 2/4 [00:00<00:00, 2.25example/s, ...]" and nothing after it.
+PROGRESS = r"[^|\[]*(\d+%\||\d+ examples) .*\[\d\d:\d\d[^\]]*\]"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind; `seconds` and `ended` are wall clock."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float = 0.0
+    ended: float = 0.0
+
+    @property
+    def complaints(self) -> list[str]:
+        """The lines of stderr, less progress bars."""
+        lines = [line.rsplit("\r", 1)[-1].strip() for line in self.err.split("\n")]
+        return [line for line in lines if line and not re.fullmatch(PROGRESS, line)]
+
+    @property
+    def path(self) -> Path:
+        """The run.json that a successful command names on its last line."""
+        return Path(self.out.rstrip().rsplit("\n", 1)[-1])
+
+    def record(self) -> RunRecord:
+        return RunRecord.load(self.path)
+
+    def require_success(self) -> Finished:
+        assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
+        return self
+
+
+@cache
+def script() -> ModuleType:
+    """scripts/run_eval.py as a module."""
+    spec = importlib.util.spec_from_file_location("run_eval", ROOT / "scripts" / "run_eval.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(monkeypatch, capsys, *arguments: object) -> Finished:
+    """The script's `main` in this process."""
+    monkeypatch.setattr(sys, "argv", ["run_eval.py", *map(str, arguments)])
+    capsys.readouterr()
+    code = 0
+    try:
+        cli.run(script().main)
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    return Finished(code, captured.out, captured.err)
+
+
+def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """A user's environment with nothing in it: no caches, no mirror, no hub, one thread."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HOME": str(home / "huggingface"),
+        "HF_ENDPOINT": NOWHERE,
+        "LANG": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "",
+        **more,
+    }
+
+
+def run_command(
+    command: Sequence[object], cwd: Path, more: Mapping[str, str], timeout: float = 240
+) -> Finished:
+    """A command in a fresh process; `cwd` is also its home."""
+    cwd.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment(cwd, more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    ended = time.time()
+    return Finished(done.returncode, done.stdout, done.stderr, ended - start, ended)
+
+
+def run_two_at_a_time(jobs):
+    """The results of functions without arguments, by key."""
+    with ThreadPoolExecutor(2) as pool:
+        futures = {key: pool.submit(job) for key, job in jobs.items()}
+        return {key: future.result() for key, future in futures.items()}

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+
+from bild import BiLDConfig, BildError
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fallback_threshold": 0},
+        {"fallback_threshold": 1.5},
+        {"fallback_threshold": math.inf},
+        {"rollback_threshold": 0},
+        {"rollback_threshold": math.inf},
+        {"num_small_iters": 0},
+        {"num_small_iters": math.inf},
+        {"variant": "verified", "start": "small"},
+    ],
+)
+def test_the_ends_of_every_range_are_legal_and_survive_json(fields):
+    config = BiLDConfig(**fields)
+    for name, value in fields.items():
+        assert getattr(config, name) == value
+    assert BiLDConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fallback_threshold": -0.1}, "fallback_threshold must be a number >= 0, got -0.1"),
+        ({"fallback_threshold": math.nan}, "fallback_threshold must be a number >= 0, got nan"),
+        ({"fallback_threshold": "0.6"}, "got '0.6'"),
+        ({"fallback_threshold": None}, "got None"),
+        ({"rollback_threshold": -1}, "rollback_threshold must be a number >= 0, got -1"),
+        ({"rollback_threshold": True}, "got True"),
+        ({"num_small_iters": 2.5}, "num_small_iters must be a whole number >= 0 or inf, got 2.5"),
+        ({"num_small_iters": -1}, "got -1"),
+        ({"num_small_iters": math.nan}, "got nan"),
+        ({"variant": "fast"}, "variant must be one of authors, paper, verified, got 'fast'"),
+        ({"start": "both"}, "start must be one of large, small, got 'both'"),
+    ],
+)
+def test_other_values_are_refused_by_name_and_value(fields, message):
+    with pytest.raises(BildError) as error:
+        BiLDConfig(**fields)
+    assert message in str(error.value)
+
+
+def test_config_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        BiLDConfig().fallback_threshold = 0.1
+
+
+def test_unknown_field_in_a_record_is_refused():
+    with pytest.raises(BildError, match="'temperature'"):
+        BiLDConfig.from_dict({"temperature": 1.0})
