@@ -38,8 +38,8 @@ def run(main: Callable[[], None]) -> None:
 
 def quiet_loading() -> None:
     """No progress bar for the loading of weights; downloads keep theirs."""
-    import huggingface_hub.utils
     import transformers
+    from huggingface_hub.utils.tqdm import enable_progress_bars
 
     transformers.utils.logging.disable_progress_bar()
-    huggingface_hub.utils.enable_progress_bars()
+    enable_progress_bars()

@@ -74,7 +74,8 @@ class BiLDConfig:
         unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
         if unknown:
             raise BildError(f"unknown BiLDConfig field {unknown[0]!r}")
-        return cls(**{k: math.inf if v == "inf" else v for k, v in fields.items()})
+        values: dict[str, Any] = {k: math.inf if v == "inf" else v for k, v in fields.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

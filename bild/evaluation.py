@@ -344,7 +344,7 @@ def _open_run(work: Workload, folder: Path) -> tuple[Path, list[SampleRecord]]:
     for candidate in sorted(folder.glob("*/identity")):
         unfinished = not (candidate.parent / "run.json").exists()
         if unfinished and candidate.read_text(encoding="utf-8") == work.identity:
-            return candidate.parent, _read_samples(candidate.parent / "samples.jsonl")
+            return candidate.parent, read_samples(candidate.parent / "samples.jsonl")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run = folder / stamp
     number = 1
@@ -356,8 +356,8 @@ def _open_run(work: Workload, folder: Path) -> tuple[Path, list[SampleRecord]]:
     return run, []
 
 
-def _read_samples(path: Path) -> list[SampleRecord]:
-    """The whole lines of samples.jsonl; a line cut off by the end of a process is dropped."""
+def read_samples(path: Path) -> list[SampleRecord]:
+    """The examples in samples.jsonl; a line cut off by the end of a process is taken out."""
     if not path.exists():
         return []
     samples: list[SampleRecord] = []

@@ -92,9 +92,10 @@ def comparable(a: RunRecord, b: RunRecord) -> None:
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Code version, libraries and hardware; no host names, no paths."""
     root = Path(__file__).resolve().parent.parent
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     return {
         "commit": _git(root, "rev-parse", "HEAD"),
-        "dirty": None if (s := _git(root, "status", "--porcelain")) is None else s != "",
+        "dirty": None if changes is None else changes != "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -7,7 +7,8 @@ from typing import Any
 from tabulate import tabulate
 
 from bild.benchmarks import PublishedRow, get
-from bild.record import RunRecord
+from bild.evaluation import SampleRecord
+from bild.record import RunRecord, comparable
 
 ARM_NAMES = {"vanilla": "large alone", "small": "small alone", "bild": "BiLD"}
 
@@ -23,7 +24,7 @@ def run_table(record: RunRecord) -> str:
         rows.append(
             [
                 ARM_NAMES[arm],
-                f"{quality['value']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]",
+                interval(quality),
                 f"{1000 * speed['seconds_per_sample']:.0f}",
                 f"{speed['tokens_per_second']:.0f}",
                 interval(speed["speedup"], "x") if "speedup" in speed else "1.00x",
@@ -40,6 +41,83 @@ def run_table(record: RunRecord) -> str:
         f"(alone: 100); {100 * did['identical_to_vanilla']:.0f} % of the outputs equal the large "
         "model's"
     )
+
+
+def results_table(records: list[RunRecord]) -> str:
+    """A Markdown table of runs on the same data: the large model alone, the small one, each BiLD.
+
+    Raises:
+        BildError: the runs cannot be compared.
+    """
+    for other in records[1:]:
+        comparable(records[0], other)
+    rows = []
+    for arm in ("vanilla", "small"):
+        shown = next((r for r in records if arm in r.speed), None)
+        if shown is not None:
+            rows.append(_result_row(ARM_NAMES[arm], shown, arm))
+    for record in records:
+        if "bild" in record.speed:
+            asked = record.config["bild"]
+            thresholds = (asked["fallback_threshold"], asked["rollback_threshold"])
+            name = "BiLD {}, {}, {}".format(asked["variant"], *map(_threshold, thresholds))
+            rows.append(_result_row(name, record, "bild"))
+    first = records[0]
+    metric = {"bleu": "BLEU"}.get(first.quality["metric"], first.quality["metric"])
+    headers = [
+        "decoder (variant, fallback, rollback)", f"{metric} [95 %]", "speedup [95 %]",
+        "fallback %", "rollback %", "large forwards per 100 tokens", "outputs equal to large's",
+    ]  # fmt: skip
+    env, data = first.env, first.data
+    footnote = (
+        f"{data['samples']} examples, batch 1, {env['dtype']}, {env['threads']} thread(s) of "
+        f"{env['device']}, torch {env['torch']}, transformers {env['transformers']}; "
+        f"large {first.models['large']['parameters'] / 1e6:.1f} M parameters"
+    )
+    small = next((r.models["small"] for r in records if "small" in r.models), None)
+    if small is not None:
+        footnote += f", small {small['parameters'] / 1e6:.1f} M"
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + f"\n\n{footnote}."
+
+
+def _threshold(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _result_row(name: str, record: RunRecord, arm: str) -> list[str]:
+    quality, speed, did = record.quality[arm], record.speed[arm], record.decoding[arm]
+    row = [name, interval(quality), interval(speed["speedup"], "x") if arm != "vanilla" else "1x"]
+    if arm != "bild":
+        return [*row, "", "", "", f"{100 * did.get('identical_to_vanilla', 1):.0f} %"]
+    return [
+        *row,
+        f"{did['fallback_rate']:.1f}",
+        f"{did['rollback_rate']:.2f}",
+        f"{did['large_forward_rate']:.1f}",
+        f"{100 * did['identical_to_vanilla']:.0f} %",
+    ]
+
+
+def examples_text(samples: list[SampleRecord], count: int, width: int = 300) -> str:
+    """The first few examples as text: source, output, reference; long ones cut to `width`."""
+
+    def cut(text: str) -> str:
+        flat = " ".join(text.split())
+        return flat if len(flat) <= width else flat[: width - 3] + "..."
+
+    blocks = []
+    for sample in samples[:count]:
+        arm = "bild" if "bild" in sample.arms else "vanilla"
+        output = sample.arms[arm].text
+        lines = [
+            ("source", sample.source),
+            (ARM_NAMES[arm], output),
+            ("reference", sample.reference),
+        ]
+        if arm == "bild" and sample.arms["vanilla"].text != output:
+            lines.insert(1, (ARM_NAMES["vanilla"], sample.arms["vanilla"].text))
+        blocks.append("\n".join(f"{name + ':':13}{cut(text)}" for name, text in lines))
+    return "\n\n".join(blocks)
 
 
 def published_table(task: str, mode: str) -> str:

@@ -22,7 +22,7 @@ from bild.files import check_writable
 from bild.sources import locate
 
 
-def parse() -> tuple[EvalConfig, Path]:
+def parse() -> tuple[EvalConfig, Path, Path | None]:
     defaults = BiLDConfig()
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -53,6 +53,7 @@ def parse() -> tuple[EvalConfig, Path]:
     add("--warmup", type=int, default=2, metavar="N", help="untimed examples (default: 2)")
     add("--seed", type=int, default=0)
     add("--output-dir", type=Path, default=Path("out"))
+    add("--record", type=Path, metavar="FILE", help="also write the record here")
     a = parser.parse_args()  # fmt: skip
 
     preset = get(a.task).default_thresholds(a.mode)
@@ -69,36 +70,46 @@ def parse() -> tuple[EvalConfig, Path]:
         raise BildError(
             f"two numbers of samples were given, {a.max_eval_samples} and {a.max_samples}; keep one"
         )
-    return EvalConfig(
-        task=a.task,
-        mode=a.mode,
-        bild=bild,
-        max_samples=a.max_eval_samples if a.max_samples is None else a.max_samples,
-        large=a.large,
-        small=a.small,
-        tokenizer=a.tokenizer,
-        data_file=a.data_file,
-        max_source_tokens=a.max_source_tokens,
-        max_new_tokens=a.max_new_tokens,
-        dtype=a.dtype,
-        device=a.device,
-        small_alone=not a.no_small_alone,
-        warmup=a.warmup,
-        seed=a.seed,
-    ), a.output_dir
+    return (
+        EvalConfig(
+            task=a.task,
+            mode=a.mode,
+            bild=bild,
+            max_samples=a.max_eval_samples if a.max_samples is None else a.max_samples,
+            large=a.large,
+            small=a.small,
+            tokenizer=a.tokenizer,
+            data_file=a.data_file,
+            max_source_tokens=a.max_source_tokens,
+            max_new_tokens=a.max_new_tokens,
+            dtype=a.dtype,
+            device=a.device,
+            small_alone=not a.no_small_alone,
+            warmup=a.warmup,
+            seed=a.seed,
+        ),
+        a.output_dir,
+        a.record,
+    )
 
 
 def main() -> None:
-    config, output_dir = parse()
+    config, output_dir, copy = parse()
     check_writable(output_dir)
+    if copy is not None:
+        check_writable(copy.parent)
     sources = locate(config)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.evaluation import evaluate
-    from bild.tables import published_table, run_table
+    from bild.evaluation import evaluate, read_samples
+    from bild.tables import examples_text, published_table, run_table
 
     quiet_loading()
     record, path = evaluate(config, output_dir, sources=sources)
+    if copy is not None:
+        record.save(copy)
+    samples = read_samples(path.with_name("samples.jsonl"))
+    print(f"\n{examples_text(samples, count=3)}")
     print(f"\n{config.task}, {config.mode}", end="")
     if config.bild is not None:
         bild = config.bild

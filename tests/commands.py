@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from bild import cli
 from bild.record import RunRecord
@@ -22,18 +24,18 @@ ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9"
 
 # As tqdm writes it: "xsum:  50%|###  | 2/4 [00:00<00:00, 2.25example/s, ...]" and nothing after it.
-PROGRESS = r"[^|\[]*(\d+%\||\d+ examples) .*\[\d\d:\d\d[^\]]*\]"
+PROGRESS = r"[^|\[]*(\d+%\||\d+ examples ).*\[\d\d:\d\d[^\]]*\]"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command left behind; `seconds` and `ended` are wall clock."""
+    """What a command left behind in its working folder; `seconds` of the whole process."""
 
     code: int
     out: str
     err: str
+    cwd: Path
     seconds: float = 0.0
-    ended: float = 0.0
 
     @property
     def complaints(self) -> list[str]:
@@ -41,17 +43,30 @@ class Finished:
         lines = [line.rsplit("\r", 1)[-1].strip() for line in self.err.split("\n")]
         return [line for line in lines if line and not re.fullmatch(PROGRESS, line)]
 
+    def require_success(self) -> Finished:
+        assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
+        return self
+
     @property
     def path(self) -> Path:
-        """The run.json that a successful command names on its last line."""
-        return Path(self.out.rstrip().rsplit("\n", 1)[-1])
+        """The run.json, which a successful command names on its last line."""
+        return self.cwd / self.require_success().out.rstrip().rsplit("\n", 1)[-1]
 
     def record(self) -> RunRecord:
         return RunRecord.load(self.path)
 
-    def require_success(self) -> Finished:
-        assert self.code == 0, f"exit code {self.code}\n{self.out}\n{self.err}"
-        return self
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of samples.jsonl."""
+        text = self.path.with_name("samples.jsonl").read_text(encoding="utf-8")
+        assert text.endswith("\n")
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def outcome(self) -> list[dict[str, Any]]:
+        """What must not differ between two equal runs: tokens, texts and counts of every arm."""
+        return [
+            {name: (a["tokens"], a["text"], a["stats"]) for name, a in sample["arms"].items()}
+            for sample in self.samples()
+        ]
 
 
 @cache
@@ -73,7 +88,7 @@ def run_here(monkeypatch, capsys, *arguments: object) -> Finished:
     except SystemExit as end:
         code = end.code
     captured = capsys.readouterr()
-    return Finished(code, captured.out, captured.err)
+    return Finished(code, captured.out, captured.err, Path.cwd())
 
 
 def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
@@ -96,7 +111,7 @@ def run_command(
 ) -> Finished:
     """A command in a fresh process; `cwd` is also its home."""
     cwd.mkdir(parents=True, exist_ok=True)
-    start = time.time()
+    start = time.monotonic()
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -106,8 +121,8 @@ def run_command(
         text=True,
         timeout=timeout,
     )
-    ended = time.time()
-    return Finished(done.returncode, done.stdout, done.stderr, ended - start, ended)
+    seconds = time.monotonic() - start
+    return Finished(done.returncode, done.stdout, done.stderr, cwd, seconds)
 
 
 def run_two_at_a_time(jobs):

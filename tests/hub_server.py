@@ -73,10 +73,10 @@ class HubServer:
 
     def find(self, kind: str, name: str, revision: str) -> Snapshot:
         if (kind, name) not in self._snapshots:
-            raise _Refusal(401, "RepoNotFound")
+            raise _RefusedError(401, "RepoNotFound")
         revisions = self._snapshots[kind, name]
         if revision not in revisions:
-            raise _Refusal(404, "RevisionNotFound")
+            raise _RefusedError(404, "RevisionNotFound")
         return revisions[revision]
 
     def blob(self, digest: str) -> Path:
@@ -85,10 +85,10 @@ class HubServer:
                 for path in snapshot.files().values():
                     if _digest(path) == digest:
                         return path
-        raise _Refusal(404, "EntryNotFound")
+        raise _RefusedError(404, "EntryNotFound")
 
 
-class _Refusal(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, code: str) -> None:
         self.status, self.code = status, code
 
@@ -111,7 +111,7 @@ def _tree(snapshot: Snapshot, below: str, recursive: bool) -> list[dict[str, obj
     prefix = f"{below}/" if below else ""
     files = {n: p for n, p in snapshot.files().items() if n.startswith(prefix)}
     if not files:
-        raise _Refusal(404, "EntryNotFound")
+        raise _RefusedError(404, "EntryNotFound")
     folders: dict[str, None] = {}
     entries = []
     for name, path in files.items():
@@ -161,7 +161,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             url = urllib.parse.urlsplit(self.path)
             try:
                 self._route(url.path.strip("/").split("/"), urllib.parse.parse_qs(url.query))
-            except _Refusal as no:
+            except _RefusedError as no:
                 headers = {"X-Error-Code": no.code, "X-Error-Message": no.code}
                 self._send(no.status, json.dumps({"error": no.code}).encode(), headers)
 
@@ -176,13 +176,13 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if len(parts) > 4 and parts[2] == "resolve":
                 snapshot = hub.find(kind, "/".join(parts[:2]), parts[3])
                 return self._file(snapshot, "/".join(parts[4:]))
-            raise _Refusal(404, "NotFound")
+            raise _RefusedError(404, "NotFound")
 
         def _api(self, kind: str, name: str, rest: list[str], query: dict[str, list[str]]) -> None:
             what = rest[0] if rest else "revision"
             revision = rest[1] if len(rest) > 1 else "main"
             if what not in ("revision", "tree", "paths-info"):
-                raise _Refusal(404, "NotFound")
+                raise _RefusedError(404, "NotFound")
             snapshot = hub.find(kind, name, revision)
             if what == "revision":
                 return self._json(_info(snapshot))

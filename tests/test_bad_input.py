@@ -1,0 +1,526 @@
+"""Mistakes end with exit code 2 and one sentence, lose nothing, and a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from commands import NOWHERE, ROOT, run_command, run_here
+from mirror import PAIRS, save_checkpoint, save_mt5_tokenizer, save_t5_tokenizer
+from safetensors.torch import load_file, save_file
+from tiny import tiny_t5
+from transformers import AutoTokenizer, T5ForConditionalGeneration
+
+from bild import evaluation
+from bild.benchmarks import BENCHMARKS
+from bild.errors import BildError
+
+TASK = "iwslt2017"
+SHORT = ("--max-new-tokens", 6, "--warmup", 0)
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An output folder that holds a finished run, an unfinished one and a stray file."""
+    folder = tmp_path / "out"
+    for name in ("20200101-000000", "20200102-000000"):
+        run = folder / TASK / name
+        run.mkdir(parents=True)
+        (run / "identity").write_text("another run's")
+        (run / "samples.jsonl").write_text('{"index": 0}\n')
+    (folder / TASK / "20200101-000000" / "run.json").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+@pytest.fixture
+def evaluate(mirror, monkeypatch, capsys, out):
+    """`scripts/run_eval.py` with the mirror, short outputs and `out`."""
+    for name, value in mirror.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments, to=out):
+        return run_here(monkeypatch, capsys, *arguments, *SHORT, "--output-dir", to)
+
+    return run
+
+
+@pytest.fixture
+def refuse(evaluate, out):
+    """The sentence that a command is refused with, all that goes with it checked."""
+    before = files(out)
+
+    def run(*arguments, **options):
+        done = evaluate(*arguments, **options)
+        assert done.code == 2, done.err
+        assert done.out == ""
+        assert len(done.complaints) == 1, done.err
+        sentence = done.complaints[0]
+        assert sentence.startswith("error: ")
+        assert "Traceback" not in done.err
+        after = files(out)
+        assert {name: after.get(name) for name in before} == before
+        assert not any(name.endswith("run.json") for name in after.keys() - before.keys())
+        return sentence
+
+    return run
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def write_lines(path, *records):
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    return path
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needles"),
+    [
+        ((), ("task",)),
+        (("iwslt2018",), ("iwslt2018", "iwslt2017", "cnndm")),
+        ((TASK, "alligned"), ("alligned", "vanilla", "unaligned", "aligned")),
+        ((TASK, "unaligned", "much"), ("fallback", "much")),
+        ((TASK, "unaligned", "0.6", "two"), ("rollback", "two")),
+        ((TASK, "unaligned", "nan"), ("fallback_threshold", "nan")),
+        ((TASK, "unaligned", "0.6", "nan"), ("rollback_threshold", "nan")),
+        ((TASK, "unaligned", "-0.1"), ("fallback_threshold", "-0.1")),
+        ((TASK, "aligned", "0.6", "-2"), ("rollback_threshold", "-2")),
+        ((TASK, "unaligned", "0.6", "2", "0"), ("samples", "at least 1", "got 0")),
+        ((TASK, "unaligned", "0.6", "2", "-3"), ("samples", "at least 1", "got -3")),
+        ((TASK, "unaligned", "0.6", "2", "5"), ("5 samples", "has 4")),
+        ((TASK, "unaligned", "0.6", "2", "2.5"), ("max_eval_samples", "2.5")),
+        ((TASK, "vanilla", "--max-eval-samples", "0"), ("samples", "at least 1", "got 0")),
+        ((TASK, "vanilla", "--max-eval-samples", "99"), ("99 samples", "has 4")),
+        ((TASK, "vanilla", "0", "0", "2", "--max-eval-samples", "3"), ("2 and 3",)),
+        ((TASK, "unaligned", "0.6", "2", "4", "more"), ("more",)),
+        ((TASK, "--variant", "mine"), ("variant", "mine", "authors, paper, verified")),
+        ((TASK, "--start", "middle"), ("start", "middle", "large, small")),
+        ((TASK, "--num-small-iters", "-1"), ("num_small_iters", "-1")),
+        ((TASK, "--num-small-iters", "2.5"), ("num_small_iters", "2.5")),
+        ((TASK, "--dtype", "int3"), ("dtype", "int3", "float32, bfloat16, float16")),
+        ((TASK, "--device", "abacus"), ("device", "abacus", "cpu")),
+        ((TASK, "--max-new-tokens", "0"), ("max_new_tokens", "at least 1", "got 0")),
+        ((TASK, "--max-source-tokens", "-5"), ("max_source_tokens", "at least 1", "got -5")),
+        ((TASK, "--warmup", "-1"), ("warmup", "at least 0", "got -1")),
+        ((TASK, "--seed", "one"), ("seed", "one")),
+        ((TASK, "--lagre", "x"), ("--lagre",)),
+        (("api", "aligned"), ("api has no aligned small model", "unaligned")),
+    ],
+    ids=lambda value: " ".join(map(str, value)) or "nothing",
+)
+def test_a_wrong_argument_is_named(mirror, monkeypatch, capsys, out, arguments, needles):
+    for name, value in mirror.environment.items():
+        monkeypatch.setenv(name, value)
+    before = files(out)
+    done = run_here(monkeypatch, capsys, *arguments, *(("--output-dir", out) if arguments else ()))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    for needle in needles:
+        assert needle in done.err
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("threshold", ["nan", "-1"])
+def test_vanilla_refuses_thresholds_that_make_no_sense_too(refuse, threshold):
+    assert threshold in refuse(TASK, "vanilla", threshold)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(refuse):
+    assert "'cuda'" in refuse(TASK, "vanilla", "--device", "cuda")
+
+
+@pytest.mark.parametrize("fallback", ["0", "1.5", "inf"])
+def test_the_ends_of_the_ranges_are_legal(evaluate, fallback):
+    done = evaluate(TASK, "unaligned", fallback, "inf", "1").require_success()
+    assert done.record().config["bild"]["rollback_threshold"] == "inf"
+
+
+# ------------------------------------------------------------------------------ data
+
+
+GOOD = {"de": "Guten Tag.", "en": "Good day."}
+
+
+@pytest.mark.parametrize(
+    ("content", "needles"),
+    [
+        (None, ("does not exist",)),
+        ("", ("holds no examples",)),
+        ("\n\n", ("holds no examples",)),
+        ('{"de": "a", "en": "b"}\n{"de": "a", "en": \n', ("line 2", "not valid JSON")),
+        ('{"de": "a", "en": "b"}\n\n{"de": "a", "en": "b"}\n', ("line 2", "empty")),
+        ('{"de": "a", "en": "b"}\n["a", "b"]\n', ("line 2", "list")),
+        ('{"de": "a", "en": "b"}\n' * 2 + '{"de": "a"}\n', ("line 3", "'en'")),
+        ('{"de": null, "en": "b"}\n', ("line 1", "None", "'de'")),
+        (b'{"de": "\xff", "en": "b"}\n', ("line 1", "UTF-8")),
+    ],
+    ids=["missing", "empty", "blank", "json", "gap", "list", "key", "null", "bytes"],
+)
+def test_a_bad_data_file_is_named_with_its_line(refuse, tmp_path, content, needles):
+    path = tmp_path / "data.jsonl"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    sentence = refuse(TASK, "unaligned", "--data-file", path)
+    for needle in (str(path), *needles):
+        assert needle in sentence
+
+
+@pytest.mark.parametrize("task", [TASK, "xsum"])
+def test_an_empty_source_is_decoded_like_any_other(evaluate, tmp_path, task):
+    keys = (BENCHMARKS[task].source_key, BENCHMARKS[task].target_key)
+    rows = [dict(zip(keys, pair, strict=True)) for pair in (("", "Nothing."), ("  ", ""), PAIRS[0])]
+    path = write_lines(tmp_path / "data.jsonl", *rows)
+    done = evaluate(task, "unaligned", "--data-file", path).require_success()
+    assert [line["source"] for line in done.samples()] == ["", "  ", PAIRS[0][0]]
+    assert done.samples()[0]["source_tokens"] >= 1
+    for line in done.samples():
+        assert all(len(arm["tokens"]) > 1 for arm in line["arms"].values())
+    assert done.record().data["truncated_sources"] == 0
+
+
+def test_long_sources_are_cut_and_counted(evaluate, mirror, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(mirror.models / "google/mt5-small")
+    exact = "der " * 9  # nine words, one token each, and the end of sequence
+    length = len(tokenizer(exact)["input_ids"])
+    sources = [exact, "Rosen", PAIRS[0][0] * 5, exact + "der"]
+    path = write_lines(tmp_path / "data.jsonl", *({"de": s, "en": "x"} for s in sources))
+    arguments = (TASK, "unaligned", "--data-file", path, "--max-source-tokens", length)
+    done = evaluate(*arguments).require_success()
+    assert [line["truncated"] for line in done.samples()] == [False, False, True, True]
+    counts = [line["source_tokens"] for line in done.samples()]
+    assert counts == [length, len(tokenizer("Rosen")["input_ids"]), length, length]
+    assert done.record().data["truncated_sources"] == 2
+    # What is decoded is the source cut, its end of sequence kept.
+    cut = tokenizer.decode(tokenizer(sources[3])["input_ids"][: length - 1])
+    write_lines(path, {"de": cut, "en": "x"})
+    again = evaluate(*arguments).require_success()
+    assert again.outcome() == done.outcome()[3:]
+
+
+def test_a_source_beyond_the_tasks_own_limit_is_cut_to_it(evaluate, tmp_path):
+    long = {"document": "bridge " * 1500, "summary": "A bridge."}
+    short = {"document": "bridge", "summary": "A bridge."}
+    path = write_lines(tmp_path / "data.jsonl", long, short)
+    done = evaluate("xsum", "vanilla", "--data-file", path).require_success()
+    assert [line["source_tokens"] == 1024 for line in done.samples()] == [True, False]
+    assert done.record().data["truncated_sources"] == 1
+
+
+# ------------------------------------------------------------------------------ models
+
+
+def pair_member(folder, vocab=160, **options):
+    return save_checkpoint(tiny_t5(3, vocab=vocab, kind="mt5", **options), folder)
+
+
+def test_a_checkpoint_without_weights(refuse, mirror, tmp_path):
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "hollow")
+    (folder / "model.safetensors").unlink()
+    sentence = refuse(TASK, "unaligned", "--large", folder)
+    assert str(folder) in sentence
+    assert "no weights" in sentence
+
+
+def test_a_small_checkpoint_without_weights_in_the_mirror(refuse, mirror, tmp_path, monkeypatch):
+    models = shutil.copytree(mirror.models, tmp_path / "models")
+    (models / BENCHMARKS[TASK].small / "model.safetensors").unlink()
+    monkeypatch.setenv("BILD_MODELS_ROOT", str(models))
+    sentence = refuse(TASK, "unaligned")
+    assert BENCHMARKS[TASK].small in sentence
+    assert "no weights" in sentence
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x08" + bytes(7) + b"{}      "])
+def test_damaged_weights(refuse, mirror, tmp_path, content):
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "damaged")
+    (folder / "model.safetensors").write_bytes(content)
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all"])
+def test_damaged_binary_weights(refuse, mirror, tmp_path, content):
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "damaged")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+
+
+def test_binary_weights_that_run_code_are_refused(refuse, mirror, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "hostile")
+    (folder / "model.safetensors").unlink()
+    torch.save({"shared.weight": Payload()}, folder / "pytorch_model.bin")
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_that_lacks_a_tensor(refuse, mirror, tmp_path):
+    """transformers would fill it with random numbers."""
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "partial")
+    weights = load_file(folder / "model.safetensors")
+    del weights["decoder.final_layer_norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sentence = refuse(TASK, "vanilla", "--large", folder)
+    assert str(folder) in sentence
+    assert "decoder.final_layer_norm.weight" in sentence
+
+
+def test_weights_of_another_shape(refuse, mirror, tmp_path):
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "bent")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "d_ff": 48}))
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+
+
+def test_a_configuration_that_is_not_json(refuse, mirror, tmp_path):
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "garbled")
+    (folder / "config.json").write_text("{")
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+
+
+def test_a_model_without_an_encoder(refuse, mirror, tmp_path):
+    folder = shutil.copytree(mirror.model(TASK), tmp_path / "gpt")
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+
+
+def test_vocabularies_that_differ(refuse, tmp_path):
+    small = pair_member(tmp_path / "small", vocab=160 + 128)
+    sentence = refuse(TASK, "unaligned", "--small", small)
+    assert "vocabularies differ: 160 tokens (large) and 288 (small)" in sentence
+
+
+def test_special_tokens_that_differ(refuse, tmp_path):
+    model = tiny_t5(3, vocab=160, kind="mt5")
+    model.config.eos_token_id = model.generation_config.eos_token_id = 2
+    small = save_checkpoint(model, tmp_path / "small")
+    sentence = refuse(TASK, "unaligned", "--small", small)
+    assert "eos_token_id differ: 1 (large) and 2 (small)" in sentence
+
+
+def test_tokenizers_that_differ(refuse, mirror, tmp_path):
+    """Both SEBIS checkpoints bring their tokenizer; here one of them brings another."""
+    small = shutil.copytree(mirror.model("api", "small"), tmp_path / "small")
+    (small / "tokenizer.json").unlink()
+    save_t5_tokenizer(small, vocab_size=158)
+    sentence = refuse("api", "unaligned", "--small", small)
+    assert "tokenizers differ: 260 tokens (large) and 258 (small)" in sentence
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "unaligned"])
+def test_a_tokenizer_bigger_than_the_models(refuse, tmp_path, mode):
+    save_mt5_tokenizer(tmp_path / "tokenizer", vocab_size=161)
+    sentence = refuse(TASK, mode, "--tokenizer", tmp_path / "tokenizer")
+    assert "161 tokens" in sentence
+    assert "only 160" in sentence
+    assert "--tokenizer" in sentence
+
+
+def test_a_folder_without_a_tokenizer(refuse, mirror):
+    sentence = refuse(TASK, "vanilla", "--tokenizer", mirror.model(TASK))
+    assert "no tokenizer" in sentence
+
+
+@pytest.mark.parametrize("role", ["large", "small"])
+@pytest.mark.parametrize("more", [(), ("--num-small-iters", 0)], ids=["", "no drafts"])
+def test_nan_weights_name_the_model(refuse, mirror, tmp_path, role, more):
+    model = T5ForConditionalGeneration.from_pretrained(mirror.model("xsum", role))
+    with torch.no_grad():
+        model.decoder.block[0].layer[0].SelfAttention.q.weight[0, 0] = float("nan")
+    folder = save_checkpoint(model, tmp_path / "nan")
+    sentence = refuse("xsum", "unaligned", f"--{role}", folder, *more)
+    assert f"the {role} model's scores are NaN" in sentence
+
+
+# ------------------------------------------------------------------------------ where results go
+
+
+def test_an_output_folder_below_a_file(refuse, out):
+    sentence = refuse(TASK, "vanilla", to=out / "notes.txt" / "results")
+    assert str(out / "notes.txt" / "results") in sentence
+    assert "--output-dir" in sentence
+
+
+def test_an_output_folder_that_is_a_file(refuse, out):
+    assert str(out / "notes.txt") in refuse(TASK, "vanilla", to=out / "notes.txt")
+
+
+def test_a_file_where_the_tasks_folder_should_be(refuse, out):
+    (out / "wmt2014").write_text("mine as well")
+    assert str(out / "wmt2014") in refuse("wmt2014", "vanilla")
+    assert (out / "wmt2014").read_text() == "mine as well"
+
+
+def test_a_mirror_that_is_not_a_folder(refuse, monkeypatch, out):
+    monkeypatch.setenv("BILD_MODELS_ROOT", str(out / "notes.txt"))
+    sentence = refuse(TASK, "vanilla")
+    assert "BILD_MODELS_ROOT" in sentence
+    assert str(out / "notes.txt") in sentence
+
+
+# ------------------------------------------------------------------------------ stopped runs
+
+
+def stop_after(patch, examples, error):
+    """The BiLD arm raises where it should decode its next example."""
+    make_arms = evaluation.make_arms
+
+    def stopping(work):
+        arms = make_arms(work)
+        decode, left = arms["bild"], iter(range(examples))
+
+        def bild(inputs):
+            if next(left, None) is None:
+                raise error
+            return decode(inputs)
+
+        return {**arms, "bild": bild}
+
+    patch.setattr(evaluation, "make_arms", stopping)
+
+
+@pytest.fixture
+def resume(evaluate, monkeypatch, tmp_path):
+    """Stop a run after k examples and start it again: (an unbroken run, the folder, the end)."""
+
+    def run(k, *arguments, between=lambda folder: None):
+        whole = evaluate(*arguments, to=tmp_path / "whole").require_success()
+        with monkeypatch.context() as patch:
+            stop_after(patch, k, KeyboardInterrupt())
+            stopped = evaluate(*arguments, to=tmp_path / "parts")
+        assert stopped.code == 130
+        assert "goes on from here" in stopped.err
+        (folder,) = (tmp_path / "parts" / arguments[0]).iterdir()
+        assert not (folder / "run.json").exists()
+        assert (folder / "samples.jsonl").read_text().count("\n") == k
+        between(folder)
+        again = evaluate(*arguments, to=tmp_path / "parts").require_success()
+        return whole, folder, again
+
+    return run
+
+
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_a_stopped_run_goes_on_where_it_was(resume, k):
+    whole, folder, again = resume(k, TASK, "unaligned")
+    assert again.path.parent == folder
+    assert again.record().env["resumed_after"] == k
+    assert again.outcome() == whole.outcome()
+    assert [line["index"] for line in again.samples()] == [0, 1, 2, 3]
+    mine, theirs = again.record(), whole.record()
+    assert (mine.decoding, mine.data, mine.quality) == (
+        theirs.decoding,
+        theirs.data,
+        theirs.quality,
+    )
+
+
+@pytest.mark.parametrize("torn", ['{"index": 2, "source": "Kön', "\n", "{}\n", '{"index": 2'])
+def test_a_torn_last_line_is_done_again(resume, torn):
+    def tear(folder):
+        with (folder / "samples.jsonl").open("a") as log:
+            log.write(torn)
+
+    whole, folder, again = resume(2, TASK, "unaligned", between=tear)
+    assert again.path.parent == folder
+    assert again.record().env["resumed_after"] == 2
+    assert again.outcome() == whole.outcome()
+
+
+def test_a_whole_line_without_its_end_is_kept(resume):
+    def tear(folder):
+        path = folder / "samples.jsonl"
+        path.write_text(path.read_text().removesuffix("\n"))
+
+    whole, _, again = resume(2, TASK, "unaligned", between=tear)
+    assert again.record().env["resumed_after"] == 2
+    assert again.outcome() == whole.outcome()
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
+def test_a_run_with_odd_line_separators_goes_on(resume, tmp_path, separator):
+    rows = [{"de": f"Der Hund{separator}bellt.", "en": "A dog\tbarks."}, *[GOOD] * 3]
+    path = write_lines(tmp_path / "data.jsonl", *rows)
+    whole, _, again = resume(3, TASK, "unaligned", "--data-file", path)
+    assert again.record().env["resumed_after"] == 3
+    assert again.outcome() == whole.outcome()
+    assert again.samples()[0]["source"] == rows[0]["de"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("--seed", 1), ("--max-eval-samples", 3), ("--dtype", "bfloat16"), ("--variant", "paper")],
+    ids=lambda c: c[0],
+)
+def test_a_run_with_other_settings_starts_anew(evaluate, monkeypatch, change):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        assert evaluate(TASK, "unaligned").code == 130
+    done = evaluate(TASK, "unaligned", *change).require_success()
+    assert done.record().env["resumed_after"] == 0
+
+
+def test_a_run_with_other_weights_or_data_starts_anew(evaluate, monkeypatch, mirror, tmp_path):
+    large = shutil.copytree(mirror.model(TASK), tmp_path / "large")
+    data = write_lines(tmp_path / "data.jsonl", *({"de": s, "en": t} for s, t in PAIRS[:3]))
+    command = (TASK, "unaligned", "--large", large, "--data-file", data)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        assert evaluate(*command).code == 130
+    shutil.copy(mirror.model("wmt2014") / "model.safetensors", large)
+    assert evaluate(*command).require_success().record().env["resumed_after"] == 0
+    shutil.copy(mirror.model(TASK) / "model.safetensors", large)
+    write_lines(data, *({"de": s, "en": t} for s, t in PAIRS[1:4]))
+    assert evaluate(*command).require_success().record().env["resumed_after"] == 0
+    write_lines(data, *({"de": s, "en": t} for s, t in PAIRS[:3]))
+    assert evaluate(*command).require_success().record().env["resumed_after"] == 2
+
+
+def test_a_failure_of_the_program_is_not_hidden(evaluate, monkeypatch, out):
+    """Only mistakes of the user are one sentence; a bug shows where it is."""
+    stop_after(monkeypatch, 2, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        evaluate(TASK, "unaligned")
+    (kept,) = (p for p in (out / TASK).iterdir() if not p.name.startswith("2020"))
+    assert (kept / "samples.jsonl").read_text().count("\n") == 2
+
+
+def test_nan_after_some_examples_keeps_them(refuse, evaluate, monkeypatch, out):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, BildError("the large model's scores are NaN at output position 3"))
+        assert "NaN" in refuse(TASK, "unaligned")
+    done = evaluate(TASK, "unaligned").require_success()
+    assert done.record().env["resumed_after"] == 2
+
+
+# ------------------------------------------------------------------------------ as a process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [(("sideways",), "sideways"), (("unaligned", "-0.5"), "fallback_threshold"), ((), NOWHERE)],
+    ids=["mode", "threshold", "no network"],
+)
+def test_a_process_ends_at_once_with_one_line(tmp_path, arguments, needle):
+    done = run_command(
+        [sys.executable, ROOT / "scripts" / "run_eval.py", TASK, *arguments], tmp_path, {}
+    )
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert needle in done.err
+    assert done.seconds < 3
