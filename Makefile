@@ -9,7 +9,7 @@ demo: .venv/installed  ## the shipped pair translates the shipped sentences, off
 	PYTHON=$(BIN)/python bash run_demo.sh
 
 test: .venv/installed-dev  ## all tests: no network, no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed-dev  ## lint, format, types, secrets, large files; then the tests
 	$(BIN)/pre-commit run --all-files

@@ -261,7 +261,7 @@ def _open(data: HubData, online: bool) -> tuple[Dataset, str | None]:
         with _offline():  # the files are here; datasets would still report its load to a server
             dataset = _load("parquet", data_files={data.split: files}, split=data.split)
         return dataset, _commit_in(files[0])
-    with contextlib.nullcontext() if online else _offline():
+    with _hub_alone() if online else _offline():
         dataset = _load(data.path, data.config, split=data.split)
     cached = dataset.cache_files
     return dataset, _commit_in(cached[0]["filename"]) if cached else None
@@ -302,19 +302,33 @@ def _commit_in(path: str) -> str | None:
     return next((p for p in Path(path).parts if re.fullmatch("[0-9a-f]{40}", p)), None)
 
 
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
+def _offline() -> contextlib.AbstractContextManager[None]:
     """Keep datasets and huggingface_hub from any request, as `HF_HUB_OFFLINE=1` would."""
     import datasets
 
-    places = [(datasets.config, "HF_HUB_OFFLINE"), (constants, "HF_HUB_OFFLINE")]
-    before = [getattr(module, name) for module, name in places]
-    for module, name in places:
-        setattr(module, name, True)
+    return _set((datasets.config, "HF_HUB_OFFLINE", True), (constants, "HF_HUB_OFFLINE", True))
+
+
+def _hub_alone() -> contextlib.AbstractContextManager[None]:
+    """Keep datasets from asking other servers: it counts loads, and looks for an export."""
+    import datasets
+
+    return _set(
+        (datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False),
+        (datasets.config, "USE_PARQUET_EXPORT", False),
+    )
+
+
+@contextlib.contextmanager
+def _set(*places: tuple[Any, str, object]) -> Iterator[None]:
+    """Set attributes for a while."""
+    before = [getattr(module, name) for module, name, _ in places]
+    for module, name, value in places:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        for (module, name), value in zip(places, before, strict=True):
+        for (module, name, _), value in zip(places, before, strict=True):
             setattr(module, name, value)
 
 

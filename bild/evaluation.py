@@ -116,14 +116,16 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
 
 
 def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
-    """Id, revision, content and size of a loaded model; a folder is named by its last two parts."""
-    source = hub.resolve_model(name)
-    folder = Path(source)
-    revision = hub.resolve_revision(source)
+    """Id, revision, content and size of a loaded model; a folder is named by its last two parts.
+
+    The same for one checkpoint, whether it came from the hub just now or from its cache.
+    """
+    given = Path(name).expanduser()
+    folder = hub.loaded_folder(hub.resolve_model(name))
     return {
-        "id": "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else name,
-        "revision": revision,
-        "fingerprint": hub.fingerprint(folder) if folder.is_dir() else revision,
+        "id": "/".join(given.resolve().parts[-2:]) if given.is_dir() else name,
+        "revision": hub.resolve_revision(str(folder)),
+        "fingerprint": hub.fingerprint(folder),
         "parameters": model.num_parameters(),
     }
 
@@ -148,7 +150,7 @@ def evaluate(
     Raises:
         BildError: bad settings, data or models; an output folder that cannot be written.
     """
-    check_writable(output_dir)
+    check_writable(output_dir / config.task)
     set_seed(config.seed)
     work = prepare(config, locate(config) if sources is None else sources)
     folder, samples = _open_run(work, output_dir / config.task)
@@ -187,10 +189,19 @@ def make_arms(work: Workload) -> dict[str, Arm]:
         "return_dict_in_generate": True,
     }
 
-    def alone(model: PreTrainedModel) -> Arm:
-        return lambda inputs: model.generate(**inputs, custom_generate=greedy_generate, **options)
+    # Alone, too, the models write only ids that both know, not rows that pad one vocabulary.
+    rows = None if work.small is None else shared_vocab_size(work.large, work.small)
 
-    arms = {"vanilla": alone(work.large)}
+    def alone(model: PreTrainedModel, name: str) -> Arm:
+        return lambda inputs: model.generate(
+            **inputs,
+            custom_generate=greedy_generate,
+            model_name=name,
+            shared_vocab=rows,
+            **options,
+        )
+
+    arms = {"vanilla": alone(work.large, "large")}
     if work.small is not None:
         small, bild_config = work.small, work.config.bild
         arms["bild"] = lambda inputs: work.large.generate(
@@ -201,7 +212,7 @@ def make_arms(work: Workload) -> dict[str, Arm]:
             **options,
         )
         if work.config.small_alone:
-            arms["small"] = alone(small)
+            arms["small"] = alone(small, "small")
     return arms
 
 
@@ -295,7 +306,9 @@ def summarize(work: Workload, samples: list[SampleRecord], resumed: int = 0) -> 
                 "fallback_rate": stats.fallback_rate,
                 "rollback_rate": stats.rollback_rate,
                 "large_forward_rate": stats.large_forward_rate,
-                "mean_accepted_length": stats.mean_accepted_length,
+                "mean_accepted_length": (
+                    stats.mean_accepted_length if stats.verifications else None
+                ),
             }
     config = asdict(work.config)
     config["bild"] = None if work.config.bild is None else work.config.bild.to_dict()
@@ -362,12 +375,13 @@ def read_samples(path: Path) -> list[SampleRecord]:
         return []
     samples: list[SampleRecord] = []
     whole = ""
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are.
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             samples.append(SampleRecord.from_json(line))
         except (ValueError, KeyError, TypeError):
             break
-        whole += line if line.endswith("\n") else line + "\n"
+        whole += line + "\n"
     write_atomically(path, whole)
     return samples
 

@@ -126,15 +126,23 @@ def greedy_generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     inputs_tensor: Tensor,
+    model_name: str = "large",
+    shared_vocab: int | None = None,
     **model_kwargs: Any,
 ) -> BiLDOutput | Tensor:
     """Greedy decoding with one model, for `custom_generate=`: the baseline BiLD is timed against.
 
     It gives the tokens of transformers' own greedy search, through the same loop and cache code
-    as `bild_generate`. Arguments and errors as there.
+    as `bild_generate`.
+
+    Args:
+        model_name: what messages call the model.
+        shared_vocab: write only the first so many ids, as a pair of which one has padding rows.
+
+    Other arguments and errors as there.
     """
     _refuse_unsupported(generation_config, inputs_tensor)
-    decoder = HuggingFaceDecoder(model, "large")
+    decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
     decoder.begin(model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask"))
     output, stats = decode_greedy(
         decoder,

@@ -84,6 +84,21 @@ def resolve_revision(path_or_id: str) -> str | None:
     return None
 
 
+def loaded_folder(path_or_id: str) -> Path:
+    """The folder of a checkpoint that has been loaded: itself, or its place in the hub's cache.
+
+    Raises:
+        BildError: a hub id that has not been loaded.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    found = _cached_snapshot(path_or_id, ("config.json", *TOKENIZER_FILES))
+    if found is None:
+        raise BildError(f"{path_or_id!r} is not in the local cache; load it first")
+    return found
+
+
 def fingerprint(folder: str | Path) -> str:
     """SHA-256 over the names and contents of a folder's weight files, in order of name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pickle import UnpicklingError
 from typing import Any
 
@@ -119,10 +120,22 @@ def load_model(
         BildError: it cannot be found or read; it is named.
     """
     path = resolve_model(name)
+    # For a repository without safetensors (all of kssteven's) transformers would ask an online
+    # service to convert it, in a thread that the end of the process waits for.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=dtype, **kwargs)
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise BildError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])  # transformers has filled them with random numbers
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BildError(
+            f"the weights of the model {name!r} lack {missing[0]}{others}; "
+            "copy the whole checkpoint"
+        )
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:

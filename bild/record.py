@@ -10,10 +10,10 @@ import platform
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 
@@ -49,7 +49,9 @@ class RunRecord:
 
     def save(self, path: Path) -> None:
         """Write as JSON, all of it or nothing."""
-        write_atomically(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(
+            path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
 
     @classmethod
     def load(cls, path: Path) -> RunRecord:
@@ -99,7 +101,7 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "datasets": datasets.__version__,
+        "datasets": version("datasets"),
         "device": _device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -57,15 +57,15 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
     a = parser.parse_args()  # fmt: skip
 
     preset = get(a.task).default_thresholds(a.mode)
-    bild = None
-    if preset is not None:
-        bild = BiLDConfig(
-            fallback_threshold=preset.fallback if a.fallback is None else a.fallback,
-            rollback_threshold=preset.rollback if a.rollback is None else a.rollback,
-            num_small_iters=a.num_small_iters,
-            variant=a.variant,
-            start=a.start,
-        )
+    fallback = defaults.fallback_threshold if preset is None else preset.fallback
+    rollback = defaults.rollback_threshold if preset is None else preset.rollback
+    bild = BiLDConfig(  # also where the mode is vanilla, for its checks
+        fallback_threshold=fallback if a.fallback is None else a.fallback,
+        rollback_threshold=rollback if a.rollback is None else a.rollback,
+        num_small_iters=a.num_small_iters,
+        variant=a.variant,
+        start=a.start,
+    )
     if a.max_samples is not None and a.max_eval_samples not in (None, a.max_samples):
         raise BildError(
             f"two numbers of samples were given, {a.max_eval_samples} and {a.max_samples}; keep one"
@@ -74,7 +74,7 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
         EvalConfig(
             task=a.task,
             mode=a.mode,
-            bild=bild,
+            bild=None if preset is None else bild,
             max_samples=a.max_eval_samples if a.max_samples is None else a.max_samples,
             large=a.large,
             small=a.small,
@@ -95,9 +95,11 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
 
 def main() -> None:
     config, output_dir, copy = parse()
-    check_writable(output_dir)
+    check_writable(output_dir / config.task)
     if copy is not None:
         check_writable(copy.parent)
+        if copy.is_dir():
+            raise BildError(f"--record {str(copy)!r} is a folder; name a file")
     sources = locate(config)
 
     # Only now: these import torch and transformers, which takes seconds.

@@ -149,6 +149,8 @@ def tiny_pair(
             noise=noise,
             tied=kind == "t5",
         )
+        with torch.no_grad():  # sure enough of itself for drafts to be written, kept and cut
+            model.decoder.final_layer_norm.weight.mul_(3)
         if padding:
             model.resize_token_embeddings(tokens + padding, mean_resizing=False)
             with torch.no_grad():
@@ -171,9 +173,6 @@ class Mirror:
 
     def model(self, task: str, role: str = "large") -> Path:
         return self.models / getattr(BENCHMARKS[task], role)
-
-    def data_file(self, task: str) -> Path:
-        return next((self.data / task).iterdir())
 
 
 def build_mirror(root: Path) -> Mirror:

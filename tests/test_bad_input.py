@@ -364,6 +364,12 @@ def test_a_file_where_the_tasks_folder_should_be(refuse, out):
     assert (out / "wmt2014").read_text() == "mine as well"
 
 
+def test_a_record_file_that_cannot_be_written(refuse, out):
+    assert str(out / TASK) in refuse(TASK, "vanilla", "--record", out / TASK)
+    sentence = refuse(TASK, "vanilla", "--record", out / "notes.txt" / "run.json")
+    assert str(out / "notes.txt") in sentence
+
+
 def test_a_mirror_that_is_not_a_folder(refuse, monkeypatch, out):
     monkeypatch.setenv("BILD_MODELS_ROOT", str(out / "notes.txt"))
     sentence = refuse(TASK, "vanilla")
@@ -437,6 +443,17 @@ def test_a_torn_last_line_is_done_again(resume, torn):
     whole, folder, again = resume(2, TASK, "unaligned", between=tear)
     assert again.path.parent == folder
     assert again.record().env["resumed_after"] == 2
+    assert again.outcome() == whole.outcome()
+
+
+def test_what_follows_a_damaged_line_is_done_again(resume):
+    def damage(folder):
+        path = folder / "samples.jsonl"
+        first, second, third = path.read_text().splitlines()
+        path.write_text(f"{first}\n{second[:40]}\n{third}\n")
+
+    whole, _, again = resume(3, TASK, "unaligned", between=damage)
+    assert again.record().env["resumed_after"] == 1
     assert again.outcome() == whole.outcome()
 
 
