@@ -12,11 +12,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -153,16 +156,14 @@ def evaluate(
     check_writable(output_dir / config.task)
     set_seed(config.seed)
     work = prepare(config, locate(config) if sources is None else sources)
-    folder, samples = _open_run(work, output_dir / config.task)
-    path = folder / "samples.jsonl"
-    resumed = len(samples)
     arms = make_arms(work)
-    with path.open("a", encoding="utf-8") as log:
+    with _open_run(work, output_dir / config.task) as (folder, samples):
+        resumed = len(samples)
         bar = tqdm(
             total=len(work.data.examples), initial=resumed, desc=config.task, unit="example",
             disable=not progress,
         )  # fmt: skip
-        with bar:
+        with bar, (folder / "samples.jsonl").open("a", encoding="utf-8") as log:
             bar.set_postfix_str(running_figures(samples))
             for sample in run_examples(work, arms, start=resumed):
                 samples.append(sample)
@@ -170,8 +171,8 @@ def evaluate(
                 log.flush()
                 bar.set_postfix_str(running_figures(samples), refresh=False)
                 bar.update()
-    record = summarize(work, samples, resumed)
-    record.save(folder / "run.json")
+        record = summarize(work, samples, resumed)
+        record.save(folder / "run.json")
     return record, folder / "run.json"
 
 
@@ -352,21 +353,25 @@ def running_figures(samples: list[SampleRecord]) -> str:
 # ------------------------------------------------------------------------------ files
 
 
-def _open_run(work: Workload, folder: Path) -> tuple[Path, list[SampleRecord]]:
-    """The folder of this run and the examples it already holds."""
+@contextmanager
+def _open_run(work: Workload, folder: Path) -> Iterator[tuple[Path, list[SampleRecord]]]:
+    """This run's folder, locked, and the examples it already holds: an unfinished one, or new."""
     for candidate in sorted(folder.glob("*/identity")):
-        unfinished = not (candidate.parent / "run.json").exists()
+        run = candidate.parent
+        unfinished = not (run / "run.json").exists()
         if unfinished and candidate.read_text(encoding="utf-8") == work.identity:
-            return candidate.parent, read_samples(candidate.parent / "samples.jsonl")
+            with suppress(Timeout), FileLock(run / "lock", blocking=False):
+                yield run, read_samples(run / "samples.jsonl")
+                return
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    run = folder / stamp
-    number = 1
-    while run.exists():
-        number += 1
-        run = folder / f"{stamp}-{number}"
-    run.mkdir(parents=True)
-    write_atomically(run / "identity", work.identity)
-    return run, []
+    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
+        run = folder / name
+        with suppress(FileExistsError):
+            run.mkdir(parents=True)
+            break
+    with FileLock(run / "lock"):
+        write_atomically(run / "identity", work.identity)
+        yield run, []
 
 
 def read_samples(path: Path) -> list[SampleRecord]:
