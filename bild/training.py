@@ -352,6 +352,7 @@ def train(
         "validation_loss": trainer.evaluate()["eval_loss"],
         "seconds": result.metrics["train_runtime"],
     }
+    model.config.use_cache = True  # the trainer switches it off
     model.to(save_dtype).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     (output_dir / "training.json").write_text(
