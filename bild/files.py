@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from bild.errors import BildError
@@ -19,9 +20,8 @@ def check_writable(folder: Path) -> None:
     """Make a folder, or say in one sentence why it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise BildError(
             f"cannot write to the output folder {str(folder)!r} ({error.strerror}); "

@@ -183,12 +183,12 @@ def _from_scratch(description: str, max_steps: int, **architecture: Any) -> Trai
 PRESETS: dict[str, TrainingPreset] = {
     "demo-large": _from_scratch(
         "the shipped large model: 8 + 8 layers, width 256",
-        max_steps=4500,
+        max_steps=2800,
         d_model=256, d_kv=32, num_heads=8, d_ff=512, num_layers=8, num_decoder_layers=8,
     ),
     "demo-small": _from_scratch(
         "the shipped small model: 3 + 1 layers, width 192",
-        max_steps=5000,
+        max_steps=2800,
         d_model=192, d_kv=32, num_heads=6, d_ff=512, num_layers=3, num_decoder_layers=1,
     ),
     "finetune": TrainingPreset(
@@ -196,7 +196,7 @@ PRESETS: dict[str, TrainingPreset] = {
         learning_rate=3e-3,
         scale_parameter=True,
         batch_size=64,
-        max_steps=900,
+        max_steps=200,
         scheduler="linear",
         warmup_steps=50,
     ),
