@@ -157,6 +157,7 @@ def evaluate(
     set_seed(config.seed)
     work = prepare(config, locate(config) if sources is None else sources)
     arms = make_arms(work)
+    env = environment(work.large.device, getattr(torch, config.dtype))  # the code that runs now
     with _open_run(work, output_dir / config.task) as (folder, samples):
         resumed = len(samples)
         bar = tqdm(
@@ -171,7 +172,7 @@ def evaluate(
                 log.flush()
                 bar.set_postfix_str(running_figures(samples), refresh=False)
                 bar.update()
-        record = summarize(work, samples, resumed)
+        record = summarize(work, samples, {**env, "resumed_after": resumed})
         record.save(folder / "run.json")
     return record, folder / "run.json"
 
@@ -267,8 +268,8 @@ def _decode(work: Workload, arm: Arm, inputs: dict[str, torch.Tensor]) -> ArmSam
 # ------------------------------------------------------------------------------ figures
 
 
-def summarize(work: Workload, samples: list[SampleRecord], resumed: int = 0) -> RunRecord:
-    """The record of a finished run."""
+def summarize(work: Workload, samples: list[SampleRecord], env: dict[str, Any]) -> RunRecord:
+    """The record of a finished run that was made in the environment `env`."""
     metric = work.benchmark.metric
     references = [s.reference for s in samples]
     names = list(samples[0].arms)
@@ -327,11 +328,7 @@ def summarize(work: Workload, samples: list[SampleRecord], resumed: int = 0) -> 
             "sha256": work.data.sha256,
             "truncated_sources": sum(s.truncated for s in samples),
         },
-        env={
-            **environment(work.large.device, getattr(torch, work.config.dtype)),
-            "resumed_after": resumed,
-            "peak_memory": peak_memory(work.large.device),
-        },
+        env={**env, "peak_memory": peak_memory(work.large.device)},
         quality=quality,
         speed=speed,
         decoding=decoding,
