@@ -6,7 +6,7 @@ BIN := .venv/bin
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the shipped pair translates the shipped sentences, offline
-	PYTHON=$(BIN)/python bash run_demo.sh
+	PYTHON=$(BIN)/python bash run_demo.sh unaligned --max-eval-samples 100
 
 test: .venv/installed-dev  ## all tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile

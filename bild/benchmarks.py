@@ -462,7 +462,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             small="demo/small",
             aligned=None,
             tokenizer=None,
-            thresholds={"unaligned": (Thresholds(0.6, 2), Thresholds(0.4, 3))},
+            thresholds={"unaligned": (Thresholds(0.4, 3), Thresholds(0.2, 5))},
             split="test",
             file="demo/sentences.jsonl",
         ),

@@ -92,7 +92,12 @@ def test_the_results_are_under_out_in_the_working_folder(run):
     (task, _), done = run
     folder = done.path.parent
     assert folder.parent == done.cwd / "out" / task
-    assert sorted(p.name for p in folder.iterdir()) == ["identity", "run.json", "samples.jsonl"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "identity",
+        "lock",
+        "run.json",
+        "samples.jsonl",
+    ]
 
 
 def test_nothing_is_said_on_stderr_but_the_progress(run):
