@@ -53,7 +53,7 @@ def test_the_pair_is_small_enough_to_ship_and_shares_its_tokenizer():
 
 @pytest.mark.parametrize(
     "config",
-    [BiLDConfig(1.1, 2), BiLDConfig(0.6, 0, variant="verified")],
+    [BiLDConfig(1.1, 2), BiLDConfig(0.4, 0, variant="verified")],
     ids=["fallback over 1", "verified, rollback 0"],
 )
 def test_lossless_settings_give_the_large_models_own_output(pair, sources, greedy, config):
@@ -63,7 +63,7 @@ def test_lossless_settings_give_the_large_models_own_output(pair, sources, greed
         assert torch.equal(output.sequences, expected)
         total += output.stats
     if config.variant == "verified":
-        assert total.large_forwards < 0.7 * total.generated_tokens
+        assert total.large_forwards < 0.9 * total.generated_tokens
 
 
 def test_every_sentence_equals_the_cacheless_reference(pair, sources):
