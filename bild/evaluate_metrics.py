@@ -16,7 +16,7 @@ from bild.errors import BildError
 from bild.metrics import ROUGE_TYPES, score
 
 
-class _CorpusMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate is not typed
+class _CorpusMetric(evaluate.Metric):  # evaluate is not typed
     """Accumulates predictions and references, and scores all of them at once.
 
     In one process everything stays in memory, and the folder and lock that `evaluate` insists on
