@@ -185,8 +185,11 @@ def decode(
         first = large.length + 1  # the position that the first row scores
         raw_rows = large.feed(tokens[large.length : len(tokens) - draft_ends])  # (T, V)
         raw_rows = raw_rows[checked - first :]  # a row a drafted token, one for what follows them
-        rows = [_process(processors, tokens[: checked + i], r) for i, r in enumerate(raw_rows)]
-        best = torch.stack(rows).max(-1) if processors else raw_rows.max(-1)
+        rows = raw_rows
+        if processors:
+            each = enumerate(raw_rows)
+            rows = torch.stack([_process(processors, tokens[: checked + i], r) for i, r in each])
+        best = rows.max(-1)
         for i, value in enumerate(best.values.tolist()):
             _refuse_nan(value, large, checked + i)
         window = len(tokens) - checked

@@ -165,12 +165,14 @@ def evaluate(
             disable=not progress,
         )  # fmt: skip
         with bar, (folder / "samples.jsonl").open("a", encoding="utf-8") as log:
-            bar.set_postfix_str(running_figures(samples))
+            figures = RunningFigures(samples)
+            bar.set_postfix_str(str(figures))
             for sample in run_examples(work, arms, start=resumed):
                 samples.append(sample)
                 log.write(sample.to_json() + "\n")
                 log.flush()
-                bar.set_postfix_str(running_figures(samples), refresh=False)
+                figures.add(sample)
+                bar.set_postfix_str(str(figures), refresh=False)
                 bar.update()
         record = summarize(work, samples, {**env, "resumed_after": resumed})
         record.save(folder / "run.json")
@@ -335,16 +337,28 @@ def summarize(work: Workload, samples: list[SampleRecord], env: dict[str, Any]) 
     )
 
 
-def running_figures(samples: list[SampleRecord]) -> str:
-    """Speedup and rates so far, for the progress bar."""
-    if not samples or "bild" not in samples[0].arms:
-        return ""
-    stats = sum((s.arms["bild"].stats for s in samples), DecodeStats())
-    vanilla, bild = (sum(s.arms[a].seconds for s in samples) for a in ("vanilla", "bild"))
-    return (
-        f"speedup {vanilla / bild:.2f}x, fallback {stats.fallback_rate:.1f}%, "
-        f"rollback {stats.rollback_rate:.1f}%"
-    )
+class RunningFigures:
+    """Speedup and rates so far, for the progress bar; each example is added up once."""
+
+    def __init__(self, samples: list[SampleRecord]) -> None:
+        self.stats = DecodeStats()
+        self.vanilla = self.bild = 0.0  # seconds
+        for sample in samples:
+            self.add(sample)
+
+    def add(self, sample: SampleRecord) -> None:
+        if "bild" in sample.arms:
+            self.stats += sample.arms["bild"].stats
+            self.bild += sample.arms["bild"].seconds
+            self.vanilla += sample.arms["vanilla"].seconds
+
+    def __str__(self) -> str:
+        if not self.bild:
+            return ""
+        return (
+            f"speedup {self.vanilla / self.bild:.2f}x, "
+            f"fallback {self.stats.fallback_rate:.1f}%, rollback {self.stats.rollback_rate:.1f}%"
+        )
 
 
 # ------------------------------------------------------------------------------ files
