@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from bild import policy
 from bild.config import BiLDConfig, Writer
-from bild.decoders import Decoder
+from bild.decoders import Decoder, Verdict, judge
 from bild.errors import BildError
 
 
@@ -82,21 +83,11 @@ class DecodeStats:
         )
 
 
-@dataclass
-class Stopping:
-    """When an output ends: end-of-sequence ids, a length limit, and transformers' criteria."""
+class Scores(NamedTuple):
+    """What the writer of a token thought of every token: (V,) each."""
 
-    max_length: int  # prompt included
-    eos_token_ids: frozenset[int] = frozenset()
-    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
-
-    def __call__(self, tokens: list[int], scores: Tensor) -> bool:
-        if tokens[-1] in self.eos_token_ids or len(tokens) >= self.max_length:
-            return True
-        if not self.criteria:
-            return False
-        ids = torch.tensor([tokens], device=scores.device)
-        return bool(self.criteria(ids, scores[None])[0])
+    processed: Tensor  # after the logits processors
+    raw: Tensor
 
 
 @dataclass
@@ -106,19 +97,37 @@ class Output:
     prompt_length: int
     tokens: list[int]
     keep_scores: bool
-    processed: list[Tensor] = field(default_factory=list)  # (V,) a generated token
-    raw: list[Tensor] = field(default_factory=list)  # (V,) a generated token
+    scores: list[Scores] = field(default_factory=list)  # one a generated token
+    latest: Scores | None = None  # of the last token, where scores are looked at at all
 
-    def append(self, token: int, processed: Tensor, raw: Tensor) -> None:
+    def append(self, token: int, scores: Scores | None) -> None:
         self.tokens.append(token)
+        self.latest = scores
         if self.keep_scores:
-            self.processed.append(processed)
-            self.raw.append(raw)
+            assert scores is not None
+            self.scores.append(scores)
 
     def cut(self, length: int) -> None:
         del self.tokens[length:]
-        del self.processed[length - self.prompt_length :]
-        del self.raw[length - self.prompt_length :]
+        del self.scores[length - self.prompt_length :]
+
+
+@dataclass
+class Stopping:
+    """When an output ends: end-of-sequence ids, a length limit, and transformers' criteria."""
+
+    max_length: int  # prompt included
+    eos_token_ids: frozenset[int] = frozenset()
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+
+    def __call__(self, y: Output) -> bool:
+        if y.tokens[-1] in self.eos_token_ids or len(y.tokens) >= self.max_length:
+            return True
+        if not self.criteria:
+            return False
+        assert y.latest is not None
+        scores = y.latest.processed[None]
+        return bool(self.criteria(torch.tensor([y.tokens], device=scores.device), scores)[0])
 
 
 OnCommit = Callable[[list[int]], None]
@@ -164,16 +173,13 @@ def decode(
         # 1. Draft: the small model writes until it is unsure, or has written enough in a row.
         draft_ends = False  # a drafted token ends the output
         if turn == "small":
-            unsure = False
-            while not (unsure or draft_ends) and len(tokens) - checked < config.num_small_iters:
-                raw = small.feed(tokens[small.length :])[-1]  # (V,)
-                scores = _process(processors, tokens, raw)
-                token, probability = policy.top_token(scores)
-                _refuse_nan(probability, small, len(tokens))
-                unsure = policy.should_fall_back(probability, config.fallback_threshold)
-                if not unsure:
-                    y.append(token, scores, raw)
-                    draft_ends = stopping(tokens, scores)
+            limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
+            probabilities, draft_ends = _draft(
+                small, y, limit, config.fallback_threshold, stopping, processors
+            )
+            if probabilities:
+                _refuse_nan(probabilities[-1], small, len(tokens))
+            unsure = len(probabilities) > len(tokens) - checked
             drafted += len(tokens) - checked
             fallbacks += unsure
             full_windows += not (unsure or draft_ends)
@@ -182,30 +188,21 @@ def decode(
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
         # output the last token need not be fed, for nothing will follow it.
-        first = large.length + 1  # the position that the first row scores
-        raw_rows = large.feed(tokens[large.length : len(tokens) - draft_ends])  # (T, V)
-        raw_rows = raw_rows[checked - first :]  # a row a drafted token, one for what follows them
-        rows = raw_rows
-        if processors:
-            each = enumerate(raw_rows)
-            rows = torch.stack([_process(processors, tokens[: checked + i], r) for i, r in each])
-        best = rows.max(-1)
-        for i, value in enumerate(best.values.tolist()):
-            _refuse_nan(value, large, checked + i)
+        verdict, scores = _verify(large, y, checked, len(tokens) - draft_ends, stopping, processors)
+        for i, score in enumerate(verdict.scores):
+            _refuse_nan(score, large, checked + i)
         window = len(tokens) - checked
-        cut = None
-        if window:
-            verifications += 1
-            cut = policy.first_rollback(
-                raw_rows[:window],
-                best.indices[:window],
-                torch.tensor(tokens[checked:], device=raw_rows.device),
-                config.rollback_threshold,
-                config.variant,
-            )
+        cut = policy.first_rollback(
+            verdict.distances,
+            verdict.tokens,
+            tokens[checked:],
+            config.rollback_threshold,
+            config.variant,
+        )
 
         # 3. Roll both caches back to the first bad token, if there is one.
         kept = window if cut is None else cut
+        verifications += window > 0
         verified += kept
         if cut is not None:
             rollbacks += 1
@@ -217,8 +214,8 @@ def decode(
             break  # confirmed (variant "verified")
 
         # 4. Commit: the large model's own token at the cut, or after the window.
-        y.append(int(best.indices[kept]), rows[kept], raw_rows[kept])
-        done = stopping(tokens, rows[kept])
+        y.append(verdict.tokens[kept], scores and scores[kept])
+        done = stopping(y)
         if on_commit is not None:
             on_commit(tokens[checked:])
         checked = len(tokens)
@@ -258,14 +255,14 @@ def decode_greedy(
     y = Output(len(prompt), list(prompt), keep_scores)
     done = len(prompt) >= stopping.max_length
     while not done:
-        raw = decoder.feed(y.tokens[decoder.length :])[-1]  # (V,)
-        scores = _process(processors, y.tokens, raw)
-        best = scores.max(-1)
-        _refuse_nan(float(best.values), decoder, len(y.tokens))
-        y.append(int(best.indices), scores, raw)
-        done = stopping(y.tokens, scores)
+        before = len(y.tokens)
+        # In steps, so that the process can be interrupted between them.
+        step = 1 if on_commit is not None else 16
+        limit = min(step, stopping.max_length - before)
+        probabilities, done = _draft(decoder, y, limit, 0.0, stopping, processors)
+        _refuse_nan(probabilities[-1], decoder, len(y.tokens))
         if on_commit is not None:
-            on_commit(y.tokens[-1:])
+            on_commit(y.tokens[before:])
     return y, DecodeStats(
         generated_tokens=len(y.tokens) - len(prompt),
         large_forwards=decoder.forwards,
@@ -273,12 +270,64 @@ def decode_greedy(
     )
 
 
-def _process(processors: LogitsProcessorList | None, tokens: list[int], raw: Tensor) -> Tensor:
-    """The scores (V,) that the processors make of raw logits (V,) after the prefix `tokens`."""
+def _draft(
+    decoder: Decoder,
+    y: Output,
+    limit: int,
+    threshold: float,
+    stopping: Stopping,
+    processors: LogitsProcessorList | None,
+) -> tuple[list[float], bool]:
+    """`Decoder.draft` onto `y`: the probabilities, and whether the last token ends the output."""
+    if not _looks_at_scores(y, stopping, processors):
+        pending = y.tokens[decoder.length :]
+        written, probabilities = decoder.draft(pending, limit, threshold, stopping.eos_token_ids)
+        y.tokens += written
+        return probabilities, bool(written) and stopping(y)
+
+    probabilities = []
+    for _ in range(limit):
+        scores = _scores(processors, y.tokens, decoder.feed(y.tokens[decoder.length :])[-1])
+        token, probability = policy.top_token(scores.processed)
+        probabilities.append(probability)
+        if policy.should_fall_back(probability, threshold) or probability != probability:
+            break
+        y.append(token, scores)
+        if stopping(y):
+            return probabilities, True
+    return probabilities, False
+
+
+def _verify(
+    decoder: Decoder,
+    y: Output,
+    checked: int,
+    end: int,
+    stopping: Stopping,
+    processors: LogitsProcessorList | None,
+) -> tuple[Verdict, list[Scores] | None]:
+    """`Decoder.verify` of `y.tokens[checked:]`, fed up to `end`; and the scores, if looked at."""
+    pending, drafted = y.tokens[decoder.length : end], y.tokens[checked:]
+    first_row = checked - decoder.length - 1
+    if not _looks_at_scores(y, stopping, processors):
+        return decoder.verify(pending, drafted, first_row), None
+    raw = decoder.feed(pending)[first_row:]  # (T, V): a row a drafted token, one for what follows
+    scores = [_scores(processors, y.tokens[: checked + i], row) for i, row in enumerate(raw)]
+    processed = torch.stack([s.processed for s in scores]) if processors else raw
+    return judge(processed, raw, drafted), scores
+
+
+def _looks_at_scores(y: Output, stopping: Stopping, processors: LogitsProcessorList | None) -> bool:
+    """Whether anything but the loop itself reads scores, which then have to be made."""
+    return bool(processors or stopping.criteria or y.keep_scores)
+
+
+def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tensor) -> Scores:
+    """Raw logits (V,) after the prefix `tokens`, and what the processors make of them."""
     if not processors:
-        return raw
+        return Scores(raw, raw)
     ids = torch.tensor([tokens], device=raw.device)
-    return processors(ids, raw[None].to(copy=True, dtype=torch.float32))[0]
+    return Scores(processors(ids, raw[None].to(copy=True, dtype=torch.float32))[0], raw)
 
 
 def _refuse_nan(value: float, decoder: Decoder, position: int) -> None:

@@ -209,7 +209,7 @@ def _result(
         return sequences
     return BiLDOutput(
         sequences=sequences,
-        scores=tuple(s[None] for s in output.processed) if config.output_scores else None,
-        logits=tuple(r[None] for r in output.raw) if config.output_logits else None,
+        scores=tuple(s.processed[None] for s in output.scores) if config.output_scores else None,
+        logits=tuple(s.raw[None] for s in output.scores) if config.output_logits else None,
         stats=stats,
     )

@@ -6,7 +6,9 @@ Letters used for shapes: T drafted tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from bild.config import Variant
@@ -19,7 +21,9 @@ def top_token(scores: Tensor) -> tuple[int, float]:
     """
     scores = scores.float()
     top, token = scores.max(-1)
-    return int(token), math.exp(float(top - scores.logsumexp(-1)))
+    # One transfer for both: float64 holds a token id exactly.
+    token_id, distance = torch.stack((token.double(), scores.logsumexp(-1) - top)).tolist()
+    return int(token_id), math.exp(-distance)
 
 
 def should_fall_back(probability: float, threshold: float) -> bool:
@@ -27,31 +31,42 @@ def should_fall_back(probability: float, threshold: float) -> bool:
     return probability < threshold
 
 
+def distances(large_logits: Tensor, drafted: Tensor) -> Tensor:
+    """How far the large model is from each drafted token, in nats; (T,).
+
+    It is the large model's cross-entropy with the small one's hard label, `-log p_L(drafted)`
+    (paper, Eq. 2).
+
+    Args:
+        large_logits: (T, V), the large model's raw logits at the drafted positions.
+        drafted: (T,), the tokens the small model wrote.
+    """
+    logits = large_logits.float()
+    return logits.logsumexp(-1) - logits.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
+
+
 def first_rollback(
-    large_logits: Tensor,
-    large_tokens: Tensor,
-    drafted: Tensor,
+    distances: Sequence[float],
+    large_tokens: Sequence[int],
+    drafted: Sequence[int],
     threshold: float,
     variant: Variant,
 ) -> int | None:
     """Index of the drafted token at which the large model takes over again, or None.
 
     Args:
-        large_logits: (T, V), the large model's raw logits at the drafted positions.
-        large_tokens: (T,), the tokens the large model would have written there.
-        drafted: (T,), the tokens the small model wrote.
-        threshold: alpha_RB, nats. The distance is the large model's cross-entropy with the
-            small one's hard label, `-log p_L(drafted)` (paper, Eq. 2); the comparison is strict.
+        distances: T values, nats; see `distances`.
+        large_tokens: T or more, the tokens the large model would have written.
+        drafted: T, the tokens the small model wrote.
+        threshold: alpha_RB, nats; the comparison is strict.
         variant: "authors" looks only at the first position over the threshold, as
             `BigLittleDecoder` does, and keeps the draft when the large model agrees there;
             the others take the earliest position that is over the threshold and differs.
     """
-    logits = large_logits.float()
-    picked = logits.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)  # (T,)
-    far = logits.logsumexp(-1) - picked > threshold  # (T,)
-    differs = large_tokens != drafted  # (T,)
-    candidates = (far if variant == "authors" else far & differs).nonzero()
-    if len(candidates) == 0:
-        return None
-    first = int(candidates[0, 0])
-    return first if bool(differs[first]) else None
+    for i, (distance, token) in enumerate(zip(distances, drafted, strict=True)):
+        if distance > threshold:
+            if large_tokens[i] != token:
+                return i
+            if variant == "authors":
+                return None
+    return None

@@ -29,9 +29,8 @@ def test_fallback_is_strict():
 
 def rollback(rows, drafted, threshold, variant):
     logits = torch.stack(rows)
-    return policy.first_rollback(
-        logits, logits.argmax(-1), torch.tensor(drafted), threshold, variant
-    )
+    distances = policy.distances(logits, torch.tensor(drafted)).tolist()
+    return policy.first_rollback(distances, logits.argmax(-1).tolist(), drafted, threshold, variant)
 
 
 @pytest.mark.parametrize("variant", ["authors", "paper", "verified"])
