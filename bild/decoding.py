@@ -214,7 +214,7 @@ def decode(
             break  # confirmed (variant "verified")
 
         # 4. Commit: the large model's own token at the cut, or after the window.
-        y.append(verdict.tokens[kept], scores and scores[kept])
+        y.append(verdict.tokens[kept], None if scores is None else scores[kept])
         done = stopping(y)
         if on_commit is not None:
             on_commit(tokens[checked:])
