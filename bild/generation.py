@@ -29,6 +29,7 @@ from bild.config import BiLDConfig
 from bild.decoders import HuggingFaceDecoder
 from bild.decoding import DecodeStats, Output, Stopping, decode, decode_greedy
 from bild.errors import BildError
+from bild.trace import SILENT, Recorder, Trace, TraceRecorder
 from bild.vocabulary import shared_vocab_size
 
 # GenerationConfig fields that would change what is generated and that BiLD does not do.
@@ -57,12 +58,14 @@ class BiLDOutput(ModelOutput):
             logits processors, of the model that wrote it.
         logits: with `output_logits`, the same before the processors.
         stats: what happened.
+        trace: with `output_trace`, who wrote each token, and what came to nothing.
     """
 
     sequences: Tensor | None = None
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
     stats: DecodeStats | None = None
+    trace: Trace | None = None
 
 
 def bild_generate(
@@ -75,6 +78,7 @@ def bild_generate(
     small_model: PreTrainedModel | None = None,
     bild_config: BiLDConfig | None = None,
     bild_streamer: BaseStreamer | None = None,
+    output_trace: bool = False,
     **model_kwargs: Any,
 ) -> BiLDOutput | Tensor:
     """Big Little Decoder for `custom_generate=`; `model` is the large one.
@@ -84,6 +88,7 @@ def bild_generate(
         bild_config: thresholds and variant; the defaults of `BiLDConfig` if None.
         bild_streamer: gets tokens once they can no longer be rolled back (`streamer=` itself is
             not handed on by transformers; `BiLDModel.generate` takes it under that name).
+        output_trace: put a `Trace` into the output; needs `return_dict_in_generate`.
 
     The other arguments are made by `generate`: decoder prompt (1, P), processors, criteria,
     configuration, source ids (1, S), encoder outputs and attention mask.
@@ -98,6 +103,7 @@ def bild_generate(
     if not isinstance(config, BiLDConfig):
         raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}")
     _refuse_unsupported(generation_config, inputs_tensor)
+    recorder = _recorder(output_trace, generation_config)
     vocab_size = shared_vocab_size(model, small_model)
     attention_mask = model_kwargs.get("attention_mask")
     large = HuggingFaceDecoder(model, "large", vocab_size)
@@ -113,10 +119,11 @@ def bild_generate(
         logits_processor,
         keep_scores=_wants_scores(generation_config),
         on_commit=_streaming(bild_streamer, input_ids),
+        recorder=recorder,
     )
     if bild_streamer is not None:
         bild_streamer.end()
-    return _result(output, stats, generation_config, input_ids)
+    return _result(output, stats, recorder, generation_config, input_ids)
 
 
 def greedy_generate(
@@ -128,6 +135,8 @@ def greedy_generate(
     inputs_tensor: Tensor,
     model_name: str = "large",
     shared_vocab: int | None = None,
+    bild_streamer: BaseStreamer | None = None,
+    output_trace: bool = False,
     **model_kwargs: Any,
 ) -> BiLDOutput | Tensor:
     """Greedy decoding with one model, for `custom_generate=`: the baseline BiLD is timed against.
@@ -138,10 +147,12 @@ def greedy_generate(
     Args:
         model_name: what messages call the model.
         shared_vocab: write only the first so many ids, as a pair of which one has padding rows.
+        bild_streamer, output_trace: as there.
 
     Other arguments and errors as there.
     """
     _refuse_unsupported(generation_config, inputs_tensor)
+    recorder = _recorder(output_trace, generation_config)
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
     decoder.begin(model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask"))
     output, stats = decode_greedy(
@@ -150,8 +161,12 @@ def greedy_generate(
         _stopping(stopping_criteria),
         logits_processor,
         keep_scores=_wants_scores(generation_config),
+        on_commit=_streaming(bild_streamer, input_ids),
+        recorder=recorder,
     )
-    return _result(output, stats, generation_config, input_ids)
+    if bild_streamer is not None:
+        bild_streamer.end()
+    return _result(output, stats, recorder, generation_config, input_ids)
 
 
 def _refuse_unsupported(config: GenerationConfig, inputs: Tensor) -> None:
@@ -201,8 +216,18 @@ def _wants_scores(config: GenerationConfig) -> bool:
     return bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
 
 
+def _recorder(output_trace: bool, config: GenerationConfig) -> Recorder:
+    if output_trace and not config.return_dict_in_generate:
+        raise BildError("output_trace=True needs return_dict_in_generate=True, to be put into")
+    return TraceRecorder() if output_trace else SILENT
+
+
 def _result(
-    output: Output, stats: DecodeStats, config: GenerationConfig, prompt: Tensor
+    output: Output,
+    stats: DecodeStats,
+    recorder: Recorder,
+    config: GenerationConfig,
+    prompt: Tensor,
 ) -> BiLDOutput | Tensor:
     sequences = torch.tensor([output.tokens], device=prompt.device)
     if not config.return_dict_in_generate:
@@ -212,4 +237,5 @@ def _result(
         scores=tuple(s.processed[None] for s in output.scores) if config.output_scores else None,
         logits=tuple(s.raw[None] for s in output.scores) if config.output_logits else None,
         stats=stats,
+        trace=recorder.trace(),
     )

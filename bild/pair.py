@@ -90,10 +90,11 @@ class BiLDModel:
             bild_config: thresholds and variant.
             streamer: gets tokens once they can no longer be rolled back.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
-                `generation_config`, `output_scores` and so on.
+                `generation_config`, `output_scores`, `output_trace` and so on.
 
         Returns:
-            A `BiLDOutput` with `.sequences` and `.stats`; with `return_dict_in_generate=False`
+            A `BiLDOutput` with `.sequences` and `.stats`, and with `output_trace=True` a
+            `.trace` of who wrote each token; with `return_dict_in_generate=False`
             the sequences alone, (1, prompt + generated).
 
         Raises:
