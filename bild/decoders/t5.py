@@ -22,8 +22,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from bild.decoders.base import Decoder, Verdict
-from bild.decoders.native import NativeSession, NativeStack
+from bild.decoders.base import Decoder, Draft, Verdict
+from bild.decoders.native import MULTIPLE, NativeSession, NativeStack
 
 MODEL_TYPES = ("t5", "mt5", "umt5")
 ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
@@ -43,6 +43,18 @@ def not_covered(model: PreTrainedModel) -> str | None:
         return f"weights are {', '.join(sorted(map(str, dtypes)))}, not float32 or bfloat16"
     if len({p.device for p in model.parameters()}) > 1:
         return "weights lie on several devices"
+    return None
+
+
+def not_compilable(model: PreTrainedModel) -> str | None:
+    """Why the machine code cannot run a model that the fast engine covers; None if it can."""
+    if model.device.type != "cpu":
+        return f"it is on {model.device}, and the compiled engine is for the CPU"
+    config = model.config
+    for name in ("d_model", "d_kv", "d_ff"):
+        size = getattr(config, name)
+        if size % MULTIPLE:
+            return f"{name} is {size}, not a multiple of {MULTIPLE}"
     return None
 
 
@@ -74,8 +86,10 @@ class T5Engine:
         """Per layer the three projections of self-attention in one, (3 H C, D); a copy."""
         return [torch.cat([layer[n] for n in "qkv"]) for layer in self.weights.layers]
 
+    def describe(self) -> dict[str, Any]:
+        return {"name": "fast", "precision": self.precision, "compiled": self.compiled}
+
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
-        """A decoder for one sequence at a time; arguments as `HuggingFaceDecoder`'s."""
         rows = self.weights.head.shape[0]
         vocab_size = rows if vocab_size is None else vocab_size
         if self.native is not None:
@@ -270,6 +284,7 @@ class T5Decoder(_T5Session):
     def __init__(self, engine: T5Engine, name: str, vocab_size: int) -> None:
         super().__init__(engine, name, vocab_size)
         self._capacity = 0
+        self._cache: Tensor  # (layers, 2, H, P, C)
 
     @torch.inference_mode()
     def begin(self, encoder_outputs: Any, attention_mask: Tensor | None) -> None:
@@ -366,13 +381,12 @@ class NativeT5Decoder(_T5Session):
         limit: int,
         threshold: float,
         eos_token_ids: Collection[int] = (),
-    ) -> tuple[list[int], list[float]]:
-        tokens, probabilities = self._session.draft(
-            self.length, pending, limit, threshold, eos_token_ids
-        )
-        if probabilities:
-            self._count(len(pending) + len(probabilities) - 1, len(probabilities))
-        return tokens, probabilities
+    ) -> Draft:
+        draft = self._session.draft(self.length, pending, limit, threshold, eos_token_ids)
+        forwards = len(draft.probabilities)
+        if forwards:
+            self._count(len(pending) + forwards - 1, forwards)
+        return draft
 
     def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
         verdict = self._session.verify(self.length, pending, drafted, first_row)

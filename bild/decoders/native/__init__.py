@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bild.decoders.base import Verdict
+from bild.decoders.base import Draft, Verdict
 from bild.errors import BildError
 
 if TYPE_CHECKING:
@@ -304,6 +304,7 @@ class NativeSession:
         self._session = _Session(
             max_tokens=MAX_TOKENS, cross_type=PRECISIONS["float32" if exact else "bfloat16"]
         )
+        self._cache: tuple[Tensor, Tensor]  # per layer (H, C, P) and (H, P, C)
         self._logits = torch.empty(MAX_TOKENS, vocab_size)
         self._session.logits = self._logits.data_ptr()
 
@@ -340,7 +341,7 @@ class NativeSession:
         limit: int,
         threshold: float,
         eos_token_ids: Collection[int],
-    ) -> tuple[list[int], list[float]]:
+    ) -> Draft:
         """`Decoder.draft`, after the first `length` cached tokens."""
         self._move_to(length, len(pending) + limit)
         written, probabilities = (_int * limit)(), (ctypes.c_double * limit)()
@@ -350,7 +351,9 @@ class NativeSession:
             *(_ints(eos_token_ids), len(eos_token_ids), written, probabilities),
             ctypes.byref(written_count),
         )
-        return written[: written_count.value], probabilities[:count]
+        kept = written_count.value
+        unsure = written[kept] if count > kept else None
+        return Draft(written[:kept], probabilities[:count], unsure)
 
     def verify(
         self, length: int, pending: Sequence[int], drafted: Sequence[int], first_row: int
@@ -358,13 +361,13 @@ class NativeSession:
         """`Decoder.verify`, after the first `length` cached tokens."""
         self._move_to(length, len(pending))
         rows = len(pending) - first_row
-        tokens, scores = (_int * rows)(), (ctypes.c_double * rows)()
+        tokens, probabilities = (_int * rows)(), (ctypes.c_double * rows)()
         distances = (ctypes.c_double * len(drafted))()
         self._library.bild_t5_verify(
             *(self._struct, self._session, _ints(pending), len(pending)),
-            *(_ints(drafted), len(drafted), first_row, tokens, scores, distances),
+            *(_ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
         )
-        return Verdict(tokens[:], scores[:], distances[:])
+        return Verdict(tokens[:], probabilities[:], distances[:])
 
     def _move_to(self, length: int, more: int) -> None:
         self._session.length = length

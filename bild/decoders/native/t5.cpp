@@ -553,7 +553,7 @@ void encode(const Model& m, const int32_t* tokens, int S, int64_t P, float* x, f
   }
 }
 
-// A damaged model's sums are NaN; its tokens mean nothing.
+// Of the best token; NaN where the model is damaged, and the token then means nothing.
 double probability(const Best& b) { return 1.0 / b.sum; }
 
 }  // namespace
@@ -588,7 +588,8 @@ void bild_t5_feed(const Model* m, Session* s, const int32_t* tokens, int32_t cou
 
 // Feeds `pending` and writes greedily (Decoder.draft): up to `limit` tokens, up to an
 // end-of-sequence id, or until a probability is below `threshold` or NaN. `written` and
-// `probabilities` have room for `limit`. Returns the number of probabilities: one a forward.
+// `probabilities` have room for `limit`; a token that is not written stands after those that are.
+// Returns the number of probabilities: one a forward.
 int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_t count,
                       int32_t limit, double threshold, const int32_t* eos, int32_t eos_count,
                       int32_t* written, double* probabilities, int32_t* written_count) {
@@ -600,20 +601,21 @@ int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_
       forward(*m, *s, pending + at, T, T - 1, s->logits, &best);
     }
     probabilities[i] = probability(best);
+    written[i] = best.token;
     if (!(probabilities[i] >= threshold)) return i + 1;
+    *written_count = i + 1;
     pending = written + i;
     count = 1;
-    written[(*written_count)++] = best.token;
     if (std::find(eos, eos + eos_count, best.token) != eos + eos_count) return i + 1;
   }
   return limit;
 }
 
-// Feeds `pending` and judges the drafted tokens (Decoder.verify). `tokens` and `scores` have room
-// for count - first_row, `distances` for drafted_count.
+// Feeds `pending` and judges the drafted tokens (Decoder.verify). `tokens` and `probabilities`
+// have room for count - first_row, `distances` for drafted_count.
 void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t count,
                     const int32_t* drafted, int32_t drafted_count, int32_t first_row,
-                    int32_t* tokens, double* scores, double* distances) {
+                    int32_t* tokens, double* probabilities, double* distances) {
   Best best[kMaxTokens];
   for (int32_t at = 0, T; at < count; at += T) {
     T = std::min(s->max_tokens, count - at);
@@ -623,7 +625,7 @@ void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t 
       const Best& b = best[r - at - first];
       const int32_t i = r - first_row;
       tokens[i] = b.token;
-      scores[i] = std::isnan(b.sum) ? b.sum : b.logit;
+      probabilities[i] = probability(b);
       if (i < drafted_count)
         distances[i] = double(b.logit) + std::log(double(b.sum)) -
                        s->logits[int64_t(r - at - first) * m->vocabulary + drafted[i]];
