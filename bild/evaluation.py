@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -29,7 +25,7 @@ from bild.config import EvalConfig
 from bild.data import Example, LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
-from bild.files import check_writable, write_atomically
+from bild.files import check_writable, open_run, read_lines
 from bild.generation import BiLDOutput, bild_generate, greedy_generate
 from bild.pair import load_model, load_tokenizer
 from bild.record import SCHEMA, RunRecord, environment, peak_memory
@@ -99,7 +95,7 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     Raises:
         BildError: whatever cannot be loaded or does not fit, by name and value.
     """
-    device = _device(config.device)
+    device = find_device(config.device)
     tokenizer = load_tokenizer(sources.large, sources.small, sources.tokenizer)
     dtype = getattr(torch, config.dtype)
     large = load_model(sources.large, dtype, device)
@@ -158,7 +154,8 @@ def evaluate(
     work = prepare(config, locate(config) if sources is None else sources)
     arms = make_arms(work)
     env = environment(work.large.device, getattr(torch, config.dtype))  # the code that runs now
-    with _open_run(work, output_dir / config.task) as (folder, samples):
+    with open_run(output_dir / config.task, work.identity) as folder:
+        samples = read_samples(folder / "samples.jsonl")
         resumed = len(samples)
         bar = tqdm(
             total=len(work.data.examples), initial=resumed, desc=config.task, unit="example",
@@ -300,12 +297,12 @@ def summarize(work: Workload, samples: list[SampleRecord], env: dict[str, Any]) 
     config = asdict(work.config)
     config["bild"] = None if work.config.bild is None else work.config.bild.to_dict()
     for name in ("large", "small", "tokenizer", "data_file"):
-        config[name] = _short_path(config[name])
+        config[name] = short_path(config[name])
     return RunRecord(
         config=config,
         models=work.models,
         data={
-            "origin": _short_path(work.data.origin),
+            "origin": short_path(work.data.origin),
             "revision": work.data.revision,
             "split": work.data.split,
             "samples": len(samples),
@@ -347,45 +344,12 @@ class RunningFigures:
 # ------------------------------------------------------------------------------ files
 
 
-@contextmanager
-def _open_run(work: Workload, folder: Path) -> Iterator[tuple[Path, list[SampleRecord]]]:
-    """This run's folder, locked, and the examples it already holds: an unfinished one, or new."""
-    for candidate in sorted(folder.glob("*/identity")):
-        run = candidate.parent
-        unfinished = not (run / "run.json").exists()
-        if unfinished and candidate.read_text(encoding="utf-8") == work.identity:
-            with suppress(Timeout), FileLock(run / "lock", blocking=False):
-                yield run, read_samples(run / "samples.jsonl")
-                return
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
-        run = folder / name
-        with suppress(FileExistsError):
-            run.mkdir(parents=True)
-            break
-    with FileLock(run / "lock"):
-        write_atomically(run / "identity", work.identity)
-        yield run, []
-
-
 def read_samples(path: Path) -> list[SampleRecord]:
     """The examples in samples.jsonl; a line cut off by the end of a process is taken out."""
-    if not path.exists():
-        return []
-    samples: list[SampleRecord] = []
-    whole = ""
-    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are.
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            samples.append(SampleRecord.from_json(line))
-        except (ValueError, KeyError, TypeError):
-            break
-        whole += line + "\n"
-    write_atomically(path, whole)
-    return samples
+    return read_lines(path, SampleRecord.from_json)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -397,7 +361,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _short_path(name: str | None) -> str | None:
+def short_path(name: str | None) -> str | None:
     """A path without the folders of the machine it was used on; other names as they are."""
     if name is None or not Path(name).is_absolute():
         return name
