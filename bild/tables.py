@@ -82,8 +82,8 @@ def results_table(records: list[RunRecord]) -> str:
     ]  # fmt: skip
     env, data = first.env, first.data
     footnote = (
-        f"{data['samples']} examples, batch 1, engine {env['engine']}, {env['threads']} thread(s) of "
-        f"{env['device']}, torch {env['torch']}, transformers {env['transformers']}; "
+        f"{data['samples']} examples, batch 1, engine {env['engine']}, {env['threads']} thread(s) "
+        f"of {env['device']}, torch {env['torch']}, transformers {env['transformers']}; "
         f"large {first.models['large']['parameters'] / 1e6:.1f} M parameters"
     )
     small = next((r.models["small"] for r in records if "small" in r.models), None)
