@@ -28,13 +28,12 @@ from bild.benchmarks import Benchmark
 from bild.config import EvalConfig
 from bild.data import Example, LoadedData
 from bild.decoding import DecodeStats
-from bild.errors import BildError
 from bild.files import check_writable, write_atomically
 from bild.generation import BiLDOutput, bild_generate, greedy_generate
-from bild.pair import load_model, load_tokenizer
+from bild.pair import find_device, load_model, load_tokenizer
 from bild.record import SCHEMA, RunRecord, environment, peak_memory
 from bild.sources import Sources, locate
-from bild.vocabulary import shared_vocab_size
+from bild.vocabulary import check_tokenizer_size, shared_vocab_size
 
 EXCLUDED_FROM_TIME = ("loading", "tokenization", "detokenization", "scoring", "warm-up")
 
@@ -99,7 +98,7 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     Raises:
         BildError: whatever cannot be loaded or does not fit, by name and value.
     """
-    device = _device(config.device)
+    device = find_device(config.device)
     tokenizer = load_tokenizer(sources.large, sources.small, sources.tokenizer)
     dtype = getattr(torch, config.dtype)
     large = load_model(sources.large, dtype, device)
@@ -110,11 +109,7 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
         small = load_model(sources.small, dtype, device)
         rows = shared_vocab_size(large, small)
         models["small"] = describe_model(sources.small, small)
-    if len(tokenizer) > rows:
-        raise BildError(
-            f"the tokenizer has {len(tokenizer)} tokens but the models know only {rows}; "
-            "name the tokenizer they were trained with by --tokenizer"
-        )
+    check_tokenizer_size(tokenizer, rows)
     return Workload(config, sources.benchmark, sources.data, large, small, tokenizer, models)
 
 
@@ -400,18 +395,6 @@ def read_samples(path: Path) -> list[SampleRecord]:
         whole += line + "\n"
     write_atomically(path, whole)
     return samples
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BildError(f"device must be cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BildError(f"device {name!r} was asked for, but torch sees no GPU; use --device cpu")
-    return device
 
 
 def _short_path(name: str | None) -> str | None:

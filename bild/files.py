@@ -27,3 +27,15 @@ def check_writable(folder: Path) -> None:
             f"cannot write to the output folder {str(folder)!r} ({error.strerror}); "
             "choose another with --output-dir"
         ) from None
+
+
+def check_file(path: Path) -> None:
+    """Make sure that a file of this name can be written, or say in one sentence why not."""
+    if path.is_dir():
+        raise BildError(f"{str(path)!r} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BildError(f"cannot write {str(path)!r} ({error.strerror}); choose another") from None

@@ -163,6 +163,23 @@ def load_tokenizer(
     return tokenizer
 
 
+def find_device(name: str) -> torch.device:
+    """The device called "cpu", "cuda", "cuda:1", ...; "auto" is a GPU when there is one.
+
+    Raises:
+        BildError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BildError(f"device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BildError(f"device {name!r} was asked for, but torch sees no GPU; use --device cpu")
+    return device
+
+
 def _read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(resolve_tokenizer(name))
