@@ -70,8 +70,8 @@ class Finished:
 
 
 @cache
-def script(name: str) -> ModuleType:
-    """A file of scripts/ as a module."""
+def script(name: str = "run_eval") -> ModuleType:
+    """A script as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
