@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bild.benchmarks import BENCHMARKS, MODES, get
 from bild.config import DTYPES, BiLDConfig, EvalConfig
@@ -49,6 +49,7 @@ def add_pair_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-new-tokens", type=int, metavar="N")
     add("--dtype", default="float32", help=", ".join(DTYPES))
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add_engine_options(parser)
 
 
 def pair_config(a: argparse.Namespace) -> tuple[EvalConfig, BiLDConfig]:
@@ -73,8 +74,26 @@ def pair_config(a: argparse.Namespace) -> tuple[EvalConfig, BiLDConfig]:
         max_new_tokens=a.max_new_tokens,
         dtype=a.dtype,
         device=a.device,
+        **engine_options(a),
     )
     return config, bild
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which code runs the models; read by `engine_options`."""
+    add = parser.add_argument
+    add("--engine", default="auto", help="auto, fast or transformers (default: fast where it can)")
+    add("--precision", help="float32, bfloat16 or int8 weights in the fast engine")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="fast engine in machine code (default: where there is a C++ compiler)",
+    )
+
+
+def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_engine_options` set, by the names of `BiLDModel`'s arguments."""
+    return {name: getattr(arguments, name) for name in ("engine", "precision", "compile")}
 
 
 def run(main: Callable[[], None]) -> None:

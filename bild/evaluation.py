@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -28,9 +24,10 @@ from bild.benchmarks import Benchmark
 from bild.config import EvalConfig
 from bild.data import Example, LoadedData
 from bild.decoding import DecodeStats
-from bild.files import check_writable, write_atomically
-from bild.generation import BiLDOutput, bild_generate, greedy_generate
-from bild.pair import find_device, load_model, load_tokenizer
+from bild.errors import BildError
+from bild.files import check_writable, open_run, read_lines
+from bild.generation import BiLDOutput
+from bild.pair import BiLDModel, SingleModel, load_model, load_tokenizer
 from bild.record import SCHEMA, RunRecord, environment, peak_memory
 from bild.sources import Sources, locate
 from bild.vocabulary import check_tokenizer_size, shared_vocab_size
@@ -82,6 +79,7 @@ class Workload:
     data: LoadedData
     large: PreTrainedModel
     small: PreTrainedModel | None
+    runner: BiLDModel | SingleModel  # the pair on its engine, or the large model alone
     tokenizer: PreTrainedTokenizerBase
     models: dict[str, Any]
 
@@ -110,7 +108,11 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
         rows = shared_vocab_size(large, small)
         models["small"] = describe_model(sources.small, small)
     check_tokenizer_size(tokenizer, rows)
-    return Workload(config, sources.benchmark, sources.data, large, small, tokenizer, models)
+    options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
+    runner = SingleModel(large, **options) if small is None else BiLDModel(large, small, **options)
+    return Workload(
+        config, sources.benchmark, sources.data, large, small, runner, tokenizer, models
+    )
 
 
 def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
@@ -153,7 +155,9 @@ def evaluate(
     work = prepare(config, locate(config) if sources is None else sources)
     arms = make_arms(work)
     env = environment(work.large.device, getattr(torch, config.dtype))  # the code that runs now
-    with _open_run(work, output_dir / config.task) as (folder, samples):
+    env["engine"] = str(work.runner.engine)
+    with open_run(output_dir / config.task, work.identity) as folder:
+        samples = read_samples(folder / "samples.jsonl")
         resumed = len(samples)
         bar = tqdm(
             total=len(work.data.examples), initial=resumed, desc=config.task, unit="example",
@@ -176,42 +180,25 @@ def evaluate(
 
 # ------------------------------------------------------------------------------ decoding
 
-Arm = Callable[[dict[str, torch.Tensor]], BiLDOutput]
+Arm = Callable[[dict[str, Any]], Any]  # source tensors -> BiLDOutput
 
 
 def make_arms(work: Workload) -> dict[str, Arm]:
     """The arms of a workload: source tensors -> output."""
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": work.benchmark.max_new_tokens,
         "do_sample": False,
         "num_beams": 1,
         "return_dict_in_generate": True,
     }
 
-    # Alone, too, the models write only ids that both know, not rows that pad one vocabulary.
-    rows = None if work.small is None else shared_vocab_size(work.large, work.small)
-
-    def alone(model: PreTrainedModel, name: str) -> Arm:
-        return lambda inputs: model.generate(
-            **inputs,
-            custom_generate=greedy_generate,
-            model_name=name,
-            shared_vocab=rows,
-            **options,
-        )
-
-    arms = {"vanilla": alone(work.large, "large")}
-    if work.small is not None:
-        small, bild_config = work.small, work.config.bild
-        arms["bild"] = lambda inputs: work.large.generate(
-            **inputs,
-            custom_generate=bild_generate,
-            small_model=small,
-            bild_config=bild_config,
-            **options,
-        )
+    runner = work.runner
+    arms: dict[str, Arm] = {"vanilla": lambda inputs: runner.greedy(**inputs, **options)}
+    if isinstance(runner, BiLDModel):
+        bild_config = work.config.bild
+        arms["bild"] = lambda inputs: runner.generate(**inputs, bild_config=bild_config, **options)
         if work.config.small_alone:
-            arms["small"] = alone(small, "small")
+            arms["small"] = lambda inputs: runner.greedy(**inputs, which="small", **options)
     return arms
 
 
@@ -252,14 +239,18 @@ def tokenize(work: Workload, example: Example) -> tuple[dict[str, torch.Tensor],
 
 
 def _decode(work: Workload, arm: Arm, inputs: dict[str, torch.Tensor]) -> ArmSample:
-    models = [work.large] if work.small is None else [work.large, work.small]
-    with timing.EncoderClock(models) as clock:
+    models = {"large": work.large}
+    if work.small is not None:
+        models["small"] = work.small
+    with timing.ForwardClock(models, work.large.device) as clock:
+        output: BiLDOutput
         output, seconds = timing.timed(work.large.device, lambda: arm(inputs))
     assert output.sequences is not None
     assert output.stats is not None
     tokens = output.sequences[0].tolist()
+    encoder_seconds = sum(t.encoder for t in clock.times.values())
     text = work.tokenizer.decode(tokens, skip_special_tokens=True)
-    return ArmSample(text, tokens, seconds, clock.seconds, output.stats)
+    return ArmSample(text, tokens, seconds, encoder_seconds, output.stats)
 
 
 # ------------------------------------------------------------------------------ figures
@@ -312,12 +303,12 @@ def summarize(work: Workload, samples: list[SampleRecord], env: dict[str, Any]) 
     config = asdict(work.config)
     config["bild"] = None if work.config.bild is None else work.config.bild.to_dict()
     for name in ("large", "small", "tokenizer", "data_file"):
-        config[name] = _short_path(config[name])
+        config[name] = short_path(config[name])
     return RunRecord(
         config=config,
         models=work.models,
         data={
-            "origin": _short_path(work.data.origin),
+            "origin": short_path(work.data.origin),
             "revision": work.data.revision,
             "split": work.data.split,
             "samples": len(samples),
@@ -359,45 +350,29 @@ class RunningFigures:
 # ------------------------------------------------------------------------------ files
 
 
-@contextmanager
-def _open_run(work: Workload, folder: Path) -> Iterator[tuple[Path, list[SampleRecord]]]:
-    """This run's folder, locked, and the examples it already holds: an unfinished one, or new."""
-    for candidate in sorted(folder.glob("*/identity")):
-        run = candidate.parent
-        unfinished = not (run / "run.json").exists()
-        if unfinished and candidate.read_text(encoding="utf-8") == work.identity:
-            with suppress(Timeout), FileLock(run / "lock", blocking=False):
-                yield run, read_samples(run / "samples.jsonl")
-                return
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
-        run = folder / name
-        with suppress(FileExistsError):
-            run.mkdir(parents=True)
-            break
-    with FileLock(run / "lock"):
-        write_atomically(run / "identity", work.identity)
-        yield run, []
-
-
 def read_samples(path: Path) -> list[SampleRecord]:
     """The examples in samples.jsonl; a line cut off by the end of a process is taken out."""
-    if not path.exists():
-        return []
-    samples: list[SampleRecord] = []
-    whole = ""
-    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are.
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            samples.append(SampleRecord.from_json(line))
-        except (ValueError, KeyError, TypeError):
-            break
-        whole += line + "\n"
-    write_atomically(path, whole)
-    return samples
+    return read_lines(path, SampleRecord.from_json)
 
 
-def _short_path(name: str | None) -> str | None:
+def find_device(name: str) -> torch.device:
+    """The device called "cpu", "cuda", "cuda:1", ...; "auto" is a GPU when there is one.
+
+    Raises:
+        BildError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BildError(f"device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BildError(f"device {name!r} was asked for, but torch sees no GPU; use --device cpu")
+    return device
+
+
+def short_path(name: str | None) -> str | None:
     """A path without the folders of the machine it was used on; other names as they are."""
     if name is None or not Path(name).is_absolute():
         return name

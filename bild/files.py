@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
 
 from bild.errors import BildError
+
+Line = TypeVar("Line")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -39,3 +48,44 @@ def check_file(path: Path) -> None:
             pass
     except OSError as error:
         raise BildError(f"cannot write {str(path)!r} ({error.strerror}); choose another") from None
+
+
+@contextmanager
+def open_run(folder: Path, identity: str) -> Iterator[Path]:
+    """A run's own folder within `folder`, locked: an unfinished one of this identity, or a new one.
+
+    A run is finished when its run.json is there.
+    """
+    for candidate in sorted(folder.glob("*/identity")):
+        run = candidate.parent
+        unfinished = not (run / "run.json").exists()
+        if unfinished and candidate.read_text(encoding="utf-8") == identity:
+            with suppress(Timeout), FileLock(run / "lock", blocking=False):
+                yield run
+                return
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
+        run = folder / name
+        with suppress(FileExistsError):
+            run.mkdir(parents=True)
+            break
+    with FileLock(run / "lock"):
+        write_atomically(run / "identity", identity)
+        yield run
+
+
+def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
+    """What the lines of a file say; one cut off by the end of a process is taken out of it."""
+    if not path.exists():
+        return []
+    parsed: list[Line] = []
+    whole = ""
+    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are.
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            parsed.append(parse(line))
+        except (ValueError, KeyError, TypeError):
+            break
+        whole += line + "\n"
+    write_atomically(path, whole)
+    return parsed

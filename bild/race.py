@@ -21,11 +21,12 @@ from transformers.generation import BaseStreamer
 from bild.config import BiLDConfig, EvalConfig
 from bild.decoding import DecodeStats
 from bild.errors import BildError
-from bild.generation import BiLDOutput, bild_generate, greedy_generate
-from bild.pair import BiLDModel, find_device, load_model, load_tokenizer
+from bild.evaluation import find_device
+from bild.generation import BiLDOutput
+from bild.pair import BiLDModel, load_tokenizer
 from bild.sources import locate_models
 from bild.trace import Trace
-from bild.vocabulary import check_tokenizer_size, shared_vocab_size
+from bild.vocabulary import check_tokenizer_size
 
 WORD_STARTS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE write a leading space
 
@@ -103,10 +104,17 @@ class Racer:
         benchmark, large, small, tokenizer_name = locate_models(config)
         if small is None:
             raise BildError("a race needs two models; choose the mode unaligned or aligned")
-        device, dtype = find_device(config.device), getattr(torch, config.dtype)
         tokenizer = load_tokenizer(large, small, tokenizer_name)
-        pair = BiLDModel(load_model(large, dtype, device), load_model(small, dtype, device))
-        check_tokenizer_size(tokenizer, shared_vocab_size(pair.large, pair.small))
+        pair = BiLDModel.from_pretrained(
+            large,
+            small,
+            dtype=getattr(torch, config.dtype),
+            device=find_device(config.device),
+            engine=config.engine,
+            precision=config.precision,
+            compile=config.compile,
+        )
+        check_tokenizer_size(tokenizer, pair.vocab_size)
         return cls(
             pair,
             tokenizer,
@@ -153,25 +161,11 @@ class Racer:
             "max_new_tokens": max_new_tokens,
             "do_sample": False,
             "num_beams": 1,
-            "return_dict_in_generate": True,
             "output_trace": True,
         }
-        large, small = self.pair.large, self.pair.small
-        rows = shared_vocab_size(large, small)
         return (
-            lambda streamer: large.generate(
-                **options,
-                custom_generate=greedy_generate,
-                shared_vocab=rows,
-                bild_streamer=streamer,
-            ),
-            lambda streamer: large.generate(
-                **options,
-                custom_generate=bild_generate,
-                small_model=small,
-                bild_config=config,
-                bild_streamer=streamer,
-            ),
+            lambda streamer: self.pair.greedy(**options, streamer=streamer),
+            lambda streamer: self.pair.generate(**options, bild_config=config, streamer=streamer),
         )
 
     def _runner(self, arm: _Turns) -> Runner:
@@ -191,7 +185,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return f" {text.lstrip()}" if starts_word else text
 
 
-_Generate = Callable[[BaseStreamer | None], BiLDOutput]
+_Generate = Callable[[BaseStreamer | None], BiLDOutput | Tensor]
 
 
 class _AbandonedError(Exception):
@@ -243,7 +237,9 @@ class _Turns(BaseStreamer):
     def _run(self, generate: _Generate) -> None:
         try:
             self._wait()
-            self.output = generate(self)
+            output = generate(self)
+            assert isinstance(output, BiLDOutput)
+            self.output = output
         except _AbandonedError:
             return
         except BaseException as error:

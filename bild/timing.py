@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+
+from bild.decoders import Decoder
 
 Result = TypeVar("Result")
 
@@ -29,27 +33,47 @@ def timed(device: torch.device, call: Callable[[], Result]) -> tuple[Result, flo
     return result, time.perf_counter() - start
 
 
-class EncoderClock:
-    """Within `with EncoderClock(models) as clock:`, adds up the seconds spent in their encoders."""
+@dataclass
+class ModelTime:
+    """One model's share of a decoding: seconds in its encoder and in its decoder's forwards."""
 
-    def __init__(self, models: Sequence[Any]) -> None:
-        self.seconds = 0.0
-        self._encoders: list[nn.Module] = [m.get_encoder() for m in models]
-        self._started = 0.0
-        self._handles: list[Any] = []
+    encoder: float = 0.0
+    decoder: float = 0.0
+    forwards: int = 0
 
-    def __enter__(self) -> EncoderClock:
-        def before(module: nn.Module, _: Any) -> None:
-            synchronize(next(module.parameters()).device)
-            self._started = time.perf_counter()
 
-        def after(module: nn.Module, *_: Any) -> None:
-            synchronize(next(module.parameters()).device)
-            self.seconds += time.perf_counter() - self._started
+class ForwardClock:
+    """Within `with ForwardClock(models, device) as clock:`, adds up what each model takes.
 
-        for encoder in self._encoders:
-            self._handles.append(encoder.register_forward_pre_hook(before))
-            self._handles.append(encoder.register_forward_hook(after))
+    Whoever decodes, transformers or a `Decoder`: the models' own calls are timed and those of every
+    `Decoder` class, the outermost where one makes the other. `draft` counts as one forward here;
+    `DecodeStats` has their real number. `times` is complete once the block is left.
+
+    Args:
+        models: "large" and "small", as `Decoder.name` calls them.
+        device: where they are. On a GPU the spans are taken from its own clock.
+    """
+
+    ENCODER = ("encode", "begin")
+    DECODER = ("feed", "draft", "verify")
+
+    def __init__(self, models: Mapping[str, Any], device: torch.device) -> None:
+        self.times = {name: ModelTime() for name in models}
+        self._models = models
+        self._gpu = device.type == "cuda"
+        self._depth = 0
+        self._start: Any = None
+        self._spans: list[tuple[str, bool, Any, Any]] = []  # name, encoder?, from, to
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> ForwardClock:
+        for name, model in self._models.items():
+            self._watch_module(model.get_encoder(), name, True)
+            self._watch_module(model, name, False)
+        for kind in _with_subclasses(Decoder):
+            for method in (*self.ENCODER, *self.DECODER):
+                if method in vars(kind):
+                    self._watch_method(kind, method, method in self.ENCODER)
         return self
 
     def __exit__(
@@ -58,8 +82,58 @@ class EncoderClock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for undo in self._undo:
+            undo()
+        if self._gpu:
+            torch.cuda.synchronize()
+        for name, encoder, start, end in self._spans:
+            time = self.times[name]
+            seconds = start.elapsed_time(end) / 1000 if self._gpu else end - start
+            if encoder:
+                time.encoder += seconds
+            else:
+                time.decoder += seconds
+                time.forwards += 1
+
+    def _watch_module(self, module: nn.Module, name: str, encoder: bool) -> None:
+        before = module.register_forward_pre_hook(lambda *_: self._enter())
+        after = module.register_forward_hook(lambda *_: self._leave(name, encoder))
+        self._undo += [before.remove, after.remove]
+
+    def _watch_method(self, kind: type[Decoder], method: str, encoder: bool) -> None:
+        original = vars(kind)[method]
+
+        @functools.wraps(original)
+        def timed(decoder: Decoder, *args: Any, **kwargs: Any) -> Any:
+            self._enter()
+            try:
+                return original(decoder, *args, **kwargs)
+            finally:
+                self._leave(decoder.name, encoder)
+
+        setattr(kind, method, timed)
+        self._undo.append(lambda: setattr(kind, method, original))
+
+    def _enter(self) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._start = self._now()
+
+    def _leave(self, name: str, encoder: bool) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._spans.append((name, encoder, self._start, self._now()))
+
+    def _now(self) -> Any:
+        if not self._gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _with_subclasses(kind: type[Decoder]) -> list[type[Decoder]]:
+    return [kind, *(c for child in kind.__subclasses__() for c in _with_subclasses(child))]
 
 
 def speedup(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import re
 import sys
 import threading
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 import torch
@@ -360,14 +362,11 @@ def test_a_race_that_nobody_watches_ends(racer):
 
 
 def test_an_error_in_an_arm_is_raised(racer):
-    broken = racer.pair.small.get_output_embeddings().weight
-    kept = broken.data.clone()
-    broken.data.fill_(math.nan)
-    try:
-        with pytest.raises(BildError, match="small model's scores are NaN"):
-            list(racer.run(SENTENCE, BiLDConfig(0.4, 3)))
-    finally:
-        broken.data.copy_(kept)
+    broken = copy.deepcopy(racer.pair.small)
+    broken.get_output_embeddings().weight.data.fill_(math.nan)
+    pair = BiLDModel(racer.pair.large, broken)
+    with pytest.raises(BildError, match="small model's scores are NaN"):
+        list(replace(racer, pair=pair).run(SENTENCE, BiLDConfig(0.4, 3)))
     with pytest.raises(BildError, match="the source is empty"):
         next(racer.run("  \n", BiLDConfig()))
 
