@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import shutil
 import socket
@@ -13,14 +14,13 @@ import time
 import pytest
 from commands import ROOT, environment
 
+from bild import BiLDConfig, BildError
+from bild.web import build_page, serve
+
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 MISSING = [n for n in ("gradio", "playwright") if importlib.util.find_spec(n) is None]
-pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
-]
 
 SENTENCE = "Mein Wecker blieb heute früh stumm. Der Bus war natürlich schon weg."
 EVIL = "<script>document.title = 'evil'</script> ${document.title = 'evil'} Schnee."
@@ -35,7 +35,21 @@ WATCH = """() => {
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def browser():
+    if MISSING:
+        pytest.skip(f"not installed: {', '.join(MISSING)}")
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(browser, tmp_path_factory):
     """scripts/web.py as a user starts it, with the shipped pair."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -62,16 +76,6 @@ def address(tmp_path_factory):
     finally:
         process.terminate()
         process.wait(timeout=20)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -184,3 +188,25 @@ def test_an_empty_sentence_is_refused_in_words_and_a_race_can_be_stopped(visit):
     page.get_by_label("Sentence").fill("Heute Morgen lag überall Schnee.")
     page.get_by_role("button", name="Race").click()
     result(page)
+
+
+# ------------------------------------------------------------------------------ refusals
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(BildError, match=r"make web.*requirements-web\.txt"):
+        build_page(None, BiLDConfig())
+
+
+@pytest.mark.skipif("gradio" in MISSING, reason="not installed: gradio")
+def test_what_no_slider_can_show_and_a_port_in_use_are_refused():
+    with pytest.raises(BildError, match="a slider cannot stand at inf"):
+        build_page(None, BiLDConfig(0.4, math.inf))
+    page = build_page(None, BiLDConfig())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(BildError, match=f"port {port} is taken"):
+            serve(page, port)
