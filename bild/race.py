@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -124,11 +126,12 @@ class Racer:
         )
 
     def warm_up(self, source: str) -> None:
-        """Decode a few tokens with both arms: a model's first forwards are its slowest."""
-        for arm in self._arms(source, BiLDConfig(), max_new_tokens=8):
-            arm(None)
+        """Race for a few turns: a model's first forwards are its slowest."""
+        with closing(self.run(source, BiLDConfig())) as race:
+            for _ in islice(race, 16):
+                pass
 
-    def run(self, source: str, config: BiLDConfig) -> Iterator[Race]:
+    def run(self, source: str, config: BiLDConfig) -> Generator[Race]:
         """Race: the state after every turn, the last of them finished.
 
         Raises:
@@ -136,7 +139,7 @@ class Racer:
         """
         if not source.strip():
             raise BildError("the source is empty; give a sentence")
-        arms = [_Turns(arm) for arm in self._arms(source, config, self.max_new_tokens)]
+        arms = [_Turns(arm) for arm in self._arms(source, config)]
         try:
             while running := [arm for arm in arms if not arm.done]:
                 min(running, key=lambda arm: arm.seconds).step()
@@ -145,9 +148,7 @@ class Racer:
             for arm in arms:
                 arm.abandon()
 
-    def _arms(
-        self, source: str, config: BiLDConfig, max_new_tokens: int
-    ) -> tuple[_Generate, _Generate]:
+    def _arms(self, source: str, config: BiLDConfig) -> tuple[_Generate, _Generate]:
         """The large model alone, and the pair."""
         inputs = self.tokenizer(
             self.prefix + source,
@@ -158,7 +159,7 @@ class Racer:
         options: dict[str, Any] = {
             "input_ids": inputs["input_ids"].to(self.pair.device),
             "attention_mask": inputs["attention_mask"].to(self.pair.device),
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": self.max_new_tokens,
             "do_sample": False,
             "num_beams": 1,
             "output_trace": True,
@@ -185,7 +186,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return f" {text.lstrip()}" if starts_word else text
 
 
-_Generate = Callable[[BaseStreamer | None], BiLDOutput | Tensor]
+_Generate = Callable[[BaseStreamer], BiLDOutput | Tensor]
 
 
 class _AbandonedError(Exception):

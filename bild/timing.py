@@ -70,7 +70,7 @@ class ForwardClock:
         for name, model in self._models.items():
             self._watch_module(model.get_encoder(), name, True)
             self._watch_module(model, name, False)
-        for kind in _with_subclasses(Decoder):
+        for kind in _with_subclasses(Decoder):  # type: ignore[type-abstract]
             for method in (*self.ENCODER, *self.DECODER):
                 if method in vars(kind):
                     self._watch_method(kind, method, method in self.ENCODER)
@@ -127,7 +127,7 @@ class ForwardClock:
     def _now(self) -> Any:
         if not self._gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
