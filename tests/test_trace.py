@@ -253,7 +253,7 @@ def agree(output):
     iters=st.sampled_from([1, 3, 10]),
     start=st.sampled_from(["large", "small"]),
 )
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_every_figure_is_that_of_the_cacheless_models(
     seed, noise, fallback, rollback, iters, start
 ):

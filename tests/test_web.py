@@ -55,8 +55,10 @@ def address(browser, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     home = tmp_path_factory.mktemp("web")
+    # On the slower engine there is time to watch a race, and to stop it, on any machine.
+    flags = ("--port", str(port), "--rollback", "0.5", "--engine", "transformers")
     process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "web.py", "--port", str(port), "--rollback", "0.5"],
+        [sys.executable, ROOT / "scripts" / "web.py", *flags],
         cwd=home,
         env=environment(home, {"PYTHONPATH": str(ROOT)}),
         stdout=subprocess.PIPE,
@@ -90,6 +92,7 @@ def visit(browser, address):
         )
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(90_000)
         page.on("request", lambda r: r.url.startswith(("http", "ws")) and outside.append(r.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
@@ -105,7 +108,7 @@ def visit(browser, address):
 
 def result(page):
     """The trace, once it is there."""
-    page.locator("#trace article").wait_for(timeout=60_000)
+    page.locator("#trace article").wait_for()
     return page.locator("#trace article")
 
 
