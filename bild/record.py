@@ -123,6 +123,27 @@ class SearchRecord(Record):
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True)
+class PublishedRuns(Record):
+    """Runs of a task that others made, as figures (results/published/README.md).
+
+    Attributes:
+        task: a name of `bild.benchmarks.BENCHMARKS`.
+        metric: the one of its published table.
+        origin: where the figures come from.
+        runs: per run: mode, sweep, card, thresholds, examples, scores, seconds, speedup, rates.
+        schema: version of this layout.
+    """
+
+    kind: ClassVar[str] = "published"
+
+    task: str
+    metric: str
+    origin: str
+    runs: list[dict[str, Any]]
+    schema: int = SCHEMA
+
+
 def comparable(a: RunRecord, b: RunRecord) -> None:
     """Refuse two runs whose scores or speeds must not be set side by side.
 
