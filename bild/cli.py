@@ -31,31 +31,49 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
+def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
+    """The first two arguments of every script that decodes a data set: a task and a mode."""
+    parser.add_argument("task", choices=BENCHMARKS)
+    parser.add_argument("mode", nargs="?", default="unaligned", choices=modes)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which pair decodes which examples, and how; read by `run_options`."""
+    add = parser.add_argument
+    add(
+        "--max-eval-samples",
+        dest="max_samples",
+        type=int,
+        metavar="N",
+        help="the first so many examples (default: all)",
+    )
+    add("--data-file", help="JSON Lines (.gz) with the task's keys")
+    _add_pair_options(parser)
+    add("--warmup", type=int, default=2, metavar="N", help="untimed examples (default: 2)")
+    add("--seed", type=int, default=0)
+    add("--output-dir", type=Path, default=Path("out"))
+    add("--record", type=Path, metavar="FILE", help="also write the record here")
+
+
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The `EvalConfig` fields that the flags of `add_run_options` set, without thresholds."""
+    names = ("task", "mode", "max_samples", "data_file", "warmup", "seed")
+    return {**{name: getattr(arguments, name) for name in names}, **_pair_options(arguments)}
+
+
+def rule_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The `BiLDConfig` fields that the flags set: all but the thresholds."""
+    return {name: getattr(arguments, name) for name in ("num_small_iters", "variant", "start")}
+
+
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose a pair and its thresholds, for `pair_config`; by default the shipped."""
-    defaults = BiLDConfig()
     add = parser.add_argument
     add("--task", default="demo", choices=BENCHMARKS, help="whose pair, prefix and limits to take")
     add("--mode", default="unaligned", choices=MODES[1:], help="which of its small models")
-    add("--large", help="folder or hub id of another large model")
-    add("--small", help="folder or hub id of another small model")
-    add("--tokenizer", help="folder or hub id of another tokenizer")
     add("--fallback", type=float, help="fallback threshold (default: the task's)")
     add("--rollback", type=float, help="rollback threshold (default: the task's)")
-    add("--variant", default=defaults.variant, help="authors, paper or verified")
-    add("--start", default=defaults.start, help="who writes the first token: large or small")
-    add(
-        "--num-small-iters",
-        type=float,
-        default=defaults.num_small_iters,
-        metavar="N",
-        help="tokens the small model may write in a row (default: 10; inf for no limit)",
-    )
-    add("--max-source-tokens", type=int, metavar="N")
-    add("--max-new-tokens", type=int, metavar="N")
-    add("--dtype", default="float32", help=", ".join(DTYPES))
-    add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add_engine_options(parser)
+    _add_pair_options(parser)
 
 
 def pair_config(a: argparse.Namespace) -> tuple[EvalConfig, BiLDConfig]:
@@ -65,29 +83,36 @@ def pair_config(a: argparse.Namespace) -> tuple[EvalConfig, BiLDConfig]:
     bild = BiLDConfig(
         fallback_threshold=preset.fallback if a.fallback is None else a.fallback,
         rollback_threshold=preset.rollback if a.rollback is None else a.rollback,
-        num_small_iters=a.num_small_iters,
-        variant=a.variant,
-        start=a.start,
+        **rule_options(a),
     )
-    config = EvalConfig(
-        task=a.task,
-        mode=a.mode,
-        bild=bild,
-        large=a.large,
-        small=a.small,
-        tokenizer=a.tokenizer,
-        max_source_tokens=a.max_source_tokens,
-        max_new_tokens=a.max_new_tokens,
-        dtype=a.dtype,
-        device=a.device,
-        **engine_options(a),
-    )
-    return config, bild
+    return EvalConfig(task=a.task, mode=a.mode, bild=bild, **_pair_options(a)), bild
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which code runs the models; read by `engine_options`."""
+PAIR_OPTIONS = (
+    "large", "small", "tokenizer", "max_source_tokens", "max_new_tokens", "dtype", "device",
+    "engine", "precision", "compile",
+)  # fmt: skip
+
+
+def _add_pair_options(parser: argparse.ArgumentParser) -> None:
+    defaults = BiLDConfig()
     add = parser.add_argument
+    add("--variant", default=defaults.variant, help="authors, paper or verified")
+    add("--start", default=defaults.start, help="who writes the first token: large or small")
+    add(
+        "--num-small-iters",
+        type=float,
+        default=defaults.num_small_iters,
+        metavar="N",
+        help="tokens the small model may write in a row (default: 10; inf for no limit)",
+    )
+    add("--large", help="folder or hub id of the large model")
+    add("--small", help="folder or hub id of the small model")
+    add("--tokenizer", help="folder or hub id of the tokenizer")
+    add("--max-source-tokens", type=int, metavar="N")
+    add("--max-new-tokens", type=int, metavar="N")
+    add("--dtype", default="float32", help=", ".join(DTYPES))
+    add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
     add("--engine", default="auto", help="auto, fast or transformers (default: fast where it can)")
     add("--precision", help="float32, bfloat16 or int8 weights in the fast engine")
     add(
@@ -97,9 +122,16 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `add_engine_options` set, by the names of `BiLDModel`'s arguments."""
-    return {name: getattr(arguments, name) for name in ("engine", "precision", "compile")}
+def _pair_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in PAIR_OPTIONS}
+
+
+def check_record(path: Path | None) -> None:
+    """Refuse, before any work is done, a `--record` that cannot be written."""
+    if path is not None:
+        check_writable(path.parent)
+        if path.is_dir():
+            raise BildError(f"--record {str(path)!r} is a folder; name a file")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -11,6 +11,10 @@ from bild.errors import BildError
 Variant = Literal["authors", "paper", "verified"]
 Writer = Literal["large", "small"]
 
+SEARCH_STEPS = {
+    "optuna": {"fallback": 0.05, "rollback": 0.5},
+    "grid": {"fallback": 0.1, "rollback": 1.0},
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -129,6 +133,61 @@ class EvalConfig:
             raise BildError(f"warmup must be at least 0, got {self.warmup}")
         if (self.bild is None) != (self.mode == "vanilla"):
             raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What `bild.search` is to find, and where it may look.
+
+    Attributes:
+        max_loss: how much of the large model's score may be lost; at least 0.
+        percent: whether `max_loss` is in percent of that score, not in points of the metric.
+        confidence: that no more is lost; between 0.5 and 1.
+        fallbacks, rollbacks: lowest and highest threshold.
+        method: "optuna" proposes pairs in steps of 0.05 and 0.5 and gives hopeless ones up;
+            "grid" decodes every pair in steps of 0.1 and 1 to the end.
+        speed: "forwards" or "measured", see `bild.search`.
+        budget: share of the grid's decoding that Optuna may spend.
+    """
+
+    max_loss: float = 1.0
+    percent: bool = False
+    confidence: float = 0.95
+    fallbacks: tuple[float, float] = (0.1, 0.9)
+    rollbacks: tuple[float, float] = (1.0, 6.0)
+    method: Literal["optuna", "grid"] = "optuna"
+    speed: Literal["forwards", "measured"] = "forwards"
+    budget: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.max_loss) or not 0 <= self.max_loss < math.inf:
+            raise BildError(f"max_loss must be a number >= 0, got {self.max_loss!r}")
+        if not 0.5 <= self.confidence < 1:
+            raise BildError(f"confidence must be at least 0.5 and below 1, got {self.confidence!r}")
+        for name in ("fallbacks", "rollbacks"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high < math.inf:
+                raise BildError(
+                    f"{name} must be a lowest and a highest threshold, both at least 0 and "
+                    f"finite, got {low:g} and {high:g}"
+                )
+        for name, choices in (("method", ("optuna", "grid")), ("speed", ("forwards", "measured"))):
+            if getattr(self, name) not in choices:
+                raise BildError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        pairs = len(self.axis("fallback", "grid")) * len(self.axis("rollback", "grid"))
+        if not 1 <= self.budget * pairs < math.inf:
+            raise BildError(
+                f"budget must be a share of the grid that is worth one of its {pairs} pairs, "
+                f"{1 / pairs:.3f} or more, got {self.budget!r}"
+            )
+
+    def axis(self, name: str, method: str) -> list[float]:
+        """The fallback or the rollback thresholds that a method may try, in order."""
+        low, high = {"fallback": self.fallbacks, "rollback": self.rollbacks}[name]
+        step = SEARCH_STEPS[method][name]
+        return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
 
 
 def _is_number(value: object) -> bool:

@@ -151,8 +151,16 @@ def evaluate(
         BildError: bad settings, data or models; an output folder that cannot be written.
     """
     check_writable(output_dir / config.task)
-    set_seed(config.seed)
     work = prepare(config, locate(config) if sources is None else sources)
+    return evaluate_loaded(work, output_dir, progress=progress)
+
+
+def evaluate_loaded(
+    work: Workload, output_dir: Path, *, progress: bool = True
+) -> tuple[RunRecord, Path]:
+    """`evaluate` for models that are loaded already."""
+    config = work.config
+    set_seed(config.seed)
     arms = make_arms(work)
     env = environment(work.large.device, getattr(torch, config.dtype))  # the code that runs now
     env["engine"] = str(work.runner.engine)
@@ -300,27 +308,37 @@ def summarize(work: Workload, samples: list[SampleRecord], env: dict[str, Any]) 
                     stats.mean_accepted_length if stats.verifications else None
                 ),
             }
-    config = asdict(work.config)
-    config["bild"] = None if work.config.bild is None else work.config.bild.to_dict()
-    for name in ("large", "small", "tokenizer", "data_file"):
-        config[name] = short_path(config[name])
     return RunRecord(
-        config=config,
+        config=describe_config(work.config),
         models=work.models,
-        data={
-            "origin": short_path(work.data.origin),
-            "revision": work.data.revision,
-            "split": work.data.split,
-            "samples": len(samples),
-            "available": work.data.available,
-            "sha256": work.data.sha256,
-            "truncated_sources": sum(s.truncated for s in samples),
-        },
+        data=describe_data(work.data, samples),
         env={**env, "peak_memory": peak_memory(work.large.device)},
         quality=quality,
         speed=speed,
         decoding=decoding,
     )
+
+
+def describe_config(config: EvalConfig) -> dict[str, Any]:
+    """The settings as JSON values, without the folders of the machine they were used on."""
+    fields = asdict(config)
+    fields["bild"] = None if config.bild is None else config.bild.to_dict()
+    for name in ("large", "small", "tokenizer", "data_file"):
+        fields[name] = short_path(fields[name])
+    return fields
+
+
+def describe_data(data: LoadedData, samples: list[SampleRecord]) -> dict[str, Any]:
+    """Where the decoded examples came from, how many they are, and their checksum."""
+    return {
+        "origin": short_path(data.origin),
+        "revision": data.revision,
+        "split": data.split,
+        "samples": len(samples),
+        "available": data.available,
+        "sha256": data.sha256,
+        "truncated_sources": sum(s.truncated for s in samples),
+    }
 
 
 class RunningFigures:

@@ -12,7 +12,7 @@ F-measures; the published one was the median of bootstrapped means, which differ
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -37,6 +37,7 @@ __all__ = [
     "Score",
     "bootstrap",
     "paired_bootstrap",
+    "resampled_scores",
     "score",
     "split_sentences",
 ]
@@ -106,10 +107,8 @@ def bootstrap(
     Raises:
         BildError: as `score`, or `samples` below 1.
     """
-    _check(metric, predictions, references)
-    statistics = _statistics(metric, predictions, references)
-    values = _resample([statistics], samples, seed, lambda sums: _value(metric, sums[0]))
-    return _interval(values)
+    _, resampled = resampled_scores(metric, [predictions], references, samples, seed)
+    return _interval(resampled[:, 0])
 
 
 def paired_bootstrap(
@@ -136,15 +135,43 @@ def paired_bootstrap(
     Raises:
         BildError: as `bootstrap`.
     """
-    _check(metric, a, references)
-    _check(metric, b, references)
-    both = [_statistics(metric, predictions, references) for predictions in (a, b)]
+    scores, resampled = resampled_scores(metric, [a, b], references, samples, seed)
+    low, high = _interval(resampled[:, 0] - resampled[:, 1])
+    return float(scores[0] - scores[1]), low, high
 
-    def difference(sums: list[Statistics]) -> float:
-        return _value(metric, sums[0]) - _value(metric, sums[1])
 
-    values = _resample(both, samples, seed, difference)
-    return (difference([s.sum(axis=0) for s in both]), *_interval(values))
+def resampled_scores(
+    metric: str,
+    systems: Sequence[Sequence[str]],
+    references: Sequence[str],
+    samples: int = 1000,
+    seed: int = 12345,
+) -> tuple[Statistics, Statistics]:
+    """Several systems' scores, and their scores on the same resampled examples.
+
+    Args:
+        metric, references: as `score`.
+        systems: predictions of each.
+        samples, seed: as `bootstrap`.
+
+    Returns:
+        Scores, (systems,), and resampled ones, (samples, systems); 0 to 100.
+
+    Raises:
+        BildError: as `bootstrap`.
+    """
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+        raise BildError(f"the number of bootstrap samples must be at least 1, got {samples!r}")
+    for predictions in systems:
+        _check(metric, predictions, references)
+    statistics = [_statistics(metric, predictions, references) for predictions in systems]
+    rng = np.random.default_rng(seed)
+    n = len(references)
+    resampled = np.empty((samples, len(systems)))
+    for row in resampled:
+        drawn = rng.integers(n, size=n)
+        row[:] = [_value(metric, s[drawn].sum(axis=0)) for s in statistics]
+    return np.array([_value(metric, s.sum(axis=0)) for s in statistics]), resampled
 
 
 def split_sentences(text: str) -> list[str]:
@@ -189,23 +216,6 @@ def _value(metric: str, sums: Statistics) -> float:  # (K,) -> 0..100
         effective_order=bleu.effective_order,
         max_ngram_order=order,
     ).score
-
-
-def _resample(
-    systems: list[Statistics],
-    samples: int,
-    seed: int,
-    value: Callable[[list[Statistics]], float],
-) -> Statistics:  # (samples,)
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-        raise BildError(f"the number of bootstrap samples must be at least 1, got {samples!r}")
-    rng = np.random.default_rng(seed)
-    n = len(systems[0])
-    values = np.empty(samples)
-    for i in range(samples):
-        drawn = rng.integers(n, size=n)
-        values[i] = value([statistics[drawn].sum(axis=0) for statistics in systems])
-    return values
 
 
 def _interval(values: Statistics) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import transformers
@@ -24,7 +24,41 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class Record:
+    """A file of results: saved whole or not at all, and read only where it is what it should be."""
+
+    kind: ClassVar[str]
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, all of it or nothing."""
+        write_atomically(
+            path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a record.
+
+        Raises:
+            BildError: not a record of this kind and schema; the file is named.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BildError(f"cannot read the record {path}: {error}") from None
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise BildError(f"{path} is not a {cls.kind} record of schema {SCHEMA}")
+        names = {f.name for f in fields(cls)}
+        if set(content) != names:
+            odd = sorted(set(content) ^ names)[0]
+            raise BildError(
+                f"{path} is not a {cls.kind} record: field {odd!r} is missing or unknown"
+            )
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class RunRecord(Record):
     """One run. Times are seconds, rates are per 100 generated tokens.
 
     Attributes:
@@ -38,6 +72,8 @@ class RunRecord:
         schema: version of this layout.
     """
 
+    kind: ClassVar[str] = "run"
+
     config: dict[str, Any]
     models: dict[str, Any]
     data: dict[str, Any]
@@ -47,30 +83,65 @@ class RunRecord:
     decoding: dict[str, Any]
     schema: int = SCHEMA
 
-    def save(self, path: Path) -> None:
-        """Write as JSON, all of it or nothing."""
-        write_atomically(
-            path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
 
-    @classmethod
-    def load(cls, path: Path) -> RunRecord:
-        """Read a record.
+@dataclass(frozen=True)
+class SearchRecord(Record):
+    """One search for thresholds (`bild.search`). Speedups are over the large model alone.
 
-        Raises:
-            BildError: not a record of this schema; the file is named.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BildError(f"cannot read the record {path}: {error}") from None
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            raise BildError(f"{path} is not a run record of schema {SCHEMA}")
-        names = {f.name for f in fields(cls)}
-        if set(content) != names:
-            odd = sorted(set(content) ^ names)[0]
-            raise BildError(f"{path} is not a run record: field {odd!r} is missing or unknown")
-        return cls(**content)
+    Attributes:
+        config, models, data, env: as in `RunRecord`; the thresholds in `config` mean nothing.
+        search: what was searched for, where, and how.
+        costs: seconds that forwards were priced with; None where the clock was taken.
+        quality: metric, its signature, and the large model's score with its 95 % interval.
+        points: the pairs that were tried, in that order: thresholds, examples decoded, score,
+            loss (large model's score - pair's), its upper bound, speedup with a 95 % interval,
+            rates, and the verdict.
+        front: of the pairs decoded to the end, those that no other beats in both loss and
+            speedup, as indices into `points`, the slowest first.
+        chosen: index of the fastest pair that was kept; None when there is none.
+        spent: examples decoded with pairs and by the large model alone, and what a full grid
+            decodes with pairs.
+        check: data, quality, speed and decoding of the chosen pair on other examples, timed, as
+            in `RunRecord`; None when not asked for.
+        schema: version of this layout.
+    """
+
+    kind: ClassVar[str] = "search"
+
+    config: dict[str, Any]
+    models: dict[str, Any]
+    data: dict[str, Any]
+    env: dict[str, Any]
+    search: dict[str, Any]
+    costs: dict[str, float] | None
+    quality: dict[str, Any]
+    points: list[dict[str, Any]]
+    front: list[int]
+    chosen: int | None
+    spent: dict[str, int]
+    check: dict[str, Any] | None
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class PublishedRuns(Record):
+    """Runs of a task that others made, as figures (results/published/README.md).
+
+    Attributes:
+        task: a name of `bild.benchmarks.BENCHMARKS`.
+        metric: the one of its published table.
+        origin: where the figures come from.
+        runs: per run: mode, sweep, card, thresholds, examples, scores, seconds, speedup, rates.
+        schema: version of this layout.
+    """
+
+    kind: ClassVar[str] = "published"
+
+    task: str
+    metric: str
+    origin: str
+    runs: list[dict[str, Any]]
+    schema: int = SCHEMA
 
 
 def comparable(a: RunRecord, b: RunRecord) -> None:

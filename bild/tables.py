@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from bild.benchmarks import PublishedRow, get
 from bild.evaluation import SampleRecord
-from bild.record import RunRecord, comparable
+from bild.record import RunRecord, SearchRecord, comparable
 
 ARM_NAMES = {"vanilla": "large alone", "small": "small alone", "bild": "BiLD"}
 
@@ -97,6 +97,54 @@ def _name(record: RunRecord) -> str:
     thresholds = (asked["fallback_threshold"], asked["rollback_threshold"])
     rules = "" if asked["variant"] == "authors" else f", {asked['variant']} rules"
     return "BiLD {} ({}, {}){}".format(record.config["mode"], *map(_threshold, thresholds), rules)
+
+
+def search_table(record: SearchRecord) -> str:
+    """The pairs worth choosing from, the chosen one, and what finding it cost."""
+    asked, spent, metric = record.search, record.spent, record.quality["metric"]
+    sure = f"{100 * asked['confidence']:g} %"
+    allowed = f"{asked['max_loss']:g}" + (" %" if asked["percent"] else f" {metric}")
+    rows = [
+        [
+            ("* " if index == record.chosen else "") + f"{p['fallback']:g}",
+            f"{p['rollback']:g}",
+            f"{p['score']:.2f}",
+            f"{p['loss']:.2f}",
+            f"{p['loss_bound']:.2f}",
+            f"{p['speedup']:.2f}x [{p['low']:.2f}, {p['high']:.2f}]",
+        ]
+        for index in record.front
+        for p in [record.points[index]]
+    ]
+    headers = [
+        "fallback", "rollback", metric, "loss", f"at most ({sure})",
+        f"speedup ({asked['speed']}) [95 %]",
+    ]  # fmt: skip
+    align = ("right",) * 5 + ("left",)
+    lines = [
+        tabulate(rows, headers, disable_numparse=True, colalign=align if rows else None),
+        f"large alone: {interval(record.quality['vanilla'])} {metric} on "
+        f"{record.data['samples']} examples",
+        f"decoded: {spent['with_pairs']} examples with {len(record.points)} pairs, "
+        f"{100 * spent['with_pairs'] / spent['grid_with_pairs']:.1f} % of what the full grid "
+        f"decodes; {spent['large_alone']} by the large model alone",
+    ]
+    if record.chosen is None:
+        lines.append(
+            f"no pair was shown to lose at most {allowed} with {sure} confidence: allow more, "
+            "decode more examples, or widen the ranges"
+        )
+    else:
+        lines.append(f"*: the fastest pair that loses at most {allowed} with {sure} confidence")
+    if record.check is not None:
+        quality, speed = record.check["quality"]["bild"], record.check["speed"]["bild"]
+        lines.append(
+            f"checked on {record.check['data']['samples']} other examples, timed: "
+            f"{metric} {quality['difference']['value']:+.2f} "
+            f"[{quality['difference']['low']:+.2f}, {quality['difference']['high']:+.2f}], "
+            f"speedup {interval(speed['speedup'], 'x')}"
+        )
+    return "\n\n".join(lines)
 
 
 def _threshold(value: float | str) -> str:

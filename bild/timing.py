@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -149,9 +150,19 @@ def speedup(
     Returns:
         (ratio, low, high).
     """
+    ratio, resampled = resampled_speedups(baseline, method, samples, seed)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return ratio, float(low), float(high)
+
+
+def resampled_speedups(
+    baseline: Sequence[float], method: Sequence[float], samples: int = 1000, seed: int = 12345
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """The ratio of summed seconds, and those of resampled examples, (samples,); as `speedup`.
+
+    One seed draws the same examples for every method timed on as many of them.
+    """
     pairs = np.array([baseline, method], dtype=float)  # (2, examples)
     picks = np.random.default_rng(seed).integers(0, pairs.shape[1], (samples, pairs.shape[1]))
     sums = pairs[:, picks].sum(-1)  # (2, resamples)
-    low, high = np.percentile(sums[0] / sums[1], [2.5, 97.5])
-    ratio = pairs[0].sum() / pairs[1].sum()
-    return float(ratio), float(low), float(high)
+    return float(pairs[0].sum() / pairs[1].sum()), sums[0] / sums[1]

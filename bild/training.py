@@ -39,13 +39,13 @@ from transformers.optimization import Adafactor
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bild import metrics
+from bild.curves import learning_curve
 from bild.data import LoadedData
 from bild.errors import BildError
 from bild.evaluation import describe_model
 from bild.files import check_writable, is_same_work, moved_when_done, write_atomically, write_json
 from bild.model_card import model_card
 from bild.pair import load_model, load_tokenizer
-from bild.plots import learning_curve
 from bild.record import environment
 
 Pair = tuple[str, str]

@@ -43,7 +43,7 @@ def main() -> None:
     check_writable(a.record.parent)
 
     from bild.agreement import AgreementConfig, measure
-    from bild.plots import reliability_diagram
+    from bild.curves import reliability_diagram
     from bild.tables import agreement_table
 
     config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})

@@ -1,0 +1,49 @@
+"""Draw quality against speedup, and score and speed over both thresholds.
+
+    python scripts/plot_tradeoff.py                     # the README's pictures, into docs/
+    python scripts/plot_tradeoff.py results/my results/other
+    python scripts/plot_tradeoff.py results/published
+
+A folder of records of `run_eval.py` and `search_thresholds.py` makes one plot of tradeoff.svg, and
+each search makes a thresholds-<folder>.svg; results/published makes published.svg and a
+thresholds-<task>.svg for each task that was swept. They go to out/plots, as PNG as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bild.cli import Parser, run
+from bild.files import check_writable
+
+RESULTS = Path("results")
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, help="of records (default: results/*)")
+    parser.add_argument("--output-dir", type=Path, help="default: docs, or out/plots for folders")
+    a = parser.parse_args()
+
+    from bild.plots import draw_folders, save
+
+    if a.folders:
+        output, endings = (
+            Path("out/plots") if a.output_dir is None else a.output_dir,
+            (".svg", ".png"),
+        )
+        pictures = draw_folders(a.folders)
+    else:
+        output, endings = Path("docs") if a.output_dir is None else a.output_dir, (".svg",)
+        shown = sorted({p.parent for p in RESULTS.glob("*/run*.json")})
+        pictures = draw_folders([*shown, RESULTS / "published"], sweeps_of=["iwslt2017"])
+    check_writable(output)
+    for picture in pictures:
+        for ending in endings:
+            path = output / f"{picture.name}{ending}"
+            save(picture.figure, path, picture.title)
+            print(path)
+
+
+if __name__ == "__main__":
+    run(main)

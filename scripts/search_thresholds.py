@@ -1,0 +1,132 @@
+"""Find the fastest pair of thresholds that loses at most so much quality.
+
+    python scripts/search_thresholds.py demo --max-loss 1
+    python scripts/search_thresholds.py iwslt2017 aligned --max-loss 2% --confidence 0.9 \\
+        --max-eval-samples 400 --check-file iwslt2017/test.jsonl --device cuda
+    python scripts/search_thresholds.py demo --large my/large --small my/small \\
+        --data-file my/validation.jsonl --check-file my/test.jsonl --record results/my/search.json
+    python scripts/search_thresholds.py demo --method grid
+
+Choose on validation examples, check on others: the fastest of many pairs looks better on the
+examples it was chosen on. Models are loaded once and the large model alone decodes once; pairs are
+given up as soon as it is clear that they lose too much or are too slow. Everything is kept in
+out/<task>/search-..., so that a search that was stopped goes on when started again, and another
+goal, or the grid, decodes only what is new. How speed is told, and why not by the clock alone:
+`bild.search`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bild.cli import (
+    PAIR_OPTIONS,
+    Parser,
+    add_run_options,
+    add_task,
+    check_record,
+    quiet_loading,
+    rule_options,
+    run,
+    run_options,
+)
+from bild.config import BiLDConfig, EvalConfig, SearchConfig
+from bild.data import load_examples
+from bild.errors import BildError
+from bild.files import check_writable
+from bild.sources import locate
+
+MODES = ("unaligned", "aligned")
+PAIR_FLAGS = ("variant", "start", "num_small_iters", *PAIR_OPTIONS)
+
+
+def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
+    defaults = SearchConfig()
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add_task(parser, MODES)
+    add(
+        "--max-loss",
+        default="1",
+        metavar="X",
+        help="points of the metric, or 2%% for percent of the large model's score (default: 1)",
+    )
+    add("--confidence", type=float, default=defaults.confidence, metavar="C", help="default: 0.95")
+    add("--method", default=defaults.method, help="optuna, or grid: every pair to the end")
+    add("--speed", default=defaults.speed, help="forwards or measured (default: forwards)")
+    two: Any = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+    add("--fallbacks", **two, default=defaults.fallbacks, help="default: 0.1 0.9")
+    add("--rollbacks", **two, default=defaults.rollbacks, help="default: 1 6")
+    add(
+        "--budget",
+        type=float,
+        default=defaults.budget,
+        metavar="SHARE",
+        help="of the grid's decoding (default: 0.2)",
+    )
+    add("--check-file", metavar="FILE", help="other examples, to time the chosen pair on")
+    add_run_options(parser)
+    a = parser.parse_args()
+    number = a.max_loss.removesuffix("%")
+    try:
+        max_loss = float(number)
+    except ValueError:
+        raise BildError(
+            f"--max-loss must be points, as 0.5, or a percentage, as 2%, got {a.max_loss!r}"
+        ) from None
+    names = ("confidence", "fallbacks", "rollbacks", "method", "speed", "budget")
+    return (
+        a,
+        EvalConfig(**run_options(a), bild=BiLDConfig(**rule_options(a))),
+        SearchConfig(
+            max_loss=max_loss,
+            percent=number != a.max_loss,
+            **{name: getattr(a, name) for name in names},
+        ),
+    )
+
+
+def launch_command(a: Namespace, pair: dict[str, Any]) -> str:
+    """The command that decodes with a pair of thresholds as it was searched for."""
+    usual = {**asdict(BiLDConfig()), "dtype": "float32", "device": "auto", "engine": "auto"}
+    command = ["bash", f"run_{a.task}.sh", a.mode]
+    command += [f"{pair[name]:g}" for name in ("fallback", "rollback")]
+    for name in PAIR_FLAGS:
+        value = getattr(a, name)
+        if isinstance(value, bool):
+            command.append(f"--{'' if value else 'no-'}{name}")
+        elif value is not None and value != usual.get(name):
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(command)
+
+
+def main() -> None:
+    a, config, search = parse()
+    check_writable(a.output_dir / config.task)
+    check_record(a.record)
+    sources = locate(config)
+    check = None
+    if a.check_file is not None:
+        check = load_examples(sources.benchmark, None, Path(a.check_file))
+
+    # Only now: these import torch and transformers, which takes seconds.
+    from bild.evaluation import prepare
+    from bild.search import search_thresholds
+    from bild.tables import search_table
+
+    quiet_loading()
+    record, path = search_thresholds(prepare(config, sources), search, a.output_dir, check=check)
+    if a.record is not None:
+        record.save(a.record)
+    print(f"\n{search_table(record)}")
+    if record.chosen is not None:
+        print(f"\n{launch_command(a, record.points[record.chosen])}")
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    run(main)
