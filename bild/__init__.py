@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bild.errors import BildError
     from bild.generation import BiLDOutput, bild_generate, greedy_generate
     from bild.pair import BiLDModel
+    from bild.trace import Trace
 
 _HOMES = {
     "BiLDConfig": "bild.config",
@@ -24,6 +25,7 @@ _HOMES = {
     "BiLDOutput": "bild.generation",
     "BildError": "bild.errors",
     "DecodeStats": "bild.decoding",
+    "Trace": "bild.trace",
     "bild_generate": "bild.generation",
     "greedy_generate": "bild.generation",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "BiLDOutput",
     "BildError",
     "DecodeStats",
+    "Trace",
     "__version__",
     "bild_generate",
     "greedy_generate",

@@ -92,6 +92,8 @@ class EvalConfig:
         max_source_tokens, max_new_tokens: limits instead of the task's.
         dtype: "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", "cuda:1", ...; "auto" for a GPU when there is one.
+        engine: "auto", "fast" or "transformers"; every arm runs on it. See `BiLDModel`.
+        precision, compile: of the fast engine; see `BiLDModel`.
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
         seed: of Python, NumPy and torch (greedy decoding draws nothing).
@@ -109,6 +111,9 @@ class EvalConfig:
     max_new_tokens: int | None = None
     dtype: str = "float32"
     device: str = "auto"
+    engine: Literal["auto", "fast", "transformers"] = "auto"
+    precision: str | None = None
+    compile: bool | None = None
     small_alone: bool = True
     warmup: int = 2
     seed: int = 0

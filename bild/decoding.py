@@ -20,8 +20,9 @@ from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from bild import policy
 from bild.config import BiLDConfig, Writer
-from bild.decoders import Decoder, Verdict, judge
+from bild.decoders import Decoder, Draft, Verdict, judge
 from bild.errors import BildError
+from bild.trace import SILENT, Recorder
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def decode(
     processors: LogitsProcessorList | None = None,
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
+    recorder: Recorder = SILENT,
 ) -> tuple[Output, DecodeStats]:
     """Write one output with two models, both of which have been given the source (`begin`).
 
@@ -158,6 +160,7 @@ def decode(
         processors: transformers' logits processors.
         keep_scores: keep each token's scores in the output.
         on_commit: called with the tokens that can no longer change, in order.
+        recorder: is told of every draft and every verdict, for a trace.
 
     Raises:
         BildError: a model's scores are NaN.
@@ -174,13 +177,15 @@ def decode(
         draft_ends = False  # a drafted token ends the output
         if turn == "small":
             limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
-            probabilities, draft_ends = _draft(
+            recorder.starts(small)
+            draft, draft_ends = _draft(
                 small, y, limit, config.fallback_threshold, stopping, processors
             )
-            if probabilities:
-                _refuse_nan(probabilities[-1], small, len(tokens))
-            unsure = len(probabilities) > len(tokens) - checked
-            drafted += len(tokens) - checked
+            if draft.probabilities:
+                _refuse_nan(draft.probabilities[-1], small, len(tokens))
+            recorder.drafted(draft)
+            unsure = draft.unsure is not None
+            drafted += len(draft.tokens)
             fallbacks += unsure
             full_windows += not (unsure or draft_ends)
             if draft_ends and config.variant != "verified":
@@ -188,9 +193,10 @@ def decode(
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
         # output the last token need not be fed, for nothing will follow it.
+        recorder.starts(large)
         verdict, scores = _verify(large, y, checked, len(tokens) - draft_ends, stopping, processors)
-        for i, score in enumerate(verdict.scores):
-            _refuse_nan(score, large, checked + i)
+        for i, probability in enumerate(verdict.probabilities):
+            _refuse_nan(probability, large, checked + i)
         window = len(tokens) - checked
         cut = policy.first_rollback(
             verdict.distances,
@@ -202,6 +208,7 @@ def decode(
 
         # 3. Roll both caches back to the first bad token, if there is one.
         kept = window if cut is None else cut
+        recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
         verifications += window > 0
         verified += kept
         if cut is not None:
@@ -214,7 +221,7 @@ def decode(
             break  # confirmed (variant "verified")
 
         # 4. Commit: the large model's own token at the cut, or after the window.
-        y.append(verdict.tokens[kept], scores and scores[kept])
+        y.append(verdict.tokens[kept], None if scores is None else scores[kept])
         done = stopping(y)
         if on_commit is not None:
             on_commit(tokens[checked:])
@@ -247,6 +254,7 @@ def decode_greedy(
     processors: LogitsProcessorList | None = None,
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
+    recorder: Recorder = SILENT,
 ) -> tuple[Output, DecodeStats]:
     """Write one output with one model: the baseline, over the same interface as `decode`.
 
@@ -259,8 +267,10 @@ def decode_greedy(
         # In steps, so that the process can be interrupted between them.
         step = 1 if on_commit is not None else 16
         limit = min(step, stopping.max_length - before)
-        probabilities, done = _draft(decoder, y, limit, 0.0, stopping, processors)
-        _refuse_nan(probabilities[-1], decoder, len(y.tokens))
+        recorder.starts(decoder)
+        draft, done = _draft(decoder, y, limit, 0.0, stopping, processors)
+        _refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
+        recorder.drafted(draft)
         if on_commit is not None:
             on_commit(y.tokens[before:])
     return y, DecodeStats(
@@ -277,25 +287,26 @@ def _draft(
     threshold: float,
     stopping: Stopping,
     processors: LogitsProcessorList | None,
-) -> tuple[list[float], bool]:
-    """`Decoder.draft` onto `y`: the probabilities, and whether the last token ends the output."""
+) -> tuple[Draft, bool]:
+    """`Decoder.draft` onto `y`, and whether its last token ends the output."""
     if not _looks_at_scores(y, stopping, processors):
         pending = y.tokens[decoder.length :]
-        written, probabilities = decoder.draft(pending, limit, threshold, stopping.eos_token_ids)
-        y.tokens += written
-        return probabilities, bool(written) and stopping(y)
+        draft = decoder.draft(pending, limit, threshold, stopping.eos_token_ids)
+        y.tokens += draft.tokens
+        return draft, bool(draft.tokens) and stopping(y)
 
-    probabilities = []
+    draft = Draft([], [], unsure=None)
     for _ in range(limit):
         scores = _scores(processors, y.tokens, decoder.feed(y.tokens[decoder.length :])[-1])
         token, probability = policy.top_token(scores.processed)
-        probabilities.append(probability)
+        draft.probabilities.append(probability)
         if policy.should_fall_back(probability, threshold) or probability != probability:
-            break
+            return draft._replace(unsure=token), False
+        draft.tokens.append(token)
         y.append(token, scores)
         if stopping(y):
-            return probabilities, True
-    return probabilities, False
+            return draft, True
+    return draft, False
 
 
 def _verify(

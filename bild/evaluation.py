@@ -190,30 +190,13 @@ def make_arms(work: Workload) -> dict[str, Arm]:
         "return_dict_in_generate": True,
     }
 
-    # Alone, too, the models write only ids that both know, not rows that pad one vocabulary.
-    rows = None if work.small is None else shared_vocab_size(work.large, work.small)
-
-    def alone(model: PreTrainedModel, name: str) -> Arm:
-        return lambda inputs: model.generate(
-            **inputs,
-            custom_generate=greedy_generate,
-            model_name=name,
-            shared_vocab=rows,
-            **options,
-        )
-
-    arms = {"vanilla": alone(work.large, "large")}
-    if work.small is not None:
-        small, bild_config = work.small, work.config.bild
-        arms["bild"] = lambda inputs: work.large.generate(
-            **inputs,
-            custom_generate=bild_generate,
-            small_model=small,
-            bild_config=bild_config,
-            **options,
-        )
+    pair = work.pair
+    arms: dict[str, Arm] = {"vanilla": lambda inputs: work.single.greedy(**inputs, **options)}
+    if pair is not None:
+        bild_config = work.config.bild
+        arms["bild"] = lambda inputs: pair.generate(**inputs, bild_config=bild_config, **options)
         if work.config.small_alone:
-            arms["small"] = alone(small, "small")
+            arms["small"] = lambda inputs: pair.greedy(**inputs, which="small", **options)
     return arms
 
 

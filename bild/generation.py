@@ -26,9 +26,10 @@ from transformers.generation import (
 from transformers.utils import ModelOutput
 
 from bild.config import BiLDConfig
-from bild.decoders import HuggingFaceDecoder
+from bild.decoders import Decoder, HuggingFaceDecoder
 from bild.decoding import DecodeStats, Output, Stopping, decode, decode_greedy
 from bild.errors import BildError
+from bild.trace import SILENT, Recorder, Trace, TraceRecorder
 from bild.vocabulary import shared_vocab_size
 
 # GenerationConfig fields that would change what is generated and that BiLD does not do.
@@ -57,12 +58,55 @@ class BiLDOutput(ModelOutput):
             logits processors, of the model that wrote it.
         logits: with `output_logits`, the same before the processors.
         stats: what happened.
+        trace: with `output_trace`, who wrote each token, and what came to nothing.
     """
 
     sequences: Tensor | None = None
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
     stats: DecodeStats | None = None
+    trace: Trace | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What transformers' `generate` makes of its arguments before it decodes.
+
+    Attributes:
+        prompt: decoder tokens to start from, (1, P).
+        stopping, processors: when an output ends, and what acts on scores.
+        config: everything else, with the model's own settings merged in.
+    """
+
+    prompt: Tensor
+    stopping: Stopping
+    processors: LogitsProcessorList
+    config: GenerationConfig
+
+    @property
+    def keeps_scores(self) -> bool:
+        c = self.config
+        return bool(c.return_dict_in_generate and (c.output_scores or c.output_logits))
+
+
+def make_plan(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **_: Any,
+) -> Plan:
+    """A decoding method for `custom_generate=` that decodes nothing.
+
+    Raises:
+        BildError: an unsupported setting, by name and value.
+    """
+    for name, allowed in UNSUPPORTED.items():
+        value = getattr(generation_config, name, None)
+        if value not in allowed:
+            raise BildError(f"BiLD does not support {name}={value!r}; use {name}={allowed[-1]!r}")
+    return Plan(input_ids, _stopping(stopping_criteria), logits_processor, generation_config)
 
 
 def bild_generate(
@@ -75,15 +119,19 @@ def bild_generate(
     small_model: PreTrainedModel | None = None,
     bild_config: BiLDConfig | None = None,
     bild_streamer: BaseStreamer | None = None,
+    output_trace: bool = False,
     **model_kwargs: Any,
 ) -> BiLDOutput | Tensor:
     """Big Little Decoder for `custom_generate=`; `model` is the large one.
+
+    It runs on transformers' own forward; `BiLDModel` offers the fast engine.
 
     Args:
         small_model: the model that drafts; it must share the large one's vocabulary.
         bild_config: thresholds and variant; the defaults of `BiLDConfig` if None.
         bild_streamer: gets tokens once they can no longer be rolled back (`streamer=` itself is
             not handed on by transformers; `BiLDModel.generate` takes it under that name).
+        output_trace: put a `Trace` into the output; needs `return_dict_in_generate`.
 
     The other arguments are made by `generate`: decoder prompt (1, P), processors, criteria,
     configuration, source ids (1, S), encoder outputs and attention mask.
@@ -94,29 +142,15 @@ def bild_generate(
     """
     if not isinstance(small_model, PreTrainedModel):
         raise BildError(f"bild_generate needs small_model=, a model, got {small_model!r}")
-    config = BiLDConfig() if bild_config is None else bild_config
-    if not isinstance(config, BiLDConfig):
-        raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}")
-    _refuse_unsupported(generation_config, inputs_tensor)
+    plan = make_plan(model, input_ids, logits_processor, stopping_criteria, generation_config)
+    check_source(inputs_tensor)
     vocab_size = shared_vocab_size(model, small_model)
     attention_mask = model_kwargs.get("attention_mask")
     large = HuggingFaceDecoder(model, "large", vocab_size)
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
     large.begin(model_kwargs["encoder_outputs"], attention_mask)
     small.begin(small.encode(inputs_tensor, attention_mask), attention_mask)
-    output, stats = decode(
-        large,
-        small,
-        input_ids[0].tolist(),
-        config,
-        _stopping(stopping_criteria),
-        logits_processor,
-        keep_scores=_wants_scores(generation_config),
-        on_commit=_streaming(bild_streamer, input_ids),
-    )
-    if bild_streamer is not None:
-        bild_streamer.end()
-    return _result(output, stats, generation_config, input_ids)
+    return decode_with_pair(plan, large, small, bild_config, bild_streamer, output_trace)
 
 
 def greedy_generate(
@@ -128,6 +162,8 @@ def greedy_generate(
     inputs_tensor: Tensor,
     model_name: str = "large",
     shared_vocab: int | None = None,
+    bild_streamer: BaseStreamer | None = None,
+    output_trace: bool = False,
     **model_kwargs: Any,
 ) -> BiLDOutput | Tensor:
     """Greedy decoding with one model, for `custom_generate=`: the baseline BiLD is timed against.
@@ -138,27 +174,72 @@ def greedy_generate(
     Args:
         model_name: what messages call the model.
         shared_vocab: write only the first so many ids, as a pair of which one has padding rows.
+        bild_streamer, output_trace: as there.
 
     Other arguments and errors as there.
     """
-    _refuse_unsupported(generation_config, inputs_tensor)
+    plan = make_plan(model, input_ids, logits_processor, stopping_criteria, generation_config)
+    check_source(inputs_tensor)
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
     decoder.begin(model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask"))
+    return decode_alone(plan, decoder, bild_streamer, output_trace)
+
+
+def decode_with_pair(
+    plan: Plan,
+    large: Decoder,
+    small: Decoder,
+    bild_config: BiLDConfig | None,
+    streamer: BaseStreamer | None = None,
+    output_trace: bool = False,
+) -> BiLDOutput | Tensor:
+    """`decode` by a plan; both decoders have been given the source."""
+    config = BiLDConfig() if bild_config is None else bild_config
+    if not isinstance(config, BiLDConfig):
+        raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}")
+    recorder = _recorder(output_trace, plan.config)
+    output, stats = decode(
+        large,
+        small,
+        plan.prompt[0].tolist(),
+        config,
+        plan.stopping,
+        plan.processors,
+        keep_scores=plan.keeps_scores,
+        on_commit=_streaming(streamer, plan.prompt),
+        recorder=recorder,
+    )
+    if streamer is not None:
+        streamer.end()
+    return _result(plan, output, stats, recorder)
+
+
+def decode_alone(
+    plan: Plan,
+    decoder: Decoder,
+    streamer: BaseStreamer | None = None,
+    output_trace: bool = False,
+) -> BiLDOutput | Tensor:
+    """`decode_greedy` by a plan; the decoder has been given the source."""
+    recorder = _recorder(output_trace, plan.config)
     output, stats = decode_greedy(
         decoder,
-        input_ids[0].tolist(),
-        _stopping(stopping_criteria),
-        logits_processor,
-        keep_scores=_wants_scores(generation_config),
+        plan.prompt[0].tolist(),
+        plan.stopping,
+        plan.processors,
+        keep_scores=plan.keeps_scores,
+        on_commit=_streaming(streamer, plan.prompt),
+        recorder=recorder,
     )
-    return _result(output, stats, generation_config, input_ids)
+    if streamer is not None:
+        streamer.end()
+    return _result(plan, output, stats, recorder)
 
 
-def _refuse_unsupported(config: GenerationConfig, inputs: Tensor) -> None:
-    for name, allowed in UNSUPPORTED.items():
-        value = getattr(config, name, None)
-        if value not in allowed:
-            raise BildError(f"BiLD does not support {name}={value!r}; use {name}={allowed[-1]!r}")
+def check_source(inputs: Tensor | None) -> Tensor:
+    """Source ids (1, S); anything else is refused."""
+    if inputs is None:
+        raise BildError("BiLD needs input_ids=, for both models read the source")
     if inputs.ndim != 2 or inputs.is_floating_point() or bool((inputs < 0).any()):
         raise BildError(
             "BiLD needs input_ids of shape (1, tokens), for both models read the source; "
@@ -166,6 +247,7 @@ def _refuse_unsupported(config: GenerationConfig, inputs: Tensor) -> None:
         )
     if inputs.shape[0] != 1:
         raise BildError(f"BiLD decodes one input at a time, got a batch of {inputs.shape[0]}")
+    return inputs
 
 
 def _stopping(criteria: StoppingCriteriaList) -> Stopping:
@@ -197,14 +279,17 @@ def _streaming(streamer: BaseStreamer | None, prompt: Tensor) -> Callable[[list[
     return commit
 
 
-def _wants_scores(config: GenerationConfig) -> bool:
-    return bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
+def _recorder(output_trace: bool, config: GenerationConfig) -> Recorder:
+    if output_trace and not config.return_dict_in_generate:
+        raise BildError("output_trace=True needs return_dict_in_generate=True, to be put into")
+    return TraceRecorder() if output_trace else SILENT
 
 
 def _result(
-    output: Output, stats: DecodeStats, config: GenerationConfig, prompt: Tensor
+    plan: Plan, output: Output, stats: DecodeStats, recorder: Recorder
 ) -> BiLDOutput | Tensor:
-    sequences = torch.tensor([output.tokens], device=prompt.device)
+    sequences = torch.tensor([output.tokens], device=plan.prompt.device)
+    config = plan.config
     if not config.return_dict_in_generate:
         return sequences
     return BiLDOutput(
@@ -212,4 +297,5 @@ def _result(
         scores=tuple(s.processed[None] for s in output.scores) if config.output_scores else None,
         logits=tuple(s.raw[None] for s in output.scores) if config.output_logits else None,
         stats=stats,
+        trace=recorder.trace(),
     )

@@ -16,10 +16,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.generation import BaseStreamer
+from transformers.modeling_outputs import BaseModelOutput
 
-from bild.config import BiLDConfig
+from bild.config import BiLDConfig, Writer
+from bild.decoders import Decoder, EngineName, make_engine
 from bild.errors import BildError
-from bild.generation import BiLDOutput, bild_generate
+from bild.generation import (
+    BiLDOutput,
+    Plan,
+    check_source,
+    decode_alone,
+    decode_with_pair,
+    make_plan,
+)
 from bild.hub import resolve_model, resolve_tokenizer
 from bild.vocabulary import check_tokenizers, shared_vocab_size
 
@@ -28,16 +37,40 @@ class BiLDModel:
     """Two encoder-decoder models that share a tokenizer, and one `generate`.
 
     Args:
-        large, small: the pair.
+        large, small: the pair. The fast engine arranges their weights once: a model whose weights
+            are changed afterwards needs a new `BiLDModel`.
+        engine: "transformers" for the library's own forward; "fast" for the static-cache engine
+            (T5, mT5, Flan-T5, UMT5); "auto" for "fast" where it covers the model.
+        precision: of the weights that the fast engine reads: "float32", "bfloat16" or "int8" (one
+            scale a row, activations stay float32); None for the models' own.
+        compile: whether the fast engine runs in machine code compiled on this machine (CPU only;
+            seconds, once); None for yes, where there is a C++ compiler.
 
     Raises:
-        BildError: the models cannot be a pair; the values that differ are named.
+        BildError: the models cannot be a pair, or the engine cannot run them so; the values that
+            do not fit are named.
     """
 
-    def __init__(self, large: PreTrainedModel, small: PreTrainedModel) -> None:
-        shared_vocab_size(large, small)
+    def __init__(
+        self,
+        large: PreTrainedModel,
+        small: PreTrainedModel,
+        *,
+        engine: EngineName = "auto",
+        precision: str | None = None,
+        compile: bool | None = None,
+    ) -> None:
+        self.vocab_size = shared_vocab_size(large, small)
         self.large = large.eval()
         self.small = small.eval()
+        self._options: Any = {"engine": engine, "precision": precision, "compile": compile}
+        self._arrange()
+
+    def _arrange(self) -> None:
+        self.models = {
+            name: SingleModel(model, name, self.vocab_size, **self._options)
+            for name, model in (("large", self.large), ("small", self.small))
+        }
 
     @classmethod
     def from_pretrained(
@@ -47,6 +80,9 @@ class BiLDModel:
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        engine: EngineName = "auto",
+        precision: str | None = None,
+        compile: bool | None = None,
         **kwargs: Any,
     ) -> BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
@@ -55,13 +91,14 @@ class BiLDModel:
             large, small: checkpoints.
             dtype: precision of both models.
             device: where both models go.
+            engine, precision, compile: as for `BiLDModel`.
             **kwargs: passed on to transformers' `from_pretrained` for both.
 
         Raises:
             BildError: a checkpoint that cannot be found, or models that cannot be a pair.
         """
         models = (load_model(name, dtype, device, **kwargs) for name in (large, small))
-        return cls(*models)
+        return cls(*models, engine=engine, precision=precision, compile=compile)
 
     @property
     def device(self) -> torch.device:
@@ -71,6 +108,7 @@ class BiLDModel:
         """Move or cast both models, as `torch.nn.Module.to`."""
         self.large.to(*args, **kwargs)
         self.small.to(*args, **kwargs)
+        self._arrange()
         return self
 
     def generate(
@@ -80,6 +118,7 @@ class BiLDModel:
         bild_config: BiLDConfig | None = None,
         *,
         streamer: BaseStreamer | None = None,
+        output_trace: bool = False,
         **generate_kwargs: Any,
     ) -> BiLDOutput | Tensor:
         """Generate with both models; arguments and defaults of transformers' `generate`.
@@ -89,6 +128,7 @@ class BiLDModel:
             attention_mask: (1, S), 1 for tokens and 0 for padding.
             bild_config: thresholds and variant.
             streamer: gets tokens once they can no longer be rolled back.
+            output_trace: put a `.trace` of who wrote each token into the output.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on.
 
@@ -99,16 +139,95 @@ class BiLDModel:
         Raises:
             BildError: an unsupported setting, by name and value.
         """
-        generate_kwargs.setdefault("return_dict_in_generate", True)
-        return self.large.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            custom_generate=bild_generate,
-            small_model=self.small,
-            bild_config=bild_config,
-            bild_streamer=streamer,
-            **generate_kwargs,
+        plan = self.models["large"].plan(input_ids, generate_kwargs)
+        large, small = (m.begin(input_ids, attention_mask) for m in self.models.values())
+        return decode_with_pair(plan, large, small, bild_config, streamer, output_trace)
+
+    def greedy(
+        self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
+    ) -> BiLDOutput | Tensor:
+        """Generate with one of the models alone, on its engine: the baseline of `generate`.
+
+        Args:
+            which: "large" or "small".
+
+        Other arguments, results and errors as of `SingleModel.greedy`. It writes only ids that
+        both models know.
+        """
+        if which not in self.models:
+            raise BildError(f"which must be large or small, got {which!r}")
+        return self.models[which].greedy(input_ids, **kwargs)
+
+
+class SingleModel:
+    """One encoder-decoder model on an engine.
+
+    Args:
+        model: the model, in evaluation mode.
+        name: what messages call it.
+        vocab_size: write only the first so many ids; None for all.
+        engine, precision, compile: as for `BiLDModel`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str = "large",
+        vocab_size: int | None = None,
+        *,
+        engine: EngineName = "auto",
+        precision: str | None = None,
+        compile: bool | None = None,
+    ) -> None:
+        self.model, self.name, self.vocab_size = model, name, vocab_size
+        self.engine = make_engine(model, engine, precision, compile)
+        self._plans: dict[Any, tuple[dict[str, Any], Plan]] = {}
+
+    def greedy(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+        output_trace: bool = False,
+        **generate_kwargs: Any,
+    ) -> BiLDOutput | Tensor:
+        """Generate greedily; arguments, results and errors as of `BiLDModel.generate`.
+
+        Its forwards are counted as the large model's.
+        """
+        plan = self.plan(input_ids, generate_kwargs)
+        decoder = self.begin(input_ids, attention_mask)
+        return decode_alone(plan, decoder, streamer, output_trace)
+
+    def begin(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Decoder:
+        """A decoder that has read the source, (1, S)."""
+        source = check_source(input_ids)
+        decoder = self.engine.decoder(self.name, self.vocab_size)
+        decoder.begin(decoder.encode(source, attention_mask), attention_mask)
+        return decoder
+
+    def plan(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> Plan:
+        """What transformers makes of `generate`'s keywords; remembered, for it takes 2 ms.
+
+        Only where nothing but plain settings is given and nothing but lengths and end of sequence
+        stops the output, so that no plan depends on an input.
+        """
+        source = check_source(input_ids)
+        kwargs = {"return_dict_in_generate": True, **kwargs}
+        plain = all(v is None or isinstance(v, (bool, int, float)) for v in kwargs.values())
+        key = tuple(sorted(kwargs.items())) if plain else None
+        settings = dict(vars(self.model.generation_config))
+        known = self._plans.get(key)
+        if known is not None and known[0] == settings:
+            return known[1]
+        nothing = BaseModelOutput(last_hidden_state=torch.empty(*source.shape, 0))
+        plan: Plan = self.model.generate(
+            input_ids=source, encoder_outputs=nothing, custom_generate=make_plan, **kwargs
         )
+        if plain and not plan.processors and not plan.stopping.criteria:
+            self._plans[key] = settings, plan
+        return plan
 
 
 def load_model(

@@ -31,7 +31,7 @@ def should_fall_back(probability: float, threshold: float) -> bool:
     return probability < threshold
 
 
-def distances(large_logits: Tensor, drafted: Tensor) -> Tensor:
+def distances(large_logits: Tensor, drafted: Tensor, normalizers: Tensor | None = None) -> Tensor:
     """How far the large model is from each drafted token, in nats; (T,).
 
     It is the large model's cross-entropy with the small one's hard label, `-log p_L(drafted)`
@@ -40,9 +40,12 @@ def distances(large_logits: Tensor, drafted: Tensor) -> Tensor:
     Args:
         large_logits: (T, V), the large model's raw logits at the drafted positions.
         drafted: (T,), the tokens the small model wrote.
+        normalizers: (T,), the logsumexp of each row of the logits, where it is known already.
     """
     logits = large_logits.float()
-    return logits.logsumexp(-1) - logits.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
+    if normalizers is None:
+        normalizers = logits.logsumexp(-1)
+    return normalizers - logits.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
 
 
 def first_rollback(

@@ -1,6 +1,17 @@
 """One owner per model and KV cache, spoken to in lengths."""
 
-from bild.decoders.base import Decoder, Verdict, judge
+from bild.decoders.base import Decoder, Draft, Verdict, judge
+from bild.decoders.engines import Engine, EngineName, HuggingFaceEngine, make_engine
 from bild.decoders.huggingface import HuggingFaceDecoder
 
-__all__ = ["Decoder", "HuggingFaceDecoder", "Verdict", "judge"]
+__all__ = [
+    "Decoder",
+    "Draft",
+    "Engine",
+    "EngineName",
+    "HuggingFaceDecoder",
+    "HuggingFaceEngine",
+    "Verdict",
+    "judge",
+    "make_engine",
+]

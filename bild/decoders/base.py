@@ -5,6 +5,7 @@ Letters used for shapes: S source tokens, T fed tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -15,18 +16,33 @@ from torch import Tensor
 from bild import policy
 
 
+class Draft(NamedTuple):
+    """What one model wrote on its own.
+
+    Attributes:
+        tokens: the tokens written (not all fed: the last one is not).
+        probabilities: one for each of them, and one more for `unsure`.
+        unsure: the token at which writing ended and that was not written, because its
+            probability is below the threshold, or NaN; None where there is no such token.
+    """
+
+    tokens: list[int]
+    probabilities: list[float]
+    unsure: int | None
+
+
 class Verdict(NamedTuple):
     """What the large model says of T drafted tokens.
 
     Attributes:
         tokens: its own choice at each drafted position, and at the one after them if that was
             scored.
-        scores: the scores of those choices; NaN where the model is damaged.
+        probabilities: those of its choices; NaN where the model is damaged.
         distances: T values, its distance from each drafted token in nats (`policy.distances`).
     """
 
     tokens: list[int]
-    scores: list[float]
+    probabilities: list[float]
     distances: list[float]
 
 
@@ -81,7 +97,7 @@ class Decoder(ABC):
         limit: int,
         threshold: float,
         eos_token_ids: Collection[int] = (),
-    ) -> tuple[list[int], list[float]]:
+    ) -> Draft:
         """Feed `pending`, then write greedily until unsure, at the end, or at the limit.
 
         Args:
@@ -89,11 +105,6 @@ class Decoder(ABC):
             limit: tokens to write at most.
             threshold: a token whose probability is below it is not written, and writing ends.
             eos_token_ids: writing ends with one of these.
-
-        Returns:
-            The tokens written (not all fed: the last one is not), and the probabilities: one for
-            each, and one more of the token that was not written where there is such a token.
-            Writing also ends at a probability that is NaN.
         """
         tokens: list[int] = []
         probabilities: list[float] = []
@@ -101,12 +112,12 @@ class Decoder(ABC):
             token, probability = policy.top_token(self.feed(pending)[-1])
             probabilities.append(probability)
             if policy.should_fall_back(probability, threshold) or probability != probability:
-                break
+                return Draft(tokens, probabilities, unsure=token)
             tokens.append(token)
             if token in eos_token_ids:
                 break
             pending = [token]
-        return tokens, probabilities
+        return Draft(tokens, probabilities, unsure=None)
 
     def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
         """Feed `pending` in ONE forward and judge the drafted tokens by its logits.
@@ -123,11 +134,14 @@ class Decoder(ABC):
 
 def judge(scores: Tensor, raw: Tensor, drafted: Sequence[int]) -> Verdict:
     """The verdict on T drafted tokens, from the scores (T or T + 1, V) and their raw logits."""
-    best = scores.max(-1)
+    n, drafts = len(scores), len(drafted)
+    floats = scores.float()
+    best, normalizers = floats.max(-1), floats.logsumexp(-1)
     asked = torch.tensor(drafted, dtype=torch.long, device=raw.device)
-    distances = policy.distances(raw[: len(drafted)], asked)
+    known = normalizers[:drafts] if raw is scores else None
+    distances = policy.distances(raw[:drafts], asked, known)
     # One transfer for all three: float64 holds a token id exactly.
-    n = len(scores)
-    parts = (best.indices.double(), best.values.double(), distances.double())
+    parts = (best.indices.double(), (normalizers - best.values).double(), distances.double())
     values = torch.cat(parts).tolist()
-    return Verdict([int(v) for v in values[:n]], values[n : 2 * n], values[2 * n :])
+    probabilities = [math.exp(-v) for v in values[n : 2 * n]]
+    return Verdict([int(v) for v in values[:n]], probabilities, values[2 * n :])
