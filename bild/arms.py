@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from bild.config import BiLDConfig
-from bild.decoders import Decoder
+from bild.decoders import Decoder, EngineName
 from bild.decoding import DecodeStats
 from bild.errors import BildError
 from bild.files import write_atomically
@@ -174,10 +174,9 @@ class TransformersArm(Arm):
                 lambda: self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
-                    max_new_tokens=case.max_new_tokens,
-                    min_new_tokens=case.max_new_tokens if case.exact else None,
                     do_sample=False,
                     num_beams=1,
+                    **_limits(case, self.model),
                     **self.options,
                 ),
             )
@@ -197,6 +196,16 @@ class TransformersArm(Arm):
             self.small.generation_config = before
             if self.forward is not None:
                 del self.model.forward
+
+
+def _limits(case: Case, model: PreTrainedModel) -> dict[str, Any]:
+    """A case's limits for `generate`."""
+    limits: dict[str, Any] = {"max_new_tokens": case.max_new_tokens}
+    if case.exact:
+        # One past the last id: no model writes that. (min_new_tokens would do, but is looked at
+        # with every token.)
+        limits["eos_token_id"] = model.get_output_embeddings().weight.shape[0]
+    return limits
 
 
 def _compiled_steps(model: PreTrainedModel) -> Callable[..., Any]:
@@ -229,28 +238,26 @@ class BiLDArm(Arm):
         kit: Kit,
         precision: str,
         what: Literal["bild", "large", "small"],
-        engine: str,
+        engine: EngineName,
         compile: bool | None = None,
     ) -> None:
         super().__init__(kit, precision)
         self.what = what
         models = kit.models("float32" if precision == "int8" else precision)
         self.models = dict(zip(("large", "small"), models, strict=True))
-        self.pair = BiLDModel(*models, engine=engine, precision=precision, compile=compile)
+        # transformers has the models' own precision.
+        asked = precision if engine == "fast" else None
+        self.pair = BiLDModel(*models, engine=engine, precision=asked, compile=compile)
 
     def run(self, case: Case) -> Outcome:
         ids = case.input_ids.to(self.kit.device)
-        options = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "max_new_tokens": case.max_new_tokens,
-            "min_new_tokens": case.max_new_tokens if case.exact else None,
-        }
+        mask = torch.ones_like(ids)
+        limits = _limits(case, self.pair.large)
 
         def decode() -> Any:
             if self.what == "bild":
-                return self.pair.generate(bild_config=self.kit.bild, **options)
-            return self.pair.greedy(which=self.what, **options)
+                return self.pair.generate(ids, mask, self.kit.bild, **limits)
+            return self.pair.greedy(ids, which=self.what, attention_mask=mask, **limits)
 
         with ForwardClock(self.models, self.kit.device) as clock:
             output, seconds = timed(self.kit.device, decode)
@@ -264,7 +271,10 @@ class BiLDArm(Arm):
         return Outcome(output.sequences[0, 1:].tolist(), seconds, times, stats)
 
     def decoders(self) -> tuple[Decoder, Decoder] | None:
-        return self.pair.decoders() if self.what == "bild" else None
+        if self.what != "bild":
+            return None
+        large, small = (m.engine.decoder(m.name, m.vocab_size) for m in self.pair.models.values())
+        return large, small
 
 
 class CTranslate2Arm(Arm):

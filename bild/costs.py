@@ -13,6 +13,7 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,9 @@ def measure_steps(
 ) -> StepTimes:
     """Time each step of two decoders in the middle of an output; medians.
 
+    The two take turns as they do when they decode, so that each finds the processor's caches full
+    of the other's weights.
+
     Args:
         large, small: the pair.
         input_ids: source tokens, (1, S).
@@ -136,32 +140,31 @@ def measure_steps(
     device = large.device
     mask = torch.ones_like(input_ids)
     token = int(input_ids[0, 0])
+    drafted = max(WIDTHS) - 1
+    encoders: list[float] = []
+    steps: dict[int, list[float]] = {width: [] for width in WIDTHS}
+    drafts: list[float] = []
 
     def encode(decoder: Decoder) -> None:
         decoder.begin(decoder.encode(input_ids, mask), mask)
 
-    def median(call: Callable[[], object], decoder: Decoder | None = None) -> float:
-        seconds = []
-        for _ in range(repeats):
-            seconds.append(timed(device, call)[1])
-            if decoder is not None:
-                decoder.rollback_to(prefix)
-        return statistics.median(seconds)
-
-    def verify(width: int) -> Callable[[], object]:
-        tokens = [token] * width
-        return lambda: large.verify(tokens, tokens[1:])
-
-    drafted = max(WIDTHS) - 1
-    encoders = median(lambda: encode(large)) + median(lambda: encode(small))
+    for _ in range(repeats):
+        encoders.append(sum(timed(device, partial(encode, d))[1] for d in (large, small)))
     for decoder in (large, small):
         for start in range(0, prefix, max(WIDTHS)):
             decoder.feed([token] * min(max(WIDTHS), prefix - start))
-    steps = {}
-    for width in WIDTHS:
-        steps[width] = median(verify(width), large)
-    draft = median(lambda: small.draft([token], drafted, 0.0), small)
-    return StepTimes(encoders, steps, draft / drafted)
+    for _ in range(repeats):
+        for width in WIDTHS:
+            tokens = [token] * width
+            steps[width].append(timed(device, partial(large.verify, tokens, tokens[1:]))[1])
+            drafts.append(timed(device, partial(small.draft, [token], drafted, 0.0))[1])
+            large.rollback_to(prefix)
+            small.rollback_to(prefix)
+    return StepTimes(
+        statistics.median(encoders),
+        {width: statistics.median(seconds) for width, seconds in steps.items()},
+        statistics.median(drafts) / drafted,
+    )
 
 
 def median_steps(measured: Sequence[StepTimes]) -> StepTimes:

@@ -39,7 +39,7 @@ from transformers import (
 
 from bild.benchmarks import PublishedRow, Thresholds, get
 from bild.config import BiLDConfig
-from bild.decoders import Decoder, Verdict
+from bild.decoders import Decoder, Draft, Verdict
 from bild.decoding import DecodeStats, Stopping, decode
 from bild.errors import BildError
 
@@ -224,7 +224,7 @@ class _ScriptedLarge(_Scripted):
         self.feed(pending)
         rows = len(pending) - first_row
         distances = [0.0 if token == _RIGHT else math.inf for token in drafted]
-        return Verdict([_RIGHT] * rows, [0.0] * rows, distances)
+        return Verdict([_RIGHT] * rows, [1.0] * rows, distances)
 
 
 class _ScriptedSmall(_Scripted):
@@ -240,7 +240,7 @@ class _ScriptedSmall(_Scripted):
 
     def draft(
         self, pending: Sequence[int], limit: int, threshold: float, eos_token_ids: Any = ()
-    ) -> tuple[list[int], list[float]]:
+    ) -> Draft:
         tokens: list[int] = []
         while len(tokens) < limit:
             self.feed(pending)
@@ -251,11 +251,11 @@ class _ScriptedSmall(_Scripted):
             kind = self.kinds[position]
             if kind == "unsure":
                 self.draws.fallbacks -= 1
-                return tokens, [1.0] * len(tokens) + [0.0]
+                return Draft(tokens, [1.0] * len(tokens) + [0.0], unsure=_RIGHT)
             self.wrong |= kind == "wrong"
             tokens.append(_WRONG if kind == "wrong" else _RIGHT)
             pending = tokens[-1:]
-        return tokens, [1.0] * len(tokens)
+        return Draft(tokens, [1.0] * len(tokens), unsure=None)
 
     def rollback_to(self, length: int) -> None:
         super().rollback_to(length)
