@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bild.errors import BildError
 
@@ -21,6 +21,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which code runs the models; read by `engine_options`."""
+    add = parser.add_argument
+    add("--engine", default="auto", help="auto, fast or transformers (default: fast where it can)")
+    add("--precision", help="float32, bfloat16 or int8 weights in the fast engine")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="fast engine in machine code (default: where there is a C++ compiler)",
+    )
+
+
+def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_engine_options` set, by the names of `BiLDModel`'s arguments."""
+    return {name: getattr(arguments, name) for name in ("engine", "precision", "compile")}
 
 
 def run(main: Callable[[], None]) -> None:

@@ -26,8 +26,8 @@ from bild.data import Example, LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
 from bild.files import check_writable, open_run, read_lines
-from bild.generation import BiLDOutput, bild_generate, greedy_generate
-from bild.pair import load_model, load_tokenizer
+from bild.generation import BiLDOutput
+from bild.pair import BiLDModel, SingleModel, load_model, load_tokenizer
 from bild.record import SCHEMA, RunRecord, environment, peak_memory
 from bild.sources import Sources, locate
 from bild.vocabulary import shared_vocab_size
@@ -79,6 +79,7 @@ class Workload:
     data: LoadedData
     large: PreTrainedModel
     small: PreTrainedModel | None
+    runner: BiLDModel | SingleModel  # the pair on its engine, or the large model alone
     tokenizer: PreTrainedTokenizerBase
     models: dict[str, Any]
 
@@ -111,7 +112,11 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
             f"the tokenizer has {len(tokenizer)} tokens but the models know only {rows}; "
             "name the tokenizer they were trained with by --tokenizer"
         )
-    return Workload(config, sources.benchmark, sources.data, large, small, tokenizer, models)
+    options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
+    runner = SingleModel(large, **options) if small is None else BiLDModel(large, small, **options)
+    return Workload(
+        config, sources.benchmark, sources.data, large, small, runner, tokenizer, models
+    )
 
 
 def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
@@ -154,6 +159,7 @@ def evaluate(
     work = prepare(config, locate(config) if sources is None else sources)
     arms = make_arms(work)
     env = environment(work.large.device, getattr(torch, config.dtype))  # the code that runs now
+    env["engine"] = str(work.runner.engine)
     with open_run(output_dir / config.task, work.identity) as folder:
         samples = read_samples(folder / "samples.jsonl")
         resumed = len(samples)
@@ -178,25 +184,25 @@ def evaluate(
 
 # ------------------------------------------------------------------------------ decoding
 
-Arm = Callable[[dict[str, torch.Tensor]], BiLDOutput]
+Arm = Callable[[dict[str, Any]], Any]  # source tensors -> BiLDOutput
 
 
 def make_arms(work: Workload) -> dict[str, Arm]:
     """The arms of a workload: source tensors -> output."""
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": work.benchmark.max_new_tokens,
         "do_sample": False,
         "num_beams": 1,
         "return_dict_in_generate": True,
     }
 
-    pair = work.pair
-    arms: dict[str, Arm] = {"vanilla": lambda inputs: work.single.greedy(**inputs, **options)}
-    if pair is not None:
+    runner = work.runner
+    arms: dict[str, Arm] = {"vanilla": lambda inputs: runner.greedy(**inputs, **options)}
+    if isinstance(runner, BiLDModel):
         bild_config = work.config.bild
-        arms["bild"] = lambda inputs: pair.generate(**inputs, bild_config=bild_config, **options)
+        arms["bild"] = lambda inputs: runner.generate(**inputs, bild_config=bild_config, **options)
         if work.config.small_alone:
-            arms["small"] = lambda inputs: pair.greedy(**inputs, which="small", **options)
+            arms["small"] = lambda inputs: runner.greedy(**inputs, which="small", **options)
     return arms
 
 
@@ -237,14 +243,18 @@ def tokenize(work: Workload, example: Example) -> tuple[dict[str, torch.Tensor],
 
 
 def _decode(work: Workload, arm: Arm, inputs: dict[str, torch.Tensor]) -> ArmSample:
-    models = [work.large] if work.small is None else [work.large, work.small]
-    with timing.EncoderClock(models) as clock:
+    models = {"large": work.large}
+    if work.small is not None:
+        models["small"] = work.small
+    with timing.ForwardClock(models, work.large.device) as clock:
+        output: BiLDOutput
         output, seconds = timing.timed(work.large.device, lambda: arm(inputs))
     assert output.sequences is not None
     assert output.stats is not None
     tokens = output.sequences[0].tolist()
+    encoder_seconds = sum(t.encoder for t in clock.times.values())
     text = work.tokenizer.decode(tokens, skip_special_tokens=True)
-    return ArmSample(text, tokens, seconds, clock.seconds, output.stats)
+    return ArmSample(text, tokens, seconds, encoder_seconds, output.stats)
 
 
 # ------------------------------------------------------------------------------ figures

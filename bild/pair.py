@@ -19,7 +19,7 @@ from transformers.generation import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.config import BiLDConfig, Writer
-from bild.decoders import Decoder, EngineName, make_engine
+from bild.decoders import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
 from bild.generation import (
     BiLDOutput,
@@ -103,6 +103,11 @@ class BiLDModel:
     @property
     def device(self) -> torch.device:
         return self.large.device
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the large model."""
+        return self.models["large"].engine
 
     def to(self, *args: Any, **kwargs: Any) -> BiLDModel:
         """Move or cast both models, as `torch.nn.Module.to`."""

@@ -77,8 +77,8 @@ def comparable(a: RunRecord, b: RunRecord) -> None:
     """Refuse two runs whose scores or speeds must not be set side by side.
 
     Raises:
-        BildError: they differ in data, large model, precision, device or metric; both values
-            are named.
+        BildError: they differ in data, large model, precision, device, engine or metric; both
+            values are named.
     """
     for what, left, right in (
         ("data", a.data["sha256"], b.data["sha256"]),
@@ -86,6 +86,7 @@ def comparable(a: RunRecord, b: RunRecord) -> None:
         ("metrics", a.quality["vanilla"]["signature"], b.quality["vanilla"]["signature"]),
         ("precisions", a.env["dtype"], b.env["dtype"]),
         ("devices", a.env["device"], b.env["device"]),
+        ("engines", a.env.get("engine"), b.env.get("engine")),
     ):
         if left != right:
             raise BildError(f"these runs cannot be compared: their {what} differ, {left} / {right}")

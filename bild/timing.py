@@ -33,39 +33,6 @@ def timed(device: torch.device, call: Callable[[], Result]) -> tuple[Result, flo
     return result, time.perf_counter() - start
 
 
-class EncoderClock:
-    """Within `with EncoderClock(models) as clock:`, adds up the seconds spent in their encoders."""
-
-    def __init__(self, models: Sequence[Any]) -> None:
-        self.seconds = 0.0
-        self._encoders: list[nn.Module] = [m.get_encoder() for m in models]
-        self._started = 0.0
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> EncoderClock:
-        def before(module: nn.Module, _: Any) -> None:
-            synchronize(next(module.parameters()).device)
-            self._started = time.perf_counter()
-
-        def after(module: nn.Module, *_: Any) -> None:
-            synchronize(next(module.parameters()).device)
-            self.seconds += time.perf_counter() - self._started
-
-        for encoder in self._encoders:
-            self._handles.append(encoder.register_forward_pre_hook(before))
-            self._handles.append(encoder.register_forward_hook(after))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 @dataclass
 class ModelTime:
     """One model's share of a decoding: seconds in its encoder and in its decoder's forwards."""

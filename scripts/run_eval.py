@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bild.benchmarks import BENCHMARKS, MODES, get
-from bild.cli import Parser, quiet_loading, run
+from bild.cli import Parser, add_engine_options, engine_options, quiet_loading, run
 from bild.config import DTYPES, BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
@@ -49,6 +49,7 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
     add("--max-new-tokens", type=int, metavar="N")
     add("--dtype", default="float32", help=", ".join(DTYPES))
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add_engine_options(parser)
     add("--no-small-alone", action="store_true", help="leave out the small model alone")
     add("--warmup", type=int, default=2, metavar="N", help="untimed examples (default: 2)")
     add("--seed", type=int, default=0)
@@ -84,6 +85,7 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
             max_new_tokens=a.max_new_tokens,
             dtype=a.dtype,
             device=a.device,
+            **engine_options(a),
             small_alone=not a.no_small_alone,
             warmup=a.warmup,
             seed=a.seed,

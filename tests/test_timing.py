@@ -13,19 +13,20 @@ def test_timed_measures_the_call():
     assert 0.05 <= seconds < 1
 
 
-def test_encoder_clock_counts_the_encoders_alone_and_lets_go(monkeypatch):
+def test_forward_clock_counts_each_model_alone_and_lets_go(monkeypatch):
     model = tiny_t5(1)
     encoder = model.get_encoder()
     forward = encoder.forward
     monkeypatch.setattr(encoder, "forward", lambda *a, **k: time.sleep(0.05) or forward(*a, **k))
     (source,) = sources(1, 1)
-    with timing.EncoderClock([model]) as clock:
+    with timing.ForwardClock({"large": model}, torch.device("cpu")) as clock:
         time.sleep(0.2)
         model.generate(source, max_new_tokens=3)
-    assert 0.05 <= clock.seconds < 0.2
-    before = clock.seconds
+    assert 0.05 <= clock.times["large"].encoder < 0.2
+    assert clock.times["large"].forwards == 3
+    before = clock.times["large"].encoder
     model.generate(source, max_new_tokens=3)
-    assert clock.seconds == before
+    assert clock.times["large"].encoder == before
 
 
 def test_speedup_is_the_ratio_of_sums_within_its_interval():

@@ -14,13 +14,24 @@ from transformers import (
     PegasusForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 EOS, PAD = 1, 0
 
 
 def tiny_t5(
-    seed=0, *, layers=2, decoder_layers=2, vocab=16, kind="t5", noise=0.0, width=16, tied=False
+    seed=0,
+    *,
+    layers=2,
+    decoder_layers=2,
+    vocab=16,
+    kind="t5",
+    noise=0.0,
+    width=16,
+    head_width=8,
+    tied=False,
 ):
     """A random T5 whose outputs vary: the head is scaled up so that it is sure now and then.
 
@@ -30,12 +41,13 @@ def tiny_t5(
     config_class, model_class = {
         "t5": (T5Config, T5ForConditionalGeneration),
         "mt5": (MT5Config, MT5ForConditionalGeneration),
+        "umt5": (UMT5Config, UMT5ForConditionalGeneration),
     }[kind]
-    gated = kind == "mt5"
+    gated = kind != "t5"
     config = config_class(
         vocab_size=vocab,
         d_model=width,
-        d_kv=8,
+        d_kv=head_width,
         num_heads=2,
         d_ff=32,
         num_layers=layers,

@@ -6,7 +6,7 @@ An engine is what does not change between sequences; its decoders hold one seque
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 from transformers import PreTrainedModel
 
@@ -32,8 +32,8 @@ class Engine(Protocol):
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         """A decoder for one sequence at a time; arguments as `HuggingFaceDecoder`'s."""
 
-    def describe(self) -> dict[str, Any]:
-        """Name, precision of the decoder's weights, and whether it is compiled; for records."""
+    def __str__(self) -> str:
+        """Name, precision of the weights, and whether it is compiled; for records."""
 
 
 class HuggingFaceEngine:
@@ -45,9 +45,8 @@ class HuggingFaceEngine:
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         return HuggingFaceDecoder(self.model, name, vocab_size)
 
-    def describe(self) -> dict[str, Any]:
-        precision = str(self.model.dtype).removeprefix("torch.")
-        return {"name": "transformers", "precision": precision, "compiled": False}
+    def __str__(self) -> str:
+        return f"transformers, {str(self.model.dtype).removeprefix('torch.')}"
 
 
 def make_engine(

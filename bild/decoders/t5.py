@@ -86,8 +86,8 @@ class T5Engine:
         """Per layer the three projections of self-attention in one, (3 H C, D); a copy."""
         return [torch.cat([layer[n] for n in "qkv"]) for layer in self.weights.layers]
 
-    def describe(self) -> dict[str, Any]:
-        return {"name": "fast", "precision": self.precision, "compiled": self.compiled}
+    def __str__(self) -> str:
+        return f"fast, {self.precision}, {'compiled' if self.compiled else 'not compiled'}"
 
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         rows = self.weights.head.shape[0]
@@ -118,8 +118,7 @@ class T5Stack:
         self.embedding = stack.embed_tokens.weight.detach()  # (V, D)
         self.final_norm = stack.final_layer_norm.weight.detach()
         self.head = model.get_output_embeddings().weight.detach()
-        scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
-        self.output_scale = self.width**-0.5 if scaled else 1.0
+        self.output_scale = self.width**-0.5 if _scales_output(config) else 1.0
         self.layers: list[dict[str, Any]] = []
         for block in stack.block:
             layer: dict[str, Any] = {**_self_attention(block.layer[0])}
@@ -148,6 +147,13 @@ class T5Stack:
             if key not in tables:
                 tables[key] = layer["buckets"][index].t().float().contiguous()
         return [tables[id(layer["buckets"])] for layer in self.layers]
+
+
+def _scales_output(config: Any) -> bool:
+    """Whether the head's input is scaled; each model type decides it differently (5.23)."""
+    if config.model_type == "t5":
+        return config.scale_decoder_outputs
+    return config.model_type == "umt5" and config.tie_word_embeddings
 
 
 def _self_attention(part: Any) -> dict[str, Tensor]:
