@@ -141,15 +141,16 @@ def measure_steps(
     mask = torch.ones_like(input_ids)
     token = int(input_ids[0, 0])
     drafted = max(WIDTHS) - 1
-    encoders: list[float] = []
     steps: dict[int, list[float]] = {width: [] for width in WIDTHS}
     drafts: list[float] = []
 
     def encode(decoder: Decoder) -> None:
         decoder.begin(decoder.encode(input_ids, mask), mask)
 
-    for _ in range(repeats):
-        encoders.append(sum(timed(device, partial(encode, d))[1] for d in (large, small)))
+    encoders = [
+        sum(timed(device, partial(encode, decoder))[1] for decoder in (large, small))
+        for _ in range(repeats)
+    ]
     for decoder in (large, small):
         for start in range(0, prefix, max(WIDTHS)):
             decoder.feed([token] * min(max(WIDTHS), prefix - start))
@@ -204,8 +205,8 @@ def expect(
 
     A draft ends at the first unsure proposal or after `num_small_iters` tokens, so its length is
     geometric and cut there. A rollback undoes half a draft on average and, with the authors' rules,
-    costs a large forward of its own. The first token is the large model's (`start`), and the last
-    draft is not looked at (except in variant "verified").
+    costs a large forward of its own. The first token is the large model's (`start`); the last draft
+    is cut in half by the end, and not looked at (except in variant "verified").
 
     Args:
         fallback_rate, rollback_rate: per 100 generated tokens, as `DecodeStats` counts them.
@@ -238,7 +239,7 @@ def expect(
     large = {k + 1: number * p for k, p in enumerate(chances)}
     large[1] = large.get(1, 0.0) + extra + first
     if config.variant != "verified":
-        unseen = 1 / length
+        unseen = 0.5 / length
         total = sum(large.values())
         large = {width: n * max(0.0, 1 - unseen / total) for width, n in large.items()}
     small = number * sum(p * (k + (k < limit)) for k, p in enumerate(chances))

@@ -64,6 +64,7 @@ FIRST_FREE_TOKEN = 3  # after padding, end of sequence and unknown
 BRANCH = 0.02  # of a residual branch's own size
 NOISE = 0.5  # standard deviation of the logits of tokens that are not planted
 ATTEMPTS = 200  # sets of outputs drawn, before the rates count as out of reach
+FIRST_MARGIN = 4.0  # of an output's first token over the first tokens of others, nats
 MARGIN = 6.0  # logit of a sure token over the logsumexp of all others, nats: probability 0.998
 
 Kind = Literal["sure", "unsure", "wrong"]
@@ -173,12 +174,16 @@ class _Draws:
 
     def kind(self, position: int) -> Kind:
         """What the small model is at a position it comes to for the first time."""
-        later = (self.outputs - 1) * self.length
-        if self.random.random() * (later + self.length - position) < self.fallbacks:
+        if position == self.length - 1:
+            return "sure"  # of the end, for which all outputs share a row of the head
+        # Of the places left the small model comes to some three in four, the large one to the rest.
+        later = self.outputs - 1
+        places = 0.75 * (later * self.length + self.length - position)
+        if self.random.random() * places < self.fallbacks:
             return "unsure"
         # The large model must still come to see a wrong token: a draft may end the output unseen.
-        last = self.length - 1 - self.window
-        places = (self.outputs - 1) * last + last - position
+        last = max(0, self.length - 1 - self.window)
+        places = 0.75 * (later * last + last - position)
         if position < last and self.random.random() * places < self.rollbacks:
             return "wrong"
         return "sure"
@@ -449,9 +454,9 @@ def _plant(
     logits = torch.tensor([others + (MARGIN if m.sure else unsure) for m in moves])  # (M,)
     first = torch.tensor([m.first for m in moves])
     # All outputs begin with the same token, so there the source's part has to decide.
-    from_token = torch.where(first, logits - MARGIN, logits)
+    from_token = torch.where(first, logits - FIRST_MARGIN, logits)
     rows = _row(token, state, from_token / scale)
-    rows += _row(source, state, torch.where(first, MARGIN, 0.0) / scale)
+    rows += _row(source, state, torch.where(first, FIRST_MARGIN, 0.0) / scale)
     head[[m.successor for m in moves]] = rows
 
 
