@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from bild.config import DTYPES
 from bild.errors import BildError
+from bild.files import check_writable
+
+if TYPE_CHECKING:
+    from bild.training import TrainingJob
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,3 +67,92 @@ def quiet_loading() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     enable_progress_bars()
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every script that trains; `training_job` reads them."""
+    from bild.metrics import METRICS
+    from bild.training import PRESETS
+
+    add = parser.add_argument
+    add(
+        "preset",
+        choices=PRESETS,
+        help="; ".join(f"{n}: {p.description}" for n, p in PRESETS.items()),
+    )
+    add("--train-file", type=Path, required=True)
+    add("--validation-file", type=Path, required=True)
+    add("--output-dir", type=Path, required=True)
+    add("--init-from", help="checkpoint to start from: a folder or a hub id")
+    add("--tokenizer", help="folder or hub id (default: the checkpoint's)")
+    add("--source-key", default="de")
+    add("--target-key", default="en")
+    add("--prefix", default="", help='put before every source, as "summarize: "')
+    add("--max-steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
+    add("--max-length", type=int, default=128, metavar="N", help="tokens a side (default: 128)")
+    add(
+        "--max-source-length",
+        type=int,
+        metavar="N",
+        help="tokens of a source (default: --max-length)",
+    )
+    add("--save-steps", type=int, default=250, metavar="N", help="between checkpoints")
+    add(
+        "--best-by",
+        choices=("last", *METRICS),
+        help="keep the checkpoint with the best validation score, or the last (default: the "
+        "preset's)",
+    )
+    add(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="autocast to bfloat16 (default: where it is faster)",
+    )
+    add("--save-dtype", default="float16", choices=DTYPES, help="of the finished weights")
+    add("--seed", type=int, default=0)
+
+
+def training_job(a: argparse.Namespace) -> TrainingJob:
+    """The training that was asked for.
+
+    Raises:
+        BildError: a value, file or folder that cannot be used.
+    """
+    import torch
+
+    from bild.data import load_file
+    from bild.training import PRESETS, TrainingJob
+
+    tokenizer = a.init_from if a.tokenizer is None else a.tokenizer
+    if tokenizer is None:
+        raise BildError("a model from nothing needs a tokenizer: name one with --tokenizer")
+    preset = PRESETS[a.preset]
+    if a.max_steps is not None:
+        preset = preset.for_steps(a.max_steps)
+    if a.best_by is not None:
+        preset = replace(preset, best_by=None if a.best_by == "last" else a.best_by)
+    job = TrainingJob(
+        preset,
+        load_file(a.train_file, a.source_key, a.target_key, "train"),
+        load_file(a.validation_file, a.source_key, a.target_key, "validation"),
+        tokenizer,
+        a.output_dir,
+        init_from=a.init_from,
+        prefix=a.prefix,
+        max_length=a.max_length,
+        max_source_length=a.max_source_length,
+        save_steps=a.save_steps,
+        save_dtype=getattr(torch, a.save_dtype),
+        bf16=a.bf16,
+        seed=a.seed,
+    )
+    check_writable(a.output_dir)
+    return job
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print the plain values of a result, one a line; the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        for name, value in facts.items():
+            if not isinstance(value, dict):
+                print(f"{name}: {value}")

@@ -392,7 +392,8 @@ def _make_arms(lab: Lab, failed: dict[str, str]) -> tuple[dict[str, Arm], dict[s
     arms: dict[str, Arm] = {}
     ready: dict[str, float] = {}
     warmup = lab.cases[: lab.config.warmup * max(1, len(lab.config.lengths))]
-    for name in lab.config.arms:
+    # CTranslate2 first: it converts a copy, whose room the other arms' weights can then have.
+    for name in sorted(lab.config.arms, key=lambda n: not n.startswith("ctranslate2")):
         if name in failed:
             continue
         start = time.perf_counter()
@@ -405,7 +406,7 @@ def _make_arms(lab: Lab, failed: dict[str, str]) -> tuple[dict[str, Arm], dict[s
             continue
         arms[name] = arm
         ready[name] = time.perf_counter() - start
-    return arms, ready
+    return {name: arms[name] for name in lab.config.arms if name in arms}, ready
 
 
 def _measure_steps(arms: dict[str, Arm], case: Case) -> dict[str, costs.StepTimes]:
@@ -469,8 +470,8 @@ def _arm_figures(
     outcomes = [s.outcomes[name] for s in samples]
     seconds = [o.seconds for o in outcomes]
     tokens = sum(len(o.tokens) for o in outcomes)
+    encoders = [o.seconds - _decoding(o) for o in outcomes]
     inside = [sum(t.encoder + t.decoder for t in o.times.values()) for o in outcomes]
-    encoders = [sum(t.encoder for t in o.times.values()) for o in outcomes]
     figures: dict[str, Any] = {
         "seconds": _spread(seconds),
         "encoder_seconds": _spread(encoders),
@@ -490,9 +491,12 @@ def _arm_figures(
         },
     }
     for label, other in _references(name, names).items():
-        baseline = [s.outcomes[other].seconds for s in samples]
-        ratio, low, high = timing.speedup(baseline, seconds)
-        figures[label] = {"to": other, "value": ratio, "low": low, "high": high}
+        against = [s.outcomes[other] for s in samples]
+        figures[label] = {
+            "to": other,
+            **_ratio([o.seconds for o in against], seconds),
+            "decoding": _ratio(*([_decoding(o) for o in part] for part in (against, outcomes))),
+        }
     if outcomes[0].stats is not None and name.startswith("bild"):
         stats = sum((o.stats for o in outcomes if o.stats is not None), DecodeStats())
         figures["rates"] = {
@@ -515,6 +519,16 @@ def _arm_figures(
             for o, p in zip(outcomes, planted, strict=True)
         )
     return figures
+
+
+def _decoding(outcome: Outcome) -> float:
+    """Seconds without the encoders."""
+    return outcome.seconds - sum(t.encoder for t in outcome.times.values())
+
+
+def _ratio(baseline: Sequence[float], method: Sequence[float]) -> dict[str, float]:
+    value, low, high = timing.speedup(baseline, method)
+    return {"value": value, "low": low, "high": high}
 
 
 def _model_use(
@@ -599,11 +613,9 @@ def _growth(samples: Sequence[Sample], name: str) -> dict[str, Any]:
     by_length: dict[int, dict[str, Any]] = {}
     for length in sorted({s.length for s in samples if s.length is not None}):
         outcomes = [s.outcomes[name] for s in samples if s.length == length]
-        encoders = [sum(t.encoder for t in o.times.values()) for o in outcomes]
-        pairs = list(zip(outcomes, encoders, strict=True))
         by_length[length] = {
             "seconds_per_token": _spread([o.seconds / len(o.tokens) for o in outcomes]),
-            "decoding": _spread([(o.seconds - e) / len(o.tokens) for o, e in pairs]),
+            "decoding": _spread([_decoding(o) / len(o.tokens) for o in outcomes]),
         }
     medians = [figures["decoding"]["median"] for figures in by_length.values()]
     return {"lengths": by_length, "longest_over_shortest": medians[-1] / medians[0]}

@@ -112,6 +112,21 @@ def load_examples(
     )
 
 
+def load_file(path: Path, source_key: str, target_key: str, split: str) -> LoadedData:
+    """All examples of one file, for training or measuring; its origin is the file's name.
+
+    Args:
+        path: JSON Lines, plain or gzip.
+        source_key, target_key: keys of a record.
+        split: what the file is to be called: "train", "validation", ...
+
+    Raises:
+        BildError: as `read_jsonl`.
+    """
+    examples = tuple(read_jsonl(path, source_key, target_key))
+    return LoadedData(examples, Path(path).name, None, split, checksum(examples), len(examples))
+
+
 def checksum(examples: Sequence[Example]) -> str:
     """SHA-256 over one line of UTF-8 JSON an example, `["source","target"]` without spaces."""
     digest = hashlib.sha256()

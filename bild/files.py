@@ -1,15 +1,16 @@
-"""Files that are written whole or not at all, and folders that can be written."""
+"""Files that are written whole or not at all, folders that can be written, work that goes on."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +24,21 @@ def write_atomically(path: Path, text: str) -> None:
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for people, atomically."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+@contextmanager
+def moved_when_done(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files move into `folder`, each whole, when the block has succeeded."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as scratch:
+        yield Path(scratch)
+        for file in sorted(Path(scratch).iterdir()):
+            os.replace(file, folder / file.name)
 
 
 def check_writable(folder: Path) -> None:
@@ -77,3 +93,40 @@ def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
         whole += line + "\n"
     write_atomically(path, whole)
     return parsed
+
+
+def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
+    """Whether the JSON file says that exactly this work was begun here; False when it is not there.
+
+    Args:
+        path: a file that holds the fields of `work`, and perhaps more.
+        work: everything that decides the result, as JSON values.
+
+    Raises:
+        BildError: it was begun with other settings, models or data; both values are named.
+    """
+    if not path.exists():
+        return False
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BildError(f"cannot read {path} ({error}); remove it to start anew") from None
+    for name, value in _leaves(json.loads(json.dumps(work))):
+        known: Any = begun
+        for key in name:
+            known = known.get(key) if isinstance(known, dict) else None
+        if known != value:
+            raise BildError(
+                f"{path} is of other work: its {' '.join(name)} is {known!r}, not {value!r}; "
+                "write to another place, or remove what is there"
+            )
+    return True
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, value) of everything in a nested mapping that is not a mapping with content."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from (((key, *rest), leaf) for rest, leaf in _leaves(value))
+        else:
+            yield (key,), value

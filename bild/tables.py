@@ -132,6 +132,28 @@ def published_table(task: str, mode: str) -> str:
     )
 
 
+def agreement_table(record: dict[str, Any]) -> str:
+    """A Markdown table of a record of `bild.agreement.measure`."""
+    rows = []
+    for result in record["results"]:
+        agreement = {name: 100 * value for name, value in result["agreement"].items()}
+        rows.append(
+            [
+                result["model"],
+                result["text"],
+                f"{result['positions']:,}",
+                interval(agreement),
+                f"{100 * result['mean_confidence']:.1f}",
+                f"{100 * result['calibration_error']:.1f}",
+            ]
+        )
+    headers = [
+        "small model", "on prefixes of", "positions", "agreement % [95 %]", "mean confidence %",
+        "calibration error %",
+    ]  # fmt: skip
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
 def interval(figure: dict[str, float], unit: str = "") -> str:
     """`value [low, high]`, two decimals."""
     return f"{figure['value']:.2f}{unit} [{figure['low']:.2f}, {figure['high']:.2f}]"

@@ -70,21 +70,21 @@ class Finished:
 
 
 @cache
-def script() -> ModuleType:
-    """scripts/run_eval.py as a module."""
-    spec = importlib.util.spec_from_file_location("run_eval", ROOT / "scripts" / "run_eval.py")
+def script(name: str = "run_eval") -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def run_here(monkeypatch, capsys, *arguments: object) -> Finished:
-    """The script's `main` in this process."""
-    monkeypatch.setattr(sys, "argv", ["run_eval.py", *map(str, arguments)])
+def run_here(monkeypatch, capsys, *arguments: object, name: str = "run_eval") -> Finished:
+    """A script's `main` in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     capsys.readouterr()
     code = 0
     try:
-        cli.run(script().main)
+        cli.run(script(name).main)
     except SystemExit as end:
         code = end.code
     captured = capsys.readouterr()

@@ -234,3 +234,25 @@ def test_without_a_working_compiler_it_says_so_and_runs_uncompiled(tmp_path, com
     assert complaint in refused
     assert "compile=False" in refused
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_compiler
+def test_a_plain_processor_computes_the_same(monkeypatch, tmp_path):
+    """Without the instructions of this machine's processor, and without OpenMP."""
+    model = tiny(12)
+    (source,) = sources(12, 1)
+
+    def logits(precision):
+        _, fast = both(model, True, precision)
+        begin(fast, source)
+        return fast.feed([0, 3, 4, 5, 6])
+
+    here = {p: logits(p) for p in native.PRECISIONS}
+    monkeypatch.setenv("BILD_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "OPTIONAL_FLAGS", ((),))
+    native.load.cache_clear()
+    try:
+        for precision, expected in here.items():
+            torch.testing.assert_close(logits(precision), expected, rtol=1e-3, atol=1e-3)
+    finally:
+        native.load.cache_clear()

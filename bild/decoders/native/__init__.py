@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bild.decoders.base import Draft, Verdict
 from bild.errors import BildError
@@ -138,7 +139,10 @@ _int, _float, _pointer = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (("data", _pointer), ("scales", _pointer), ("type", _int), ("columns", _int))
+    _fields_ = (
+        *((n, _pointer) for n in ("data", "scales", "sums")),
+        *((n, _int) for n in ("type", "columns")),
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -202,7 +206,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 class NativeStack:
     """A T5 encoder's or decoder's weights as the library wants them.
 
-    Weights that already have the wanted precision stay where they are; others are copied.
+    They are copied: the kernels read them in an order of their own.
 
     Args:
         weights: the parameters, on the CPU.
@@ -237,7 +241,11 @@ class NativeStack:
             epsilon=weights.epsilon,
             output_scale=weights.output_scale,
             final_norm=self._keep(weights.final_norm.float()),
-            embedding=self._matrix(weights.embedding, str(weights.embedding.dtype)[6:]),
+            embedding=_Matrix(
+                data=self._keep(weights.embedding),
+                type=PRECISIONS[str(weights.embedding.dtype).removeprefix("torch.")],
+                columns=weights.width,
+            ),
             threads=torch.get_num_threads(),
         )
         if weights.is_decoder:
@@ -269,14 +277,21 @@ class NativeStack:
         return states
 
     def _matrix(self, weight: Tensor, precision: str) -> _Matrix:
-        scales = None
+        """A weight (rows, columns), rows padded with zeros to a multiple of 16, as kernels read it:
+        in groups of 16 rows; of a group, for every 4 bytes of columns, its 16 rows together."""
+        scales = sums = None
+        weight = functional.pad(weight, (0, 0, 0, -len(weight) % MULTIPLE))
         if precision == "int8":
             scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)  # one a row
             weight = (weight.float() / scale[:, None]).round().to(torch.int8)
-            scales = self._keep(scale)
+            scales, sums = self._keep(scale), self._keep(weight.sum(1, dtype=torch.int32))
         else:
             weight = weight.to(getattr(torch, precision))
-        return _Matrix(self._keep(weight), scales, PRECISIONS[precision], weight.shape[1])
+        rows, columns = weight.shape
+        together = 4 // weight.element_size()
+        groups = weight.view(rows // MULTIPLE, MULTIPLE, columns // together, together)
+        data = self._keep(groups.transpose(1, 2))
+        return _Matrix(data, scales, sums, PRECISIONS[precision], columns)
 
     def _keep(self, tensor: Tensor) -> int:
         tensor = tensor.contiguous()
@@ -305,7 +320,8 @@ class NativeSession:
             max_tokens=MAX_TOKENS, cross_type=PRECISIONS["float32" if exact else "bfloat16"]
         )
         self._cache: tuple[Tensor, Tensor]  # per layer (H, C, P) and (H, P, C)
-        self._logits = torch.empty(MAX_TOKENS, vocab_size)
+        self._row = -(-vocab_size // MULTIPLE) * MULTIPLE  # of the logits
+        self._logits = torch.empty(MAX_TOKENS, self._row)
         self._session.logits = self._logits.data_ptr()
 
     def begin(self, states: Tensor) -> None:
@@ -328,11 +344,11 @@ class NativeSession:
     def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
         """Logits (T, V) of `tokens`, fed after the first `length` cached ones."""
         self._move_to(length, len(tokens))
-        logits = torch.empty(len(tokens), self._struct.vocabulary)
+        logits = torch.empty(len(tokens), self._row)
         self._library.bild_t5_feed(
             self._struct, self._session, _ints(tokens), len(tokens), logits.data_ptr()
         )
-        return logits
+        return logits[:, : self._struct.vocabulary]
 
     def draft(
         self,

@@ -3,9 +3,10 @@
 // its end; it needs GCC or Clang and nothing but the C++ library.
 //
 // Decoding reads every weight once a forward and does little with it, so that the time is the
-// memory's. Weights stay as they are stored (float32, bfloat16, or int8 with one scale a row) and
-// are widened in registers; a row is read once for all tokens of the forward. Activations, sums
-// and the self-attention cache are float32.
+// memory's: weights stay as they are stored, and a row is read once for all tokens of the forward.
+// With float32 weights all is float32. With bfloat16 weights the inputs of products are rounded to
+// bfloat16 too, with int8 weights (one scale a row) to int8 (one scale a token), where the
+// processor multiplies these faster; sums, attention, norms and the residual stream stay float32.
 //
 // Letters: T tokens of this forward, D model width, H heads, C width of a head, F feed-forward
 // width, V vocabulary, S source tokens, P positions the cache holds. C, D, F and P are multiples
@@ -27,6 +28,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kMaxTokens = 64;  // of one forward
+constexpr int kAhead = 1024;    // bytes to prefetch ahead in each group of rows
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
@@ -74,21 +76,40 @@ inline Floats exp_negative(Floats x) {
 enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
 
 template <int type>
-inline Floats weights(const char* row, int64_t i) {
+inline Floats widen(const char* row, int64_t i) {
+  static_assert(type != kInt8, "int8 is multiplied as it is");
   if constexpr (type == kFloat32) return load<Floats>(row + 4 * i);
-  if constexpr (type == kBFloat16) {
-    const Words bits = __builtin_convertvector(load<Halves>(row + 2 * i), Words) << 16;
-    Floats v;
-    std::memcpy(&v, &bits, sizeof v);
-    return v;
-  }
-#ifdef __AVX512F__  // GCC 12 makes scalar code of the portable line
-  return reinterpret_cast<Floats>(
-      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(
-          reinterpret_cast<const __m128i*>(row + i)))));
+  const Words bits = __builtin_convertvector(load<Halves>(row + 2 * i), Words) << 16;
+  Floats v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// Sixteen integers from -128 to 255, as bytes.
+inline void store_bytes(char* p, Ints v) {
+#ifdef __AVX512F__
+  const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)v);
 #else
-  return __builtin_convertvector(__builtin_convertvector(load<Bytes>(row + i), Ints), Floats);
+  const Bytes bytes = __builtin_convertvector(v, Bytes);
 #endif
+  std::memcpy(p, &bytes, sizeof bytes);
+}
+
+// float32 -> bfloat16, rounded to nearest even.
+inline void store_halves(char* p, Floats v) {
+#ifdef __AVX512BF16__
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)v);
+#else
+  const Words bits = load<Words>(&v);
+  const Halves halves = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, Halves);
+#endif
+  std::memcpy(p, &halves, sizeof halves);
+}
+
+inline uint16_t round_to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 constexpr int64_t size_of(int type) { return type == kFloat32 ? 4 : type == kBFloat16 ? 2 : 1; }
@@ -97,9 +118,12 @@ constexpr int64_t size_of(int type) { return type == kFloat32 ? 4 : type == kBFl
 
 extern "C" {
 
-struct Matrix {  // (rows, columns), row-major
+// (rows, columns), rows in groups of 16; of a group, for every 4 bytes of columns, its 16 rows
+// together. The embedding alone is row-major.
+struct Matrix {
   const char* data;
-  const float* scales;  // a row, int8 only
+  const float* scales;  // of the rows; int8 only
+  const int32_t* sums;  // of the rows; int8 only
   int32_t type;
   int32_t columns;
 };
@@ -131,7 +155,7 @@ struct Session {
   int32_t max_tokens;                     // T at most; longer feeds go in pieces
   float *keys, *values;                   // per layer (H, C, P) and (H, P, C)
   char *cross_keys, *cross_values;        // per layer (H, C, source_stride) and (S, H, C)
-  float* logits;                          // (max_tokens, V)
+  float* logits;                          // (max_tokens, V rounded up to 16)
   float* scratch;                         // bild_t5_scratch_floats() of them
 };
 }
@@ -140,70 +164,189 @@ namespace {
 
 // ------------------------------------------------------------------------ products
 
-// out[t][n] = (or +=) scale of row n * sum over k of W[n][k] x[t][k], for `R` rows and `T` tokens.
-template <int type, int R, int T>
-inline void block(const Matrix& w, int64_t n, const float* x, int64_t x_stride, float* out,
-                  int64_t out_stride, bool add) {
-  Floats sums[R][T];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) sums[r][t] = Floats{};
-  const char* first = w.data + n * w.columns * size_of(type);
-  const int64_t row_bytes = w.columns * size_of(type);
-  for (int64_t k = 0; k < w.columns; k += kLanes) {
-    Floats xs[T];
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) xs[t] = load<Floats>(x + t * x_stride + k);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Floats v = weights<type>(first + r * row_bytes, k);
-      __builtin_prefetch(first + (r + R) * row_bytes + k * size_of(type));  // the next block
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) sums[r][t] += v * xs[t];
+// How weights of a type are multiplied. A step takes `columns` columns of 16 rows, 64 bytes that
+// lie together, and the same columns of one token's input, 4 bytes that go to all lanes: a lane is
+// a row, so that sums need no adding up across lanes.
+template <int type>
+struct Kernel;
+
+template <>
+struct Kernel<kFloat32> {
+  typedef Floats Vector;
+  static constexpr int columns = 1;
+  static Vector input(const char* p) {
+    float x;
+    std::memcpy(&x, p, 4);
+    return Floats{} + x;
+  }
+  static Vector multiply(Vector s, const char* w, Vector x) { return s + load<Floats>(w) * x; }
+  static Floats finish(Vector s, const Matrix&, int64_t, float) { return s; }
+};
+
+template <>
+struct Kernel<kBFloat16> {
+  static constexpr int columns = 2;
+#ifdef __AVX512BF16__
+  typedef __m512 Vector;
+  static Vector input(const char* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, 4);
+    return (__m512)_mm512_set1_epi32(pair);
+  }
+  static Vector multiply(Vector s, const char* w, Vector x) {
+    return _mm512_dpbf16_ps(s, (__m512bh)_mm512_loadu_si512(w), (__m512bh)x);
+  }
+  static Floats finish(Vector s, const Matrix&, int64_t, float) { return (Floats)s; }
+#else
+  typedef Floats Vector;
+  static Vector input(const char* p) { return Kernel<kFloat32>::input(p); }  // the pair's bits
+  static Vector multiply(Vector s, const char* w, Vector x) {
+    const Words pairs = load<Words>(w), inputs = load<Words>(&x);
+    const Words low = pairs << 16, high = pairs & 0xffff0000u;
+    const Words x_low = inputs << 16, x_high = inputs & 0xffff0000u;
+    return s + load<Floats>(&low) * load<Floats>(&x_low) +
+           load<Floats>(&high) * load<Floats>(&x_high);
+  }
+  static Floats finish(Vector s, const Matrix&, int64_t, float) { return s; }
+#endif
+};
+
+template <>
+struct Kernel<kInt8> {
+  static constexpr int columns = 4;
+  typedef Ints Vector;
+  static Vector input(const char* p) {
+    int32_t four;
+    std::memcpy(&four, p, 4);
+    return Ints{} + four;
+  }
+#ifdef __AVX512VNNI__  // multiplies unsigned by signed: inputs are stored plus 128
+  static constexpr int offset = 128;
+  static Vector multiply(Vector s, const char* w, Vector x) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)s, (__m512i)x, _mm512_loadu_si512(w));
+  }
+#else
+  static constexpr int offset = 0;
+  static Vector multiply(Vector s, const char* w, Vector x) {
+    const Ints rows = load<Ints>(w);
+    for (int shift = 24; shift >= 0; shift -= 8)  // the four bytes of a lane, sign extended
+      s += ((Ints)((Words)rows << shift) >> 24) * ((Ints)((Words)x << shift) >> 24);
+    return s;
+  }
+#endif
+  static Floats finish(Vector s, const Matrix& w, int64_t n, float input_scale) {
+    const Ints sums = s - offset * load<Ints>(w.sums + n);
+    return __builtin_convertvector(sums, Floats) * load<Floats>(w.scales + n) * input_scale;
+  }
+};
+
+// The input of products, (T, K), as weights of some type are multiplied by it.
+struct Input {
+  const char* data;
+  int64_t stride;       // bytes from token to token
+  const float* scales;  // of the tokens; int8 only
+  int tokens;
+};
+
+// Floats that `prepare` needs for inputs of T tokens and at most K columns.
+int64_t prepared_floats(int64_t tokens, int64_t columns) { return tokens * (1 + columns / 2); }
+
+// x (T, K), rounded into `buffer` as weights of the type are multiplied by it.
+Input prepare(int type, const float* x, int64_t columns, int tokens, float* buffer) {
+  if (type == kFloat32) return {reinterpret_cast<const char*>(x), 4 * columns, nullptr, tokens};
+  const int64_t stride = columns * size_of(type);
+  char* data = reinterpret_cast<char*>(buffer + tokens);
+  for (int t = 0; t < tokens; ++t) {
+    const float* row = x + t * columns;
+    char* to = data + t * stride;
+    if (type == kBFloat16) {
+      for (int64_t k = 0; k < columns; k += kLanes) store_halves(to + 2 * k, load<Floats>(row + k));
+      continue;
+    }
+    Floats top = {}, odd = {};
+    for (int64_t k = 0; k < columns; k += kLanes) {
+      const Floats v = load<Floats>(row + k), size = v < 0 ? -v : v;
+      top = size > top ? size : top;
+      odd += v * 0;  // a damaged model's NaN goes on
+    }
+    float largest = 0;
+    for (int i = 0; i < kLanes; ++i) largest = std::max(largest, top[i]);
+    buffer[t] = largest / 127 + sum(odd);
+    const float inverse = largest > 0 ? 127 / largest : 0;
+    for (int64_t k = 0; k < columns; k += kLanes) {
+      const Floats v = load<Floats>(row + k) * inverse, half = Floats{} + 0.5f;
+      store_bytes(to + k, __builtin_convertvector(v + (v < 0 ? -half : half), Ints) +
+                              Kernel<kInt8>::offset);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    const float scale = type == kInt8 ? w.scales[n + r] : 1.0f;
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      float* o = out + t * out_stride + n + r;
-      const float y = scale * sum(sums[r][t]);
-      *o = add ? *o + y : y;
-    }
-  }
+  return {data, stride, buffer, tokens};
 }
 
-template <int type, int R>
-inline void row_block(const Matrix& w, int64_t n, const float* x, int64_t x_stride, int tokens,
-                      float* out, int64_t out_stride, bool add) {
+// out[t][n] = (or +=) sum over k of W[n][k] x[t][k]: G groups of 16 rows from n, T tokens from t0.
+template <int type, int G, int T>
+inline void block(const Matrix& w, int64_t n, const Input& x, int t0, float* out,
+                  int64_t out_stride, bool add) {
+  typedef Kernel<type> K;
+  typename K::Vector sums[G][T];
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) sums[g][t] = typename K::Vector{};
+  constexpr int64_t step = 4 * kLanes;
+  const int64_t steps = w.columns / K::columns, group = steps * step;
+  const char* rows = w.data + n / kLanes * group;
+  const char* input = x.data + t0 * x.stride;
+  for (int64_t k = 0; k < steps; ++k) {
+    typename K::Vector xs[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) xs[t] = K::input(input + t * x.stride + 4 * k);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+      const char* at = rows + g * group + k * step;
+      __builtin_prefetch(at + kAhead);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) sums[g][t] = K::multiply(sums[g][t], at, xs[t]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const int64_t row = n + g * kLanes;
+      float* o = out + (t0 + t) * out_stride + row;
+      const Floats y = K::finish(sums[g][t], w, row, x.scales == nullptr ? 1 : x.scales[t0 + t]);
+      store(o, add ? load<Floats>(o) + y : y);
+    }
+}
+
+template <int type, int G>
+inline void tokens_by_four(const Matrix& w, int64_t n, const Input& x, float* out,
+                           int64_t out_stride, bool add) {
   int t = 0;
-  for (; t + 4 <= tokens; t += 4)
-    block<type, R, 4>(w, n, x + t * x_stride, x_stride, out + t * out_stride, out_stride, add);
-  x += t * x_stride;
-  out += t * out_stride;
-  if (tokens - t == 3) block<type, R, 3>(w, n, x, x_stride, out, out_stride, add);
-  if (tokens - t == 2) block<type, R, 2>(w, n, x, x_stride, out, out_stride, add);
-  if (tokens - t == 1) block<type, R, 1>(w, n, x, x_stride, out, out_stride, add);
+  for (; t + 4 <= x.tokens; t += 4) block<type, G, 4>(w, n, x, t, out, out_stride, add);
+  if (x.tokens - t == 3) block<type, G, 3>(w, n, x, t, out, out_stride, add);
+  if (x.tokens - t == 2) block<type, G, 2>(w, n, x, t, out, out_stride, add);
+  if (x.tokens - t == 1) block<type, G, 1>(w, n, x, t, out, out_stride, add);
 }
 
 template <int type>
-void product(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride,
-             int tokens, float* out, int64_t out_stride, bool add) {
+void product(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
+             int64_t out_stride, bool add) {
   int64_t n = begin;
-  if (tokens == 1)
-    for (; n + 8 <= end; n += 8) block<type, 8, 1>(w, n, x, x_stride, out, out_stride, add);
-  for (; n + 4 <= end; n += 4) row_block<type, 4>(w, n, x, x_stride, tokens, out, out_stride, add);
-  for (; n < end; ++n) row_block<type, 1>(w, n, x, x_stride, tokens, out, out_stride, add);
+  if (x.tokens == 1)
+    for (; n + 8 * kLanes <= end; n += 8 * kLanes)
+      block<type, 8, 1>(w, n, x, 0, out, out_stride, add);
+  for (; n + 4 * kLanes <= end; n += 4 * kLanes)
+    tokens_by_four<type, 4>(w, n, x, out, out_stride, add);
+  for (; n < end; n += kLanes) tokens_by_four<type, 1>(w, n, x, out, out_stride, add);
 }
 
-// Rows begin..end of W x, for every token.
-void product(const Matrix& w, int64_t begin, int64_t end, const float* x, int64_t x_stride,
-             int tokens, float* out, int64_t out_stride, bool add = false) {
-  if (w.type == kFloat32) product<kFloat32>(w, begin, end, x, x_stride, tokens, out, out_stride, add);
-  if (w.type == kBFloat16) product<kBFloat16>(w, begin, end, x, x_stride, tokens, out, out_stride, add);
-  if (w.type == kInt8) product<kInt8>(w, begin, end, x, x_stride, tokens, out, out_stride, add);
+// Rows begin..end of W x, multiples of 16, for every token, to (or added to) out (T, out_stride).
+void product(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
+             int64_t out_stride, bool add = false) {
+  if (w.type == kFloat32) product<kFloat32>(w, begin, end, x, out, out_stride, add);
+  if (w.type == kBFloat16) product<kBFloat16>(w, begin, end, x, out, out_stride, add);
+  if (w.type == kInt8) product<kInt8>(w, begin, end, x, out, out_stride, add);
 }
 
 // ------------------------------------------------------------------------ layers
@@ -247,8 +390,8 @@ void attend(const float* query, const char* keys, int64_t key_stride, const char
   for (int j = 0; j < count; j += kLanes) {
     Floats even = {}, odd = {};
     for (int c = 0; c < head_width; c += 2) {
-      even += weights<type>(keys, c * key_stride + j) * query[c];
-      odd += weights<type>(keys, (c + 1) * key_stride + j) * query[c + 1];
+      even += widen<type>(keys, c * key_stride + j) * query[c];
+      odd += widen<type>(keys, (c + 1) * key_stride + j) * query[c + 1];
     }
     store(scores + j, even + odd);
   }
@@ -259,10 +402,10 @@ void attend(const float* query, const char* keys, int64_t key_stride, const char
     Floats even = {}, odd = {};
     int j = 0;
     for (; j + 2 <= count; j += 2) {
-      even += weights<type>(values, j * value_stride + c) * scores[j];
-      odd += weights<type>(values, (j + 1) * value_stride + c) * scores[j + 1];
+      even += widen<type>(values, j * value_stride + c) * scores[j];
+      odd += widen<type>(values, (j + 1) * value_stride + c) * scores[j + 1];
     }
-    if (j < count) even += weights<type>(values, j * value_stride + c) * scores[j];
+    if (j < count) even += widen<type>(values, j * value_stride + c) * scores[j];
     store(out + c, (even + odd) * scale);
   }
 }
@@ -282,8 +425,17 @@ struct Best {
   float sum;  // of e^(logit of v - logit), over v: 1 / sum is the token's probability
 };
 
+int64_t rounded_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// The widest input of a product.
+int64_t widest(const Model& m) {
+  return std::max(std::max(m.width, m.feed_width), m.heads * m.head_width);
+}
+
+// A thread's own: normed (T, D), scores (P or S), rounded inputs.
 int64_t thread_floats(const Model& m, const Session& s) {
-  return int64_t(s.max_tokens) * m.width + std::max(s.capacity, s.source_stride);
+  return int64_t(s.max_tokens) * m.width + std::max(s.capacity, s.source_stride) +
+         prepared_floats(s.max_tokens, widest(m));
 }
 
 // Where the arrays of one forward lie in the scratch memory; with none, how much that is.
@@ -329,17 +481,17 @@ void embed(const Model& m, const int32_t* tokens, int T, int64_t d0, int64_t d1,
     const char* row = e.data + int64_t(tokens[t]) * e.columns * size_of(e.type);
     for (int64_t d = d0; d < d1; d += kLanes)
       store(x + int64_t(t) * m.width + d,
-            e.type == kFloat32 ? weights<kFloat32>(row, d) : weights<kBFloat16>(row, d));
+            e.type == kFloat32 ? widen<kFloat32>(row, d) : widen<kBFloat16>(row, d));
   }
 }
 
-// Rows f0..f1 of the feed-forward's inner layer, for normed (T, D), to feed (T, F).
-void feed_inner(const Model& m, const Layer& layer, const float* normed, int T, int64_t f0,
-                int64_t f1, float* feed, float* gated) {
-  const int D = m.width, F = m.feed_width;
-  product(layer.in, f0, f1, normed, D, T, feed, F);
-  if (layer.gate.data != nullptr) product(layer.gate, f0, f1, normed, D, T, gated, F);
-  for (int t = 0; t < T; ++t)
+// Rows f0..f1 of the feed-forward's inner layer, to feed (T, F).
+void feed_inner(const Model& m, const Layer& layer, const Input& normed, int64_t f0, int64_t f1,
+                float* feed, float* gated) {
+  const int F = m.feed_width;
+  product(layer.in, f0, f1, normed, feed, F);
+  if (layer.gate.data != nullptr) product(layer.gate, f0, f1, normed, gated, F);
+  for (int t = 0; t < normed.tokens; ++t)
     for (int64_t f = f0; f < f1; ++f) {
       float& y = feed[int64_t(t) * F + f];
       y = activate(y, m.activation);
@@ -353,12 +505,12 @@ void transpose(const float* x, int T, int64_t x_stride, int C, float* out, int64
     for (int c = 0; c < C; ++c) out[c * stride + t] = x[t * x_stride + c];
 }
 
-// Feeds T <= max_tokens tokens. Rows first_row.. of the logits are made, (T - first_row, V), and
-// for each of them the best token.
+// Feeds T <= max_tokens tokens. Rows first_row.. of the logits are made, (T - first_row, V rounded
+// up), and for each of them the best token.
 void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first_row,
              float* logits, Best* best) {
   const int D = m.width, C = m.head_width, F = m.feed_width, HC = m.heads * C;
-  const int64_t P = s.capacity, V = m.vocabulary;
+  const int64_t P = s.capacity, V = m.vocabulary, stride = rounded_up(V);
   const int start = s.length, rows = T - first_row;
   const Scratch scratch(m, s);
   float *x = scratch.x, *query = scratch.query, *context = scratch.context, *feed = scratch.feed,
@@ -369,11 +521,13 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
     const Worker worker;
     float* normed = scratch.threads + worker.index * thread_floats(m, s);  // (T, D)
     float* scores = normed + int64_t(s.max_tokens) * D;
+    float* rounded = scores + std::max(s.capacity, s.source_stride);
+    const int type = m.layers[0].q.type;
     int64_t d0, d1, f0, f1, h0, h1, v0, v1;
     worker.share(D, kLanes, d0, d1);
     worker.share(F, kLanes, f0, f1);
     worker.share(m.heads, 1, h0, h1);
-    worker.share(V, 8, v0, v1);
+    worker.share(stride, kLanes, v0, v1);
 
     embed(m, tokens, T, d0, d1, x);
 #pragma omp barrier
@@ -384,11 +538,12 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
       // Self-attention. A thread makes the queries, keys and values of its own heads, so that
       // it need not wait for the others before it attends.
       normalize(x, layer.self_norm, m.epsilon, D, T, normed);
-      product(layer.q, h0 * C, h1 * C, normed, D, T, query, HC);
-      product(layer.k, h0 * C, h1 * C, normed, D, T, context, HC);
+      Input input = prepare(type, normed, D, T, rounded);
+      product(layer.q, h0 * C, h1 * C, input, query, HC);
+      product(layer.k, h0 * C, h1 * C, input, context, HC);
       for (int64_t h = h0; h < h1; ++h)
         transpose(context + h * C, T, HC, C, s.keys + (l * int64_t(m.heads) + h) * C * P + start, P);
-      product(layer.v, h0 * C, h1 * C, normed, D, T, context, HC);
+      product(layer.v, h0 * C, h1 * C, input, context, HC);
       for (int64_t h = h0; h < h1; ++h) {
         const int64_t at = (l * int64_t(m.heads) + h) * C * P;
         float* values = s.values + at;
@@ -400,12 +555,13 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
                            layer.bias + h * P + P - 1 - start - t, scores, context + int64_t(t) * HC + h * C);
       }
 #pragma omp barrier
-      product(layer.o, d0, d1, context, HC, T, x, D, true);
+      product(layer.o, d0, d1, prepare(type, context, HC, T, rounded), x, D, true);
 #pragma omp barrier
 
       // Cross-attention, over keys and values made once a source.
       normalize(x, layer.cross_norm, m.epsilon, D, T, normed);
-      product(layer.cross_q, h0 * C, h1 * C, normed, D, T, query, HC);
+      input = prepare(type, normed, D, T, rounded);
+      product(layer.cross_q, h0 * C, h1 * C, input, query, HC);
       for (int64_t h = h0; h < h1; ++h) {
         const int64_t head = l * int64_t(m.heads) + h, size = size_of(s.cross_type);
         const char* keys = s.cross_keys + head * C * s.source_stride * size;
@@ -416,23 +572,25 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
                nullptr, scores, context + int64_t(t) * HC + h * C);
       }
 #pragma omp barrier
-      product(layer.cross_o, d0, d1, context, HC, T, x, D, true);
+      product(layer.cross_o, d0, d1, prepare(type, context, HC, T, rounded), x, D, true);
 #pragma omp barrier
 
       // Feed-forward.
       normalize(x, layer.feed_norm, m.epsilon, D, T, normed);
-      feed_inner(m, layer, normed, T, f0, f1, feed, gated);
+      input = prepare(type, normed, D, T, rounded);
+      feed_inner(m, layer, input, f0, f1, feed, gated);
 #pragma omp barrier
-      product(layer.out, d0, d1, feed, F, T, x, D, true);
+      product(layer.out, d0, d1, prepare(type, feed, F, T, rounded), x, D, true);
 #pragma omp barrier
     }
 
     // The head; of each row, this thread's part of the best token and of the sum.
     normalize(x + int64_t(first_row) * D, m.final_norm, m.epsilon, D, rows, normed);
     for (int64_t i = 0; i < int64_t(rows) * D; ++i) normed[i] *= m.output_scale;
-    product(m.head, v0, v1, normed, D, rows, logits, V);
+    product(m.head, v0, v1, prepare(type, normed, D, rows, rounded), logits, stride);
+    v1 = std::min(v1, V);
     for (int r = 0; r < rows; ++r) {
-      const float* row = logits + r * V;
+      const float* row = logits + r * stride;
       Best part = {int32_t(v0), -std::numeric_limits<float>::infinity(), 0};
       for (int64_t v = v0; v < v1; ++v)
         if (row[v] > part.logit) part.logit = row[v], part.token = int32_t(v);
@@ -458,13 +616,6 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
   s.length = start + T;
 }
 
-// float32 -> bfloat16, rounded to nearest even.
-uint16_t round_to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 void put(float x, int type, char* p, int64_t i) {
   if (type == kFloat32)
     reinterpret_cast<float*>(p)[i] = x;
@@ -477,6 +628,7 @@ void begin(const Model& m, const Session& s, const float* states) {
   const int D = m.width, C = m.head_width, HC = m.heads * C, S = s.source;
   const int64_t size = size_of(s.cross_type);
   float* made = s.scratch;  // (S, H C)
+  const Input input = prepare(m.layers[0].q.type, states, D, S, made + int64_t(S) * HC);
 #pragma omp parallel num_threads(m.threads)
   {
     const Worker worker;
@@ -486,11 +638,11 @@ void begin(const Model& m, const Session& s, const float* states) {
       const Layer& layer = m.layers[l];
       char* keys = s.cross_keys + l * int64_t(HC) * s.source_stride * size;
       char* values = s.cross_values + l * int64_t(HC) * S * size;
-      product(layer.cross_k, h0 * C, h1 * C, states, D, S, made, HC);
+      product(layer.cross_k, h0 * C, h1 * C, input, made, HC);
       for (int64_t i = h0 * C; i < h1 * C; ++i)
         for (int j = 0; j < s.source_stride; ++j)
           put(j < S ? made[int64_t(j) * HC + i] : 0, s.cross_type, keys, i * s.source_stride + j);
-      product(layer.cross_v, h0 * C, h1 * C, states, D, S, made, HC);
+      product(layer.cross_v, h0 * C, h1 * C, input, made, HC);
       for (int j = 0; j < S; ++j)
         for (int64_t i = h0 * C; i < h1 * C; ++i)
           put(made[int64_t(j) * HC + i], s.cross_type, values, int64_t(j) * HC + i);
@@ -499,17 +651,17 @@ void begin(const Model& m, const Session& s, const float* states) {
 }
 
 // How many floats `encode` needs beside its output: query, context, keys, values, feed, gated,
-// and per thread the normed states and one query's scores.
+// and per thread the normed states, one query's scores and the rounded inputs.
 int64_t encode_floats(const Model& m, int64_t S) {
-  const int64_t inner = int64_t(m.heads) * m.head_width, stride = (S + kLanes - 1) / kLanes * kLanes;
+  const int64_t inner = int64_t(m.heads) * m.head_width, stride = rounded_up(S);
   return S * (3 * inner + 2 * int64_t(m.feed_width)) + inner * stride +
-         m.threads * (S * m.width + stride);
+         m.threads * (S * m.width + stride + prepared_floats(S, widest(m)));
 }
 
 // The encoder: tokens (S) -> states (S, D). Biases are (H, 2 P - 1), P >= S.
 void encode(const Model& m, const int32_t* tokens, int S, int64_t P, float* x, float* scratch) {
   const int D = m.width, C = m.head_width, F = m.feed_width, HC = m.heads * C;
-  const int64_t stride = (S + kLanes - 1) / kLanes * kLanes, n = S;
+  const int64_t stride = rounded_up(S), n = S;
   float *query = scratch, *context = query + n * HC, *values = context + n * HC,
         *keys = values + n * HC, *feed = keys + HC * stride, *gated = feed + n * F,
         *own = gated + n * F;
@@ -520,16 +672,19 @@ void encode(const Model& m, const int32_t* tokens, int S, int64_t P, float* x, f
     worker.share(D, kLanes, d0, d1);
     worker.share(F, kLanes, f0, f1);
     worker.share(m.heads, 1, h0, h1);
-    float* normed = own + worker.index * (n * D + stride);
+    float* normed = own + worker.index * (n * D + stride + prepared_floats(n, widest(m)));
     float* scores = normed + n * D;
+    float* rounded = scores + stride;
+    const int type = m.layers[0].q.type;
     embed(m, tokens, S, d0, d1, x);
 #pragma omp barrier
     for (int l = 0; l < m.layer_count; ++l) {
       const Layer& layer = m.layers[l];
       normalize(x, layer.self_norm, m.epsilon, D, S, normed);
-      product(layer.q, h0 * C, h1 * C, normed, D, S, query, HC);
-      product(layer.k, h0 * C, h1 * C, normed, D, S, context, HC);
-      product(layer.v, h0 * C, h1 * C, normed, D, S, values, HC);
+      Input input = prepare(type, normed, D, S, rounded);
+      product(layer.q, h0 * C, h1 * C, input, query, HC);
+      product(layer.k, h0 * C, h1 * C, input, context, HC);
+      product(layer.v, h0 * C, h1 * C, input, values, HC);
       for (int64_t h = h0; h < h1; ++h) {
         transpose(context + h * C, S, HC, C, keys + h * C * stride, stride);
         for (int64_t t = 0; t < S; ++t)
@@ -539,12 +694,13 @@ void encode(const Model& m, const int32_t* tokens, int S, int64_t P, float* x, f
                            context + t * HC + h * C);
       }
 #pragma omp barrier
-      product(layer.o, d0, d1, context, HC, S, x, D, true);
+      product(layer.o, d0, d1, prepare(type, context, HC, S, rounded), x, D, true);
 #pragma omp barrier
       normalize(x, layer.feed_norm, m.epsilon, D, S, normed);
-      feed_inner(m, layer, normed, S, f0, f1, feed, gated);
+      input = prepare(type, normed, D, S, rounded);
+      feed_inner(m, layer, input, f0, f1, feed, gated);
 #pragma omp barrier
-      product(layer.out, d0, d1, feed, F, S, x, D, true);
+      product(layer.out, d0, d1, prepare(type, feed, F, S, rounded), x, D, true);
 #pragma omp barrier
     }
     int64_t t0, t1;
@@ -569,7 +725,8 @@ void bild_t5_encode(const Model* m, const int32_t* tokens, int32_t source, int32
 }
 
 int64_t bild_t5_scratch_floats(const Model* m, const Session* s) {
-  return std::max(Scratch(*m, *s).floats, int64_t(s->source) * m->heads * m->head_width);
+  const int64_t begin = int64_t(s->source) * m->heads * m->head_width;
+  return std::max(Scratch(*m, *s).floats, begin + prepared_floats(s->source, m->width));
 }
 
 // Starts a sequence over the encoder's states (S, D).
@@ -578,12 +735,12 @@ void bild_t5_begin(const Model* m, Session* s, const float* states) {
   s->length = 0;
 }
 
-// Feeds `count` tokens; their logits (count, V) go to `logits`.
+// Feeds `count` tokens; their logits go to `logits`, (count, V rounded up to 16).
 void bild_t5_feed(const Model* m, Session* s, const int32_t* tokens, int32_t count, float* logits) {
   Best best[kMaxTokens];
   for (int32_t i = 0; i < count; i += s->max_tokens)
     forward(*m, *s, tokens + i, std::min(s->max_tokens, count - i), 0,
-            logits + int64_t(i) * m->vocabulary, best);
+            logits + i * rounded_up(m->vocabulary), best);
 }
 
 // Feeds `pending` and writes greedily (Decoder.draft): up to `limit` tokens, up to an
@@ -628,7 +785,7 @@ void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t 
       probabilities[i] = probability(b);
       if (i < drafted_count)
         distances[i] = double(b.logit) + std::log(double(b.sum)) -
-                       s->logits[int64_t(r - at - first) * m->vocabulary + drafted[i]];
+                       s->logits[(r - at - first) * rounded_up(m->vocabulary) + drafted[i]];
     }
   }
 }

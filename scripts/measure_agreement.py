@@ -1,0 +1,58 @@
+"""Measure how often small models agree with the large one, and whether their confidence tells.
+
+    python scripts/measure_agreement.py --large demo/large --small demo/small out/small-aligned \\
+        --data-file test.jsonl --record results/agreement.json
+
+On held-out text, position by position, on the references' prefixes and on those of the large
+model's own greedy outputs: the share of positions where the most likely tokens are the same, and of
+each bin of the small model's probability the share that agrees. Writes the record and, beside it, a
+reliability diagram (.svg).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from bild.cli import Parser, quiet_loading, run
+from bild.config import DTYPES
+from bild.data import load_file
+from bild.errors import BildError
+from bild.files import check_writable, write_json
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--large", required=True, help="folder or hub id of the large model")
+    add("--small", required=True, nargs="+", help="folders or hub ids of small models")
+    add("--tokenizer", help="folder or hub id (default: the large model's)")
+    add("--data-file", type=Path, required=True, help="held-out JSON Lines (.gz)")
+    add("--record", type=Path, required=True, metavar="FILE", help="the .json to write")
+    add("--source-key", default="de")
+    add("--target-key", default="en")
+    add("--prefix", default="", help='put before every source, as "summarize: "')
+    add("--max-source-tokens", type=int, default=1024, metavar="N", help="(default: 1024)")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="(default: 128)")
+    add("--batch-size", type=int, default=16, metavar="N", help="(default: 16)")
+    add("--dtype", default="float32", choices=DTYPES)
+    a = parser.parse_args()
+    if a.record.suffix != ".json":
+        raise BildError(f"--record must end in .json, got {str(a.record)!r}")
+    data = load_file(a.data_file, a.source_key, a.target_key, "test")
+    check_writable(a.record.parent)
+
+    from bild.agreement import AgreementConfig, measure
+    from bild.plots import reliability_diagram
+    from bild.tables import agreement_table
+
+    config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
+    quiet_loading()
+    record = measure(a.large, a.small, data, config, tokenizer=a.tokenizer)
+    write_json(a.record, record)
+    reliability_diagram(record["results"], a.record.with_suffix(".svg"))
+    print(agreement_table(record))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,37 @@
+"""Train a tokenizer for a pair from nothing, on both sides of a training file.
+
+    python scripts/train_tokenizer.py --data-file java_api/train.jsonl.gz \\
+        --source-key description --target-key api --output-dir out/api/tokenizer
+
+A SentencePiece unigram model in the form of a T5 tokenizer, as that of the shipped pair.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bild.cli import Parser, run
+from bild.data import read_jsonl
+from bild.files import check_writable
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--data-file", type=Path, required=True, help="JSON Lines (.gz)")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--source-key", default="de")
+    parser.add_argument("--target-key", default="en")
+    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="(default: 4096)")
+    a = parser.parse_args()
+    examples = read_jsonl(a.data_file, a.source_key, a.target_key)
+    check_writable(a.output_dir)
+
+    from bild.training import train_tokenizer
+
+    texts = (text for e in examples for text in (e.source, e.target))
+    tokenizer = train_tokenizer(texts, a.vocab_size, a.output_dir)
+    print(f"{a.output_dir}: {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    run(main)
