@@ -76,11 +76,11 @@ class DecoderSize:
 class MemoryCeiling:
     """The rate at which this device reads memory, through a buffer larger than its caches."""
 
-    def __init__(self, device: torch.device, size: int = CEILING_BYTES) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
         columns = 4096
         # Not zeros: a system may map them all to one page.
-        self._matrix = torch.ones(size // (4 * columns), columns, device=device)
+        self._matrix = torch.ones(CEILING_BYTES // (4 * columns), columns, device=device)
         self._vector = torch.ones(columns, device=device)
 
     def measure(self, repeats: int = 3) -> float:

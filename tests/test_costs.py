@@ -85,6 +85,7 @@ def test_what_a_forward_reads_is_counted_by_hand():
     assert DecoderSize.of(tiny_bart(layers=2)).keys_and_values == 2 * 2 * 16
 
 
-def test_memory_ceiling_is_a_rate_of_reading():
-    ceiling = MemoryCeiling(torch.device("cpu"), size=2**24)
+def test_memory_ceiling_is_a_rate_of_reading(monkeypatch):
+    monkeypatch.setattr(costs, "CEILING_BYTES", 2**24)
+    ceiling = MemoryCeiling(torch.device("cpu"))
     assert 1e7 < ceiling.measure() < 1e13
