@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check
+.PHONY: demo web test check
 .DELETE_ON_ERROR:
 
 demo: .venv/installed  ## the shipped pair translates the shipped sentences, offline
 	PYTHON=$(BIN)/python bash run_demo.sh unaligned --max-eval-samples 100
+
+web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 8000" and so on
+	$(BIN)/python scripts/web.py $(ARGS)
 
 test: .venv/installed-dev  ## all tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -20,6 +23,10 @@ check: .venv/installed-dev  ## lint, format, types, secrets, large files; then t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-web: .venv/installed requirements-web.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-web.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bild.config import DTYPES
+from bild.benchmarks import BENCHMARKS, MODES, get
+from bild.config import DTYPES, BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
 
@@ -28,6 +29,60 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
+
+
+def add_pair_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that choose a pair and its thresholds, for `pair_config`; by default the shipped."""
+    defaults = BiLDConfig()
+    add = parser.add_argument
+    add("--task", default="demo", choices=BENCHMARKS, help="whose pair, prefix and limits to take")
+    add("--mode", default="unaligned", choices=MODES[1:], help="which of its small models")
+    add("--large", help="folder or hub id of another large model")
+    add("--small", help="folder or hub id of another small model")
+    add("--tokenizer", help="folder or hub id of another tokenizer")
+    add("--fallback", type=float, help="fallback threshold (default: the task's)")
+    add("--rollback", type=float, help="rollback threshold (default: the task's)")
+    add("--variant", default=defaults.variant, help="authors, paper or verified")
+    add("--start", default=defaults.start, help="who writes the first token: large or small")
+    add(
+        "--num-small-iters",
+        type=float,
+        default=defaults.num_small_iters,
+        metavar="N",
+        help="tokens the small model may write in a row (default: 10; inf for no limit)",
+    )
+    add("--max-source-tokens", type=int, metavar="N")
+    add("--max-new-tokens", type=int, metavar="N")
+    add("--dtype", default="float32", help=", ".join(DTYPES))
+    add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add_engine_options(parser)
+
+
+def pair_config(a: argparse.Namespace) -> tuple[EvalConfig, BiLDConfig]:
+    """The settings that `add_pair_flags` has read, checked."""
+    preset = get(a.task).default_thresholds(a.mode)
+    assert preset is not None
+    bild = BiLDConfig(
+        fallback_threshold=preset.fallback if a.fallback is None else a.fallback,
+        rollback_threshold=preset.rollback if a.rollback is None else a.rollback,
+        num_small_iters=a.num_small_iters,
+        variant=a.variant,
+        start=a.start,
+    )
+    config = EvalConfig(
+        task=a.task,
+        mode=a.mode,
+        bild=bild,
+        large=a.large,
+        small=a.small,
+        tokenizer=a.tokenizer,
+        max_source_tokens=a.max_source_tokens,
+        max_new_tokens=a.max_new_tokens,
+        dtype=a.dtype,
+        device=a.device,
+        **engine_options(a),
+    )
+    return config, bild
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

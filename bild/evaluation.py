@@ -30,7 +30,7 @@ from bild.generation import BiLDOutput
 from bild.pair import BiLDModel, SingleModel, load_model, load_tokenizer
 from bild.record import SCHEMA, RunRecord, environment, peak_memory
 from bild.sources import Sources, locate
-from bild.vocabulary import shared_vocab_size
+from bild.vocabulary import check_tokenizer_size, shared_vocab_size
 
 EXCLUDED_FROM_TIME = ("loading", "tokenization", "detokenization", "scoring", "warm-up")
 
@@ -107,11 +107,7 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
         small = load_model(sources.small, dtype, device)
         rows = shared_vocab_size(large, small)
         models["small"] = describe_model(sources.small, small)
-    if len(tokenizer) > rows:
-        raise BildError(
-            f"the tokenizer has {len(tokenizer)} tokens but the models know only {rows}; "
-            "name the tokenizer they were trained with by --tokenizer"
-        )
+    check_tokenizer_size(tokenizer, rows)
     options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
     runner = SingleModel(large, **options) if small is None else BiLDModel(large, small, **options)
     return Workload(
@@ -360,6 +356,11 @@ def read_samples(path: Path) -> list[SampleRecord]:
 
 
 def find_device(name: str) -> torch.device:
+    """The device called "cpu", "cuda", "cuda:1", ...; "auto" is a GPU when there is one.
+
+    Raises:
+        BildError: no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

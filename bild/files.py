@@ -54,6 +54,18 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def check_file(path: Path) -> None:
+    """Make sure that a file of this name can be written, or say in one sentence why not."""
+    if path.is_dir():
+        raise BildError(f"{str(path)!r} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BildError(f"cannot write {str(path)!r} ({error.strerror}); choose another") from None
+
+
 @contextmanager
 def open_run(folder: Path, identity: str) -> Iterator[Path]:
     """A run's own folder within `folder`, locked: an unfinished one of this identity, or a new one.

@@ -240,7 +240,8 @@ def check_source(inputs: Tensor | None) -> Tensor:
     """Source ids (1, S); anything else is refused."""
     if inputs is None:
         raise BildError("BiLD needs input_ids=, for both models read the source")
-    if inputs.ndim != 2 or inputs.is_floating_point() or bool((inputs < 0).any()):
+    wrong_shape = inputs.ndim != 2 or inputs.shape[1] == 0
+    if wrong_shape or inputs.is_floating_point() or bool((inputs < 0).any()):
         raise BildError(
             "BiLD needs input_ids of shape (1, tokens), for both models read the source; "
             f"got a tensor of shape {tuple(inputs.shape)}, {inputs.dtype}"

@@ -38,6 +38,17 @@ def locate(config: EvalConfig) -> Sources:
     Raises:
         BildError: whatever is missing, by name, with the way out.
     """
+    benchmark, large, small, tokenizer = locate_models(config)
+    data_file = None if config.data_file is None else Path(config.data_file)
+    data = load_examples(benchmark, config.max_samples, data_file)
+    return Sources(benchmark, data, large, small, tokenizer)
+
+
+def locate_models(config: EvalConfig) -> tuple[Benchmark, str, str | None, str | None]:
+    """The task with the configuration's limits, and the names of large, small and tokenizer.
+
+    As in `Sources`; the same errors, for the checkpoints alone.
+    """
     benchmark = get(config.task)
     limits = {n: getattr(config, n) for n in ("max_source_tokens", "max_new_tokens")}
     benchmark = replace(benchmark, **{n: v for n, v in limits.items() if v is not None})
@@ -50,6 +61,4 @@ def locate(config: EvalConfig) -> Sources:
         if name is not None:
             resolve_model(name)
     resolve_tokenizer(large if tokenizer is None else tokenizer)
-    data_file = None if config.data_file is None else Path(config.data_file)
-    data = load_examples(benchmark, config.max_samples, data_file)
-    return Sources(benchmark, data, large, small, tokenizer)
+    return benchmark, large, small, tokenizer

@@ -51,33 +51,52 @@ def results_table(records: list[RunRecord]) -> str:
     """
     for other in records[1:]:
         comparable(records[0], other)
-    rows = []
-    for arm in ("vanilla", "small"):
-        shown = next((r for r in records if arm in r.speed), None)
-        if shown is not None:
-            rows.append(_result_row(ARM_NAMES[arm], shown, arm))
+    rows = [_result_row(ARM_NAMES["vanilla"], records[0], "vanilla")]
+    alone: set[str] = set()
     for record in records:
-        if "bild" in record.speed:
-            asked = record.config["bild"]
-            thresholds = (asked["fallback_threshold"], asked["rollback_threshold"])
-            name = "BiLD {}, {}, {}".format(asked["variant"], *map(_threshold, thresholds))
-            rows.append(_result_row(name, record, "bild"))
+        small = record.models.get("small")
+        if "small" in record.speed and small is not None and small["fingerprint"] not in alone:
+            alone.add(small["fingerprint"])
+            name = f"{ARM_NAMES['small']}, {record.config['mode']}"
+            rows.append(_result_row(name, record, "small"))
+    bild = [r for r in records if "bild" in r.speed]
+    best = {
+        1: max((r.quality["bild"]["value"] for r in bild), default=None),
+        2: max((r.speed["bild"]["speedup"]["value"] for r in bild), default=None),
+    }
+    for record in bild:
+        row = _result_row(_name(record), record, "bild")
+        reached = {
+            1: record.quality["bild"]["value"],
+            2: record.speed["bild"]["speedup"]["value"],
+        }
+        for column, value in best.items():
+            if len(bild) > 1 and reached[column] == value:
+                row[column] = f"**{row[column]}**"
+        rows.append(row)
     first = records[0]
     metric = {"bleu": "BLEU"}.get(first.quality["metric"], first.quality["metric"])
     headers = [
-        "decoder (variant, fallback, rollback)", f"{metric} [95 %]", "speedup [95 %]",
+        "decoder (fallback, rollback)", f"{metric} [95 %]", "speedup [95 %]",
         "fallback %", "rollback %", "large forwards per 100 tokens", "outputs equal to large's",
     ]  # fmt: skip
     env, data = first.env, first.data
     footnote = (
-        f"{data['samples']} examples, batch 1, {env['dtype']}, {env['threads']} thread(s) of "
-        f"{env['device']}, torch {env['torch']}, transformers {env['transformers']}; "
+        f"{data['samples']} examples, batch 1, engine {env['engine']}, {env['threads']} thread(s) "
+        f"of {env['device']}, torch {env['torch']}, transformers {env['transformers']}; "
         f"large {first.models['large']['parameters'] / 1e6:.1f} M parameters"
     )
     small = next((r.models["small"] for r in records if "small" in r.models), None)
     if small is not None:
         footnote += f", small {small['parameters'] / 1e6:.1f} M"
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + f"\n\n{footnote}."
+
+
+def _name(record: RunRecord) -> str:
+    asked = record.config["bild"]
+    thresholds = (asked["fallback_threshold"], asked["rollback_threshold"])
+    rules = "" if asked["variant"] == "authors" else f", {asked['variant']} rules"
+    return "BiLD {} ({}, {}){}".format(record.config["mode"], *map(_threshold, thresholds), rules)
 
 
 def _threshold(value: float | str) -> str:

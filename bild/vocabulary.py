@@ -64,6 +64,15 @@ def check_tokenizers(large: PreTrainedTokenizerBase, small: PreTrainedTokenizerB
             )
 
 
+def check_tokenizer_size(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Refuse a tokenizer that has more tokens than the models score (`rows`)."""
+    if len(tokenizer) > rows:
+        raise BildError(
+            f"the tokenizer has {len(tokenizer)} tokens but the models know only {rows}; "
+            "name the tokenizer they were trained with by --tokenizer"
+        )
+
+
 def _special_token(model: PreTrainedModel, name: str) -> Any:
     value = getattr(model.generation_config, name, None)
     return getattr(model.config, name, None) if value is None else value

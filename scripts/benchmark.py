@@ -11,7 +11,8 @@
 Without --pair it decodes a task's data with a real pair. With it, with models of the published
 sizes that have random weights and planted outputs, so that fallbacks and rollbacks happen at the
 recorded rates: simulated acceptance. Arms are kinds, which run in each precision they may have, or
-full names such as bild-compiled@int8. CTranslate2 needs pip install -e '.[bench]'.
+full names such as bild-compiled@int8. CTranslate2 needs pip install -e '.[bench]'; the models it
+converts stay in out/benchmark/ctranslate2. The arm static-compile takes minutes to compile.
 
 Results go to out/benchmark/<time>/run.json and samples.jsonl; a run that was stopped goes on when
 started again.

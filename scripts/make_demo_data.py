@@ -3,8 +3,8 @@
     python scripts/make_demo_data.py --corpus tatoeba/train.jsonl.gz --output-dir out/tatoeba
 
 Reads JSON Lines with "de" and "en". Writes train.jsonl, validation.jsonl and test.jsonl (2,000
-pairs each held out; no sentence stands on two sides), the held-out pairs joined one to four at a
-time (validation_lines.jsonl, test_lines.jsonl), and tokenizer/.
+pairs each held out; no sentence stands on two sides), the same joined one to four at a time
+(train_lines.jsonl and so on), and tokenizer/.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def main() -> None:
     train, validation, test = split_by_sentence(pairs, a.held_out, a.seed)
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         write_pairs(a.output_dir / f"{name}.jsonl", part)
-    for name, part in (("validation_lines", validation), ("test_lines", test)):
-        write_pairs(a.output_dir / f"{name}.jsonl", concatenate(part, a.seed))
+        write_pairs(a.output_dir / f"{name}_lines.jsonl", concatenate(part, a.seed))
     texts = (text for pair in train for text in pair)
     tokenizer = train_tokenizer(texts, a.vocab_size, a.output_dir / "tokenizer")
     print(f"{a.output_dir / 'tokenizer'}: {len(tokenizer)} tokens")

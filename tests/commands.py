@@ -100,6 +100,7 @@ def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
         "HF_ENDPOINT": NOWHERE,
         "LANG": "C.UTF-8",
         "OMP_NUM_THREADS": "1",
+        "BILD_CACHE": os.environ.get("BILD_CACHE", str(Path.home() / ".cache" / "bild")),
         "PYTHON": sys.executable,
         "CUDA_VISIBLE_DEVICES": "",
         **more,

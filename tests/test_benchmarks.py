@@ -85,6 +85,7 @@ def test_metrics_are_known(name):
         ("cnndm", "aligned", [(0.3, 3), (0.2, 6)]),
         ("api", "unaligned", [(0.5, 5)]),
         ("demo", "unaligned", [(0.4, 3), (0.2, 5)]),
+        ("demo", "aligned", [(0.4, 3), (0.2, 5)]),
     ],
 )
 def test_presets(name, mode, presets):

@@ -166,6 +166,17 @@ def test_threads_do_not_change_the_result():
 
 
 @needs_compiler
+def test_unknown_ids_are_refused_and_not_read():
+    pair = BiLDModel(tiny(13), tiny(13, noise=0.1), engine="fast", compile=True)
+    with pytest.raises(BildError, match="token id 16 is not one of the model's 16 embeddings"):
+        pair.generate(torch.tensor([[3, 16, 1]]), max_new_tokens=5)
+    decoder = pair.models["large"].begin(torch.tensor([[3, 1]]), None)
+    for call in (lambda: decoder.feed([99]), lambda: decoder.draft([-1], 3, 0.0)):
+        with pytest.raises(BildError, match="is not one of the model's 16 embeddings"):
+            call()
+
+
+@needs_compiler
 def test_a_damaged_model_is_reported():
     large = tiny(11)
     with torch.no_grad():

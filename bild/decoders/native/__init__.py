@@ -272,9 +272,17 @@ class NativeStack:
         states = torch.empty(size, self.weights.width)
         scratch = torch.empty(self.library.bild_t5_encode_floats(struct, size))
         self.library.bild_t5_encode(
-            *(struct, _ints(tokens), size, positions, states.data_ptr(), scratch.data_ptr())
+            *(struct, self.ids(tokens), size, positions, states.data_ptr(), scratch.data_ptr())
         )
         return states
+
+    def ids(self, tokens: Sequence[int]) -> Any:
+        """Token ids as the library reads them, which does not check them itself."""
+        known = self.weights.embedding.shape[0]
+        for token in tokens:
+            if not 0 <= token < known:
+                raise BildError(f"token id {token} is not one of the model's {known} embeddings")
+        return _ints(tokens)
 
     def _matrix(self, weight: Tensor, precision: str) -> _Matrix:
         """A weight (rows, columns), rows padded with zeros to a multiple of 16, as kernels read it:
@@ -346,7 +354,7 @@ class NativeSession:
         self._move_to(length, len(tokens))
         logits = torch.empty(len(tokens), self._row)
         self._library.bild_t5_feed(
-            self._struct, self._session, _ints(tokens), len(tokens), logits.data_ptr()
+            self._struct, self._session, self._model.ids(tokens), len(tokens), logits.data_ptr()
         )
         return logits[:, : self._struct.vocabulary]
 
@@ -363,7 +371,14 @@ class NativeSession:
         written, probabilities = (_int * limit)(), (ctypes.c_double * limit)()
         written_count = _int()
         count = self._library.bild_t5_draft(
-            *(self._struct, self._session, _ints(pending), len(pending), limit, threshold),
+            *(
+                self._struct,
+                self._session,
+                self._model.ids(pending),
+                len(pending),
+                limit,
+                threshold,
+            ),
             *(_ints(eos_token_ids), len(eos_token_ids), written, probabilities),
             ctypes.byref(written_count),
         )
@@ -380,8 +395,8 @@ class NativeSession:
         tokens, probabilities = (_int * rows)(), (ctypes.c_double * rows)()
         distances = (ctypes.c_double * len(drafted))()
         self._library.bild_t5_verify(
-            *(self._struct, self._session, _ints(pending), len(pending)),
-            *(_ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
+            *(self._struct, self._session, self._model.ids(pending), len(pending)),
+            *(self._model.ids(drafted), len(drafted), first_row, tokens, probabilities, distances),
         )
         return Verdict(tokens[:], probabilities[:], distances[:])
 

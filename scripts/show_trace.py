@@ -1,0 +1,68 @@
+"""Show which model wrote which token: the shipped pair, or any, on sentences of yours.
+
+    python scripts/show_trace.py "Heute Morgen lag überall Schnee."
+    python scripts/show_trace.py "Der Zug ist weg." "Wir warten." --html out/trace.html
+    python scripts/show_trace.py --fallback 0.6 --rollback 2 --variant verified < sentences.txt
+    python scripts/show_trace.py --task cnndm --mode aligned --device cuda < article.txt
+
+Prints both outputs, every token with its writer and probability, what was rolled back or thrown
+away, and a timeline of the forwards of both models against the large model alone, measured in the
+same run. Without sentences, every line of the standard input is one. --html writes the same as one
+page without external resources, --svg as a picture.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from bild.cli import Parser, add_pair_flags, pair_config, quiet_loading, run
+from bild.errors import BildError
+from bild.files import check_file, write_atomically
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("sentence", nargs="*", help="source texts (default: the lines of stdin)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write what is printed, drawn")
+    parser.add_argument("--width", type=int, metavar="COLUMNS", help="(default: the terminal's)")
+    add_pair_flags(parser)
+    a = parser.parse_args()
+    config, bild = pair_config(a)
+    for path in (a.html, a.svg):
+        if path is not None:
+            check_file(path)
+    sentences = a.sentence or [line.strip() for line in sys.stdin if line.strip()]
+    if not sentences:
+        raise BildError("there is no sentence; give one, or lines on the standard input")
+
+    # Only now: these import torch and transformers, which takes seconds.
+    from rich.console import Console
+
+    from bild.race import Racer
+    from bild.rendering import page_html, race_text
+
+    quiet_loading()
+    console = Console(width=a.width, record=a.svg is not None)
+    racer = Racer.load(config)
+    racer.warm_up(sentences[0])
+    races = []
+    for sentence in sentences:
+        *_, race = racer.run(sentence, bild)
+        races.append(race)
+        console.print(race_text(race))
+        console.print()
+    if a.html is not None:
+        write_atomically(a.html, page_html(races))
+        print(a.html)
+    if a.svg is not None:
+        svg = console.export_svg(title="scripts/show_trace.py")
+        # Rich points to a web font; the picture is to need nothing but itself.
+        write_atomically(a.svg, re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
+        print(a.svg)
+
+
+if __name__ == "__main__":
+    run(main)
