@@ -1,0 +1,132 @@
+"""Benchmark every engine a user could pick, side by side: ours, transformers' and CTranslate2.
+
+    python scripts/benchmark.py
+    python scripts/benchmark.py --samples 50 --arms greedy,ctranslate2,bild-compiled \\
+        --precisions float32,int8
+    python scripts/benchmark.py --pair t5-large/t5-small --rates cnndm --mode aligned \\
+        --precisions bfloat16,int8
+    python scripts/benchmark.py --pair mt5-large/mt5-small --rates iwslt2017 --lengths 32,128,512 \\
+        --arms bild-compiled --samples 3
+
+Without --pair it decodes a task's data with a real pair. With it, with models of the published
+sizes that have random weights and planted outputs, so that fallbacks and rollbacks happen at the
+recorded rates: simulated acceptance. Arms are kinds, which run in each precision they may have, or
+full names such as bild-compiled@int8. CTranslate2 needs pip install -e '.[bench]'; the models it
+converts stay in out/benchmark/ctranslate2. The arm static-compile takes minutes to compile.
+
+Results go to out/benchmark/<time>/run.json and samples.jsonl; a run that was stopped goes on when
+started again.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+
+from bild.benchmarks import BENCHMARKS, MODES, Thresholds, get
+from bild.cli import Parser, quiet_loading, run
+from bild.config import BiLDConfig
+from bild.errors import BildError
+from bild.files import check_writable
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _list(text))
+    except ValueError:
+        raise ArgumentTypeError(f"expected whole numbers as in 32,128, got {text!r}") from None
+
+
+def main() -> None:
+    defaults = BiLDConfig()
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--arms", type=_list, metavar="A,B", help="kinds or full names (default: all kinds)")
+    add("--precisions", type=_list, default=("float32",), metavar="P,Q", help="default: float32")
+    add("--pair", help="planted models: t5-large/t5-small or mt5-large/mt5-small")
+    add("--rates", metavar="TASK", help="of a planted pair (default: cnndm)")
+    add("--mode", default="unaligned", choices=MODES[1:], help="thresholds or rates of this mode")
+    add("--task", choices=BENCHMARKS, help="of a real pair (default: demo)")
+    add("--large", help="folder or hub id of the large model")
+    add("--small", help="folder or hub id of the small model")
+    add("--tokenizer", help="folder or hub id of the tokenizer")
+    add("--data-file", help="JSON Lines (.gz) with the task's keys")
+    add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
+    add("--rollback", type=float, help="threshold (default: as --fallback)")
+    add("--variant", default=defaults.variant, help="authors, paper or verified")
+    add("--samples", type=int, default=8, metavar="N", help="sources (default: 8)")
+    add("--source-tokens", type=int, metavar="N", help="of a planted source (default: by task)")
+    add("--max-new-tokens", type=int, metavar="N", help="of a real pair's outputs")
+    add("--lengths", type=_numbers, default=(), metavar="N,M", help="output lengths, for growth")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
+    add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+    add("--warmup", type=int, default=2, metavar="N", help="untimed sources (default: 2)")
+    add("--seed", type=int, default=0, help="of planted weights and outputs")
+    add("--output-dir", type=Path, default=Path("out"))
+    add("--record", type=Path, metavar="FILE", help="also write the record here")
+    a = parser.parse_args()
+
+    real = {n: getattr(a, n) for n in ("large", "small", "tokenizer", "data_file", "task")}
+    real["max_new_tokens"] = a.max_new_tokens
+    planted = {"rates": a.rates, "source_tokens": a.source_tokens}
+    for name, value in (planted if a.pair is None else real).items():
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            other = "needs --pair" if a.pair is None else "does not go with --pair"
+            raise BildError(f"{flag} {value} {other}")
+    if (a.fallback is None) != (a.rollback is None):
+        raise BildError("give both --fallback and --rollback, or neither")
+    thresholds = None if a.fallback is None else Thresholds(a.fallback, a.rollback)
+    check_writable(a.output_dir)
+    if a.record is not None:
+        check_writable(a.record.parent)
+
+    # Only now: these import torch and transformers, which takes seconds.
+    from bild.arms import ARMS, arm_names
+    from bild.comparison import ComparisonConfig, compare
+    from bild.planted import recorded_rates, thresholds_of
+    from bild.speed_tables import comparison_text, heading
+
+    rates = None
+    if a.pair is None:
+        task = "demo" if a.task is None else a.task
+        if thresholds is None:
+            thresholds = get(task).default_thresholds(a.mode)
+        small = get(task).small_model(a.mode) if a.small is None else a.small
+    else:
+        task = "cnndm" if a.rates is None else a.rates
+        rates = recorded_rates(task, a.mode, thresholds)
+        thresholds = thresholds_of(rates)
+        small = None
+    config = ComparisonConfig(
+        arms=arm_names(ARMS if a.arms is None else a.arms, a.precisions),
+        bild=BiLDConfig(thresholds.fallback, thresholds.rollback, variant=a.variant),
+        samples=a.samples,
+        task=task,
+        large=a.large,
+        small=small,
+        tokenizer=a.tokenizer,
+        data_file=a.data_file,
+        planted=a.pair,
+        rates=rates,
+        source_tokens=a.source_tokens,
+        max_new_tokens=a.max_new_tokens,
+        lengths=a.lengths,
+        device=a.device,
+        threads=a.threads,
+        warmup=a.warmup,
+        seed=a.seed,
+    )
+    quiet_loading()
+    record, path = compare(config, a.output_dir)
+    if a.record is not None:
+        a.record.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"\n{heading(record)}\n\n{comparison_text(record)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    run(main)
