@@ -40,6 +40,37 @@ def heading(record: dict[str, Any]) -> str:
     )
 
 
+def speed_summary(record: dict[str, Any]) -> str:
+    """A Markdown table of a record of `bild.comparison`: one arm a row, the fastest in bold.
+
+    A record of output lengths gives milliseconds a token at each of them instead.
+    """
+    if "growth" in record:
+        rows, headers = _growth_rows(record)
+        return f"{_markdown(rows, headers)}\n\n{heading(record)}; ms a token without the encoders."
+    arms = record["arms"]
+    quality = next((a["quality"]["name"] for a in arms.values() if "quality" in a), None)
+    fastest = max((a["ratio"]["value"] for a in arms.values() if "ratio" in a), default=None)
+    rows = []
+    for name, arm in arms.items():
+        speedup = interval(arm["ratio"], "x") if "ratio" in arm else ""
+        if "ratio" in arm and arm["ratio"]["value"] == fastest:
+            speedup = f"**{speedup}**"
+        row = [*_names(name), f"{1000 * arm['seconds']['median']:.0f}", speedup]
+        row.append(_rate(arm["models"].get("large")))
+        row.append(_percent(arm["overhead"], 1) if name.startswith("bild-") else "")
+        rows.append([*row, interval(arm["quality"])] if quality is not None else row)
+    headers = ["decoder", "precision", "ms/example", "speedup [95 %]"]
+    headers += ["large forwards per 100 tokens", "time outside the models"]
+    headers += [f"{METRIC_NAMES.get(quality, quality)} [95 %]"] if quality is not None else []
+    planted = "simulated acceptance: " if record["config"]["planted"] is not None else ""
+    return f"{_markdown(rows, headers)}\n\n{planted}{heading(record)}."
+
+
+def _markdown(rows: list[list[str]], headers: list[str]) -> str:
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
 def _speed_table(record: dict[str, Any]) -> str:
     arms = record["arms"]
     if not arms:
@@ -121,7 +152,7 @@ def _costs_table(record: dict[str, Any]) -> str:
     )
 
 
-def _growth_table(record: dict[str, Any]) -> str:
+def _growth_rows(record: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
     rows = []
     lengths = record["config"]["lengths"]
     for name, growth in record["growth"].items():
@@ -132,8 +163,12 @@ def _growth_table(record: dict[str, Any]) -> str:
             for figures in growth["lengths"].values()
         ]
         rows.append([*_names(name), *times, f"{growth['longest_over_shortest']:.2f}"])
-    headers = ["", "precision", *(f"{n} tokens" for n in sorted(set(lengths)))]
-    return tabulate(rows, [*headers, "growth"], disable_numparse=True) + (
+    return rows, ["", "precision", *(f"{n} tokens" for n in sorted(set(lengths))), "growth"]
+
+
+def _growth_table(record: dict[str, Any]) -> str:
+    rows, headers = _growth_rows(record)
+    return tabulate(rows, headers, disable_numparse=True) + (
         "\nms a token without the encoders [quartiles]; growth: the longest over the shortest"
     )
 
