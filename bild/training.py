@@ -251,6 +251,16 @@ PRESETS: dict[str, TrainingPreset] = {
         scheduler="linear",
         warmup_steps=50,
     ),
+    "align": TrainingPreset(
+        "a small model drawn to what its large one writes: a lower rate, no dropout",
+        learning_rate=1e-3,
+        scale_parameter=True,
+        batch_size=64,
+        max_steps=600,
+        scheduler="linear",
+        warmup_steps=50,
+        dropout=0.0,
+    ),
     "reproduction": TrainingPreset(
         "the reproduction's small models: Adafactor, constant 2e-4, batch 8 x 2, 100k steps, "
         "best checkpoint by BLEU",

@@ -1,15 +1,15 @@
 """Align a small model with a large one.
 
     # the paper's recipe: the large model labels the training set, the small one is trained on that
-    python scripts/align.py finetune --large demo/large --init-from demo/small \\
+    python scripts/align.py align --large demo/large --init-from demo/small \\
         --train-file train.jsonl --validation-file validation.jsonl --output-dir out/small-aligned
 
     # DistillSpec: towards the large model's distribution, on the small one's own outputs
-    python scripts/align.py finetune --method on-policy --large demo/large --init-from demo/small \\
+    python scripts/align.py align --method on-policy --large demo/large --init-from demo/small \\
         --train-file train.jsonl --validation-file validation.jsonl --output-dir out/small-on-policy
 
     # the unaligned control: as many further steps on the references
-    python scripts/finetune.py finetune --init-from demo/small \\
+    python scripts/finetune.py align --init-from demo/small \\
         --train-file train.jsonl --validation-file validation.jsonl --output-dir out/small-control
 
 All arguments of scripts/finetune.py; goes on where it was stopped; `accelerate launch` starts
