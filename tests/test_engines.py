@@ -148,6 +148,17 @@ def test_logits_within_the_tolerance_of_their_precision(precision):
 
 
 @needs_compiler
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_long_sources(precision):
+    """Past 128 tokens torch or the library encodes, whichever is faster; the states agree."""
+    plain, fast = both(tiny(14), True, precision)
+    source = torch.randint(3, 16, (1, 200), generator=torch.Generator().manual_seed(14))
+    expected = plain.encode(source, None)[0]
+    error = (fast.encode(source, None)[0] - expected).norm() / expected.norm()
+    assert error < TOLERANCE[precision]
+
+
+@needs_compiler
 def test_threads_do_not_change_the_result():
     model = tiny(10)
     (source,) = sources(10, 1)
