@@ -103,14 +103,14 @@ class Costs:
         )
 
 
-def measure_costs(work: Workload) -> Costs:
-    """What forwards cost here: medians over a few examples, the models decoding in turn.
+def measure_costs(work: Workload, pair: Thresholds) -> Costs:
+    """What forwards cost here: medians over a few examples, which the models decode in turn.
 
-    Drafts that are never interrupted or rolled back show what a token more in a large forward
-    costs: each such forward is fed a whole window.
+    What a token more in a large forward costs depends on how many there are, the second being the
+    dearest; so it is measured with a pair of thresholds as they are in use.
     """
-    wide = replace(_rules(work), fallback_threshold=0.0, rollback_threshold=math.inf)
-    work = replace(work, config=replace(work.config, bild=wide, small_alone=True))
+    config = replace(work.config, bild=_with(_rules(work), pair), small_alone=True)
+    work = replace(work, config=config)
     runs = [s.arms for s in islice(run_examples(work, make_arms(work)), CALIBRATION)]
 
     def forward(arm: str) -> float:
@@ -402,9 +402,9 @@ def propose(
         direction="maximize",
         load_if_exists=True,
     )
-    running, complete = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.COMPLETE
-    for trial in study.get_trials(states=(running,)):  # cut off by the end of a process
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    state = optuna.trial.TrialState
+    for trial in study.get_trials(states=(state.RUNNING,)):  # cut off by the end of a process
+        study.tell(trial.number, state=state.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params)
     for pair in first:
@@ -412,18 +412,18 @@ def propose(
             study.enqueue_trial(asdict(pair), skip_if_exists=True)
 
     trials, nothing_new = 0, False
-    for trial in study.get_trials(states=(complete,)):
+    for trial in study.get_trials(states=(state.COMPLETE,)):
         finding = Finding(**trial.user_attrs["finding"])
         pair = Thresholds(finding.fallback, finding.rollback)
         trials, nothing_new = trials + 1, pair in search.findings
         search.findings[pair] = finding
     with _bar(search, "search", budget) as bar:
         while search.spent + search.total <= budget:
-            if nothing_new:
+            if nothing_new and not study.get_trials(states=(state.WAITING,)):
                 near = _untried_neighbour(search)
                 if near is None:
                     break
-                study.enqueue_trial(asdict(near), skip_if_exists=True)
+                study.enqueue_trial(asdict(near))
             study.sampler = optuna.samplers.GPSampler(seed=seed + trials, n_startup_trials=STARTUP)
             asked = study.ask(space)
             pair = Thresholds(*(round(asked.params[name], 10) for name in space))
@@ -506,7 +506,7 @@ def _search(
     order = np.random.default_rng(work.config.seed).permutation(len(work.data.examples))
     shuffled = replace(work.data, examples=tuple(work.data.examples[i] for i in order))
     work = replace(work, data=shuffled)
-    costs = None if config.speed == "measured" else _costs(work, folder / "costs.json")
+    costs = None if config.speed == "measured" else _costs(work, config, folder / "costs.json")
     search = Search(
         _decoder(work, timed=costs is None),
         len(order),
@@ -524,9 +524,7 @@ def _search(
     points, best = list(search.findings.values()), search.best
     checked = None
     if best is not None and check is not None:
-        rules = replace(
-            _rules(work), fallback_threshold=best.fallback, rollback_threshold=best.rollback
-        )
+        rules = _with(_rules(work), Thresholds(best.fallback, best.rollback))
         checked = _check(work, rules, check, folder / "check", progress)
     metric, references = work.benchmark.metric, [s.reference for s in search.large]
     texts = [s.arms["vanilla"].text for s in search.large]
@@ -567,21 +565,19 @@ def _decoder(work: Workload, *, timed: bool) -> Decode:
 
     def decode(pair: Thresholds | None, start: int) -> Iterator[SampleRecord]:
         names = ["vanilla"] if pair is None else ["vanilla", "bild"] if timed else ["bild"]
-        chosen = rules
-        if pair is not None:
-            chosen = replace(
-                rules, fallback_threshold=pair.fallback, rollback_threshold=pair.rollback
-            )
+        chosen = rules if pair is None else _with(rules, pair)
         arms = make_arms(replace(work, config=replace(work.config, bild=chosen)))
         return run_examples(work, {name: arms[name] for name in names}, start)
 
     return decode
 
 
-def _costs(work: Workload, path: Path) -> Costs:
-    """The costs measured when the folder was new."""
+def _costs(work: Workload, config: SearchConfig, path: Path) -> Costs:
+    """The costs measured when the folder was new, in the middle of the space then searched."""
     if not path.exists():
-        write_atomically(path, json.dumps(asdict(measure_costs(work)), indent=1) + "\n")
+        middle = Thresholds(sum(config.fallbacks) / 2, sum(config.rollbacks) / 2)
+        costs = measure_costs(work, middle)
+        write_atomically(path, json.dumps(asdict(costs), indent=1) + "\n")
     return Costs(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -611,3 +607,7 @@ def _check(
 def _rules(work: Workload) -> BiLDConfig:
     assert work.config.bild is not None
     return work.config.bild
+
+
+def _with(rules: BiLDConfig, pair: Thresholds) -> BiLDConfig:
+    return replace(rules, fallback_threshold=pair.fallback, rollback_threshold=pair.rollback)
