@@ -63,8 +63,7 @@ def speed_summary(record: dict[str, Any]) -> str:
     headers = ["decoder", "precision", "ms/example", "speedup [95 %]"]
     headers += ["large forwards per 100 tokens", "time outside the models"]
     headers += [f"{METRIC_NAMES.get(quality, quality)} [95 %]"] if quality is not None else []
-    planted = "simulated acceptance: " if record["config"]["planted"] is not None else ""
-    return f"{_markdown(rows, headers)}\n\n{planted}{heading(record)}."
+    return f"{_markdown(rows, headers)}\n\n{heading(record)}."
 
 
 def _markdown(rows: list[list[str]], headers: list[str]) -> str:
