@@ -84,7 +84,7 @@ def test_own_records_are_drawn_with_thresholds_and_both_models_alone(tmp_path):
     names = {STYLES[name].name for name in ("large", "small", "unaligned")}
     assert names <= set(shown)
     for path in (RESULTS / "demo").glob("run*.json"):
-        fallback, rollback = path.stem.removeprefix("run-").split("-")
+        _, fallback, rollback = path.stem.removeprefix("run-").split("-")
         assert f"{fallback}, {rollback}" in shown
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 

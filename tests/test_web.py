@@ -56,7 +56,8 @@ def address(browser, tmp_path_factory):
         port = free.getsockname()[1]
     home = tmp_path_factory.mktemp("web")
     # On the slower engine there is time to watch a race, and to stop it, on any machine.
-    flags = ("--port", str(port), "--rollback", "0.5", "--engine", "transformers")
+    flags = ["--port", str(port), "--rollback", "0.5", "--engine", "transformers"]
+    flags += ["--max-new-tokens", "600"]  # a long race is there to be stopped
     process = subprocess.Popen(
         [sys.executable, ROOT / "scripts" / "web.py", *flags],
         cwd=home,
@@ -179,7 +180,7 @@ def test_an_empty_sentence_is_refused_in_words_and_a_race_can_be_stopped(visit):
     page.get_by_role("button", name="Race").click()
     page.get_by_text("the source is empty; give a sentence").wait_for()
 
-    page.get_by_label("Sentence").fill(f"{SENTENCE} " * 8)
+    page.get_by_label("Sentence").fill(f"{SENTENCE} " * 40)
     page.get_by_role("button", name="Race").click()
     page.wait_for_function("document.querySelector('#alone textarea').value.length > 10")
     page.get_by_role("button", name="Stop").click()
