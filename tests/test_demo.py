@@ -68,11 +68,11 @@ def test_lossless_settings_give_the_large_models_own_output(pair, sources, greed
         assert total.large_forwards < 0.9 * total.generated_tokens
 
 
-def test_every_third_sentence_equals_the_cacheless_reference(pair, sources):
-    """Variants and thresholds take turns over the sentences; the reference takes a second each."""
+def test_every_sentence_equals_the_cacheless_reference(pair, sources):
+    """Variants and thresholds take turns over the sentences."""
     thresholds = [(0.6, 2.0), (0.3, 5.0), (0.9, 1.0), (0.5, 0.0)]
     rolled_back = 0
-    for i, source in enumerate(sources[::3]):
+    for i, source in enumerate(sources):
         variant = VARIANTS[i % 3]
         fallback, rollback = thresholds[i % 4]
         expected = reference_decode(
@@ -88,4 +88,4 @@ def test_every_third_sentence_equals_the_cacheless_reference(pair, sources):
         output = pair.generate(source, bild_config=config, max_new_tokens=LIMIT)
         assert output.sequences[0].tolist() == expected.tokens
         rolled_back += expected.rollbacks
-    assert rolled_back > 5
+    assert rolled_back > 20
