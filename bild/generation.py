@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -197,21 +198,7 @@ def decode_with_pair(
     config = BiLDConfig() if bild_config is None else bild_config
     if not isinstance(config, BiLDConfig):
         raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}")
-    recorder = _recorder(output_trace, plan.config)
-    output, stats = decode(
-        large,
-        small,
-        plan.prompt[0].tolist(),
-        config,
-        plan.stopping,
-        plan.processors,
-        keep_scores=plan.keeps_scores,
-        on_commit=_streaming(streamer, plan.prompt),
-        recorder=recorder,
-    )
-    if streamer is not None:
-        streamer.end()
-    return _result(plan, output, stats, recorder)
+    return _decode(plan, streamer, output_trace, partial(decode, large, small, config=config))
 
 
 def decode_alone(
@@ -221,12 +208,20 @@ def decode_alone(
     output_trace: bool = False,
 ) -> BiLDOutput | Tensor:
     """`decode_greedy` by a plan; the decoder has been given the source."""
+    return _decode(plan, streamer, output_trace, partial(decode_greedy, decoder))
+
+
+def _decode(
+    plan: Plan,
+    streamer: BaseStreamer | None,
+    output_trace: bool,
+    loop: Callable[..., tuple[Output, DecodeStats]],
+) -> BiLDOutput | Tensor:
     recorder = _recorder(output_trace, plan.config)
-    output, stats = decode_greedy(
-        decoder,
-        plan.prompt[0].tolist(),
-        plan.stopping,
-        plan.processors,
+    output, stats = loop(
+        prompt=plan.prompt[0].tolist(),
+        stopping=plan.stopping,
+        processors=plan.processors,
         keep_scores=plan.keeps_scores,
         on_commit=_streaming(streamer, plan.prompt),
         recorder=recorder,

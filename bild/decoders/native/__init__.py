@@ -18,7 +18,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -124,13 +123,6 @@ def _compile(compiler: list[str], path: Path) -> None:
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def compile_seconds() -> float:
-    """Seconds that `load` takes: next to nothing once the library is there."""
-    start = time.perf_counter()
-    load()
-    return time.perf_counter() - start
 
 
 # ------------------------------------------------------------------------------ the C side
@@ -246,7 +238,6 @@ class NativeStack:
                 type=PRECISIONS[str(weights.embedding.dtype).removeprefix("torch.")],
                 columns=weights.width,
             ),
-            threads=torch.get_num_threads(),
         )
         if weights.is_decoder:
             self.struct.head = self._matrix(weights.head, precision)
@@ -345,8 +336,10 @@ class NativeSession:
         )
         self._session.source, self._session.source_stride = size, stride
         self._session.cross_keys, self._session.cross_values = (t.data_ptr() for t in self._cross)
-        self._reserve(1)
-        self._allocate_scratch()
+        if self._session.capacity:
+            self._allocate_scratch()  # another source, perhaps a longer one
+        else:
+            self._reserve(1)
         self._library.bild_t5_begin(self._struct, self._session, states.data_ptr())
 
     def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
