@@ -232,9 +232,9 @@ _DEMO_SMALL = _from_scratch(
 
 
 def _for_api(preset: TrainingPreset, description: str) -> TrainingPreset:
-    """A demo recipe for some 40,000 short examples, which are seen several times."""
-    once = replace(preset, description=description, concatenate=False, dropout=0.1)
-    return once.for_steps(4000)
+    """A demo recipe for some 40,000 short examples, which are seen more than once."""
+    once = replace(preset, description=description, concatenate=False, dropout=0.1, batch_size=32)
+    return once.for_steps(2800)
 
 
 PRESETS: dict[str, TrainingPreset] = {
