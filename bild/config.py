@@ -212,6 +212,11 @@ class GridConfig:
                 )
             object.__setattr__(self, name, tuple(sorted(set(values))))
 
+    @property
+    def size(self) -> int:
+        """How many pairs there are."""
+        return len(self.fallbacks) * len(self.rollbacks)
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

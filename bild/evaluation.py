@@ -224,8 +224,8 @@ def evaluate_loaded(
 Arm = Callable[[dict[str, Any]], Any]  # source tensors -> BiLDOutput
 
 
-def make_arms(work: Workload) -> dict[str, Arm]:
-    """The arms of a workload: source tensors -> output."""
+def make_arms(work: Workload, *, trace: bool = False) -> dict[str, Arm]:
+    """The arms of a workload: source tensors -> output; with `trace`, the pair's has one."""
     options: dict[str, Any] = {
         "max_new_tokens": work.benchmark.max_new_tokens,
         "do_sample": False,
@@ -237,7 +237,8 @@ def make_arms(work: Workload) -> dict[str, Arm]:
     arms: dict[str, Arm] = {"vanilla": lambda inputs: runner.greedy(**inputs, **options)}
     if isinstance(runner, BiLDModel):
         bild_config = work.config.bild
-        arms["bild"] = lambda inputs: runner.generate(**inputs, bild_config=bild_config, **options)
+        own = {**options, "bild_config": bild_config, "output_trace": trace}
+        arms["bild"] = lambda inputs: runner.generate(**inputs, **own)
         if work.config.small_alone:
             arms["small"] = lambda inputs: runner.greedy(**inputs, which="small", **options)
     return arms
@@ -378,8 +379,8 @@ def texts_of(samples: list[SampleRecord]) -> dict[str, list[str]]:
 
 def speed_ratio(samples: list[SampleRecord], baseline: str, arm: str) -> tuple[float, float, float]:
     """`timing.speedup` of an arm over another one."""
-    seconds = ([s.arms[name].seconds for s in samples] for name in (baseline, arm))
-    return timing.speedup(*seconds)
+    theirs, ours = ([s.arms[name].seconds for s in samples] for name in (baseline, arm))
+    return timing.speedup(theirs, ours)
 
 
 def bounded(figure: tuple[float, float, float]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from bild.benchmarks import BENCHMARKS
 from bild.errors import BildError
+from bild.metrics import METRIC_NAMES
 from bild.record import PublishedRuns, RunRecord, SearchRecord, SmallModelsRecord
-from bild.tables import METRIC_NAMES
 
 try:
     import matplotlib as mpl
@@ -401,7 +401,7 @@ def draw_sweeps(sweeps: Sequence[Sweep], title: str) -> Figure:
     """Heat maps of score and speed over fallback and rollback threshold, a row a sweep."""
     with mpl.rc_context(SETTINGS):
         heights = [0.3 * len({r for _, r in s.scores}) + 1.05 for s in sweeps]
-        widths = max(0.5 * len({f for f, _ in s.scores}) + 0.8 for s in sweeps)
+        widths = max(2.8, *(0.5 * len({f for f, _ in s.scores}) + 0.8 for s in sweeps))
         figure = Figure(figsize=(2 * widths, sum(heights) + 0.6), layout="constrained")
         figure.suptitle(title, fontsize=10.5)
         places = figure.subplots(

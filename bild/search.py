@@ -34,8 +34,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from bild import metrics, timing
 from bild.benchmarks import Benchmark, Thresholds
@@ -44,6 +46,7 @@ from bild.data import LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
 from bild.evaluation import (
+    Arm,
     SampleRecord,
     Workload,
     continue_samples,
@@ -115,22 +118,29 @@ def measure_costs(works: Sequence[Workload], pair: Thresholds) -> list[Costs]:
         pair: the thresholds.
 
     Returns:
-        Costs with each of the small models; those of the large model are the same in all.
+        Costs with each of the small models. The large model has one price in all of them, and so
+        have small models of one shape: between those the clock would only find its own noise.
     """
-    arms = {}
+    shapes = [_shape(work.small) for work in works]
+    arms: dict[str, Arm] = {}
     for i, work in enumerate(works):
         work = replace(work, config=replace(work.config, small_alone=True))
         own = make_arms(work.with_thresholds(pair))
         arms |= {"vanilla": own["vanilla"], f"small {i}": own["small"], f"bild {i}": own["bild"]}
     runs = [s.arms for s in islice(run_examples(works[0], arms), CALIBRATION)]
 
-    def forward(arm: str) -> float:
-        each = (r[arm] for r in runs)
-        return median((a.seconds - a.encoder_seconds) / a.stats.large_forwards for a in each)
+    def of(arms: Sequence[str]) -> tuple[float, float]:
+        """Seconds of a forward and of a source."""
+        each = [r[arm] for r in runs for arm in arms]
+        return (
+            median((a.seconds - a.encoder_seconds) / a.stats.large_forwards for a in each),
+            median(a.encoder_seconds for a in each),
+        )
 
-    large, smalls = forward("vanilla"), [forward(f"small {i}") for i in range(len(works))]
+    large, large_encoder = of(["vanilla"])
+    smalls = [of([f"small {i}" for i, s in enumerate(shapes) if s == shape]) for shape in shapes]
     tokens = []
-    for i, small in enumerate(smalls):
+    for i, (small, _) in enumerate(smalls):
         for both in (r[f"bild {i}"] for r in runs):
             more = both.stats.large_tokens_fed - both.stats.large_forwards
             plain = large * both.stats.large_forwards + small * both.stats.small_forwards
@@ -141,11 +151,16 @@ def measure_costs(works: Sequence[Workload], pair: Thresholds) -> list[Costs]:
             large_forward=large,
             large_token=max(0.0, median(tokens)) if tokens else 0.0,
             small_forward=small,
-            large_encoder=median(r["vanilla"].encoder_seconds for r in runs),
-            small_encoder=median(r[f"small {i}"].encoder_seconds for r in runs),
+            large_encoder=large_encoder,
+            small_encoder=small_encoder,
         )
-        for i, small in enumerate(smalls)
+        for small, small_encoder in smalls
     ]
+
+
+def _shape(model: PreTrainedModel | None) -> list[torch.Size]:
+    assert model is not None
+    return [p.shape for p in model.parameters()]
 
 
 def clock(_: SampleRecord, pair: SampleRecord) -> tuple[float, float]:

@@ -6,7 +6,8 @@ examples. On the test examples the large model alone, each small model alone and
 points are then timed side by side, example by example.
 
 The grid's speeds are priced with what forwards cost, as in `bild.search`: the clock drifts by more
-than the small models differ. The prices of all small models are measured together.
+than the small models differ. All of them share the large model's prices, and small models of one
+shape each other's.
 
 What is decoded is on disk at once. The same command goes on after a stop; another small model or
 other thresholds decode only what is new.
@@ -15,6 +16,7 @@ other thresholds decode only what is new.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -53,6 +55,7 @@ from bild.evaluation import (
     texts_of,
 )
 from bild.files import check_writable, write_json
+from bild.generation import BiLDOutput
 from bild.record import SCHEMA, SmallModelsRecord, environment, peak_memory
 from bild.search import Costs, measure_costs
 from bild.sources import Sources
@@ -106,6 +109,35 @@ def choose(points: Sequence[Point], allowed: float) -> tuple[Point, bool]:
 def arm_name(label: str, pair: Thresholds) -> str:
     """What a small model's pair of thresholds is called among the timed arms."""
     return f"bild {label} {pair.fallback:g} {pair.rollback:g}"
+
+
+class RollbackRow:
+    """Decodes with one fallback threshold and rising rollback thresholds, where these matter.
+
+    The rollback test asks of each distance whether it exceeds the threshold (`bild.policy`). Any
+    threshold from the one decoded with up to the smallest distance that exceeded it gets the same
+    answers, so the same output: seven outputs in ten are, from one threshold of a grid to the next.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[float, BiLDOutput]] = {}  # source -> limit, output
+
+    def arm(self, work: Workload) -> Arm:
+        """The pair's arm with the workload's thresholds, whose rollback is at least the last."""
+        assert work.config.bild is not None
+        rollback, decode = work.config.bild.rollback_threshold, make_arms(work, trace=True)["bild"]
+
+        def decode_where_needed(inputs: dict[str, torch.Tensor]) -> BiLDOutput:
+            source = tuple(inputs["input_ids"][0].tolist())
+            if source not in self._known or rollback >= self._known[source][0]:
+                output: BiLDOutput = decode(inputs)
+                assert output.trace is not None
+                distances = (t.distance for t in output.trace.tokens if t.distance is not None)
+                limit = min((d for d in distances if d > rollback), default=math.inf)
+                self._known[source] = limit, replace(output, trace=None)
+            return self._known[source][1]
+
+        return decode_where_needed
 
 
 # ------------------------------------------------------------------------------ with real models
@@ -201,7 +233,6 @@ class _Comparison:
         self.task, self.folder, self.progress = first.benchmark, folder, progress
         self.metrics = (self.task.metric, *self.task.more_metrics)
         self.grid = grid
-        self.pairs = [Thresholds(f, r) for f, r in product(grid.fallbacks, grid.rollbacks)]
         validation = replace(first.data, split="validation")
         self.data = {"validation": validation, "test": replace(test, split="test")}
         self.works = {
@@ -301,13 +332,18 @@ class _Comparison:
         folder = self._folder(split) / self.small[label]["fingerprint"][:12]
         folder.mkdir(exist_ok=True)
         points = []
-        with self._bar(f"{split}, {label}", len(self.pairs) * len(alone)) as bar:
-            for pair in self.pairs:
-                bar.set_postfix_str(f"{pair.fallback:g} {pair.rollback:g}", refresh=False)
-                arms = {"bild": make_arms(work.with_thresholds(pair))["bild"]}
-                path = folder / f"{pair.fallback:g}-{pair.rollback:g}.jsonl"
-                samples = continue_samples(path, partial(run_examples, work, arms))
-                points.append(self._point(pair, _counted(samples, bar), alone, large, costs[label]))
+        with self._bar(f"{split}, {label}", self.grid.size * len(alone)) as bar:
+            for fallback in self.grid.fallbacks:
+                row = RollbackRow()
+                for rollback in self.grid.rollbacks:
+                    pair = Thresholds(fallback, rollback)
+                    bar.set_postfix_str(f"{fallback:g} {rollback:g}", refresh=False)
+                    arms = {"bild": row.arm(work.with_thresholds(pair))}
+                    path = folder / f"{fallback:g}-{rollback:g}.jsonl"
+                    samples = continue_samples(path, partial(run_examples, work, arms))
+                    points.append(
+                        self._point(pair, _counted(samples, bar), alone, large, costs[label])
+                    )
         return points
 
     def _point(

@@ -9,10 +9,10 @@ from tabulate import tabulate
 
 from bild.benchmarks import PublishedRow, get
 from bild.evaluation import SampleRecord
+from bild.metrics import METRIC_NAMES
 from bild.record import RunRecord, SearchRecord, SmallModelsRecord, comparable
 
 ARM_NAMES = {"vanilla": "large alone", "small": "small alone", "bild": "BiLD"}
-METRIC_NAMES = {"bleu": "BLEU", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 
 
 def run_table(record: RunRecord) -> str:
@@ -137,15 +137,12 @@ def small_models_table(record: SmallModelsRecord) -> str:
     ]  # fmt: skip
     tables = [tabulate([*rows, *pairs], headers, tablefmt="github", disable_numparse=True)]
     if record.differences:
-        rows = [
-            [
-                f"{d['model']} against {d['against']}",
-                d["goal"],
-                *(interval(d["quality"][metric], sign="+") for metric in metrics),
-                interval(d["speed"], "x"),
-            ]
-            for d in record.differences
-        ]
+        goals_of: dict[tuple[str, ...], list[str]] = {}  # goals met by the same pairs share a row
+        for d in record.differences:
+            figures = [interval(d["quality"][metric], sign="+") for metric in metrics]
+            row = f"{d['model']} against {d['against']}", *figures, interval(d["speed"], "x")
+            goals_of.setdefault(row, []).append(d["goal"])
+        rows = [[row[0], ", ".join(goals), *row[1:]] for row, goals in goals_of.items()]
         headers = ["small model", "at", *(f"{name} [95 %]" for name in names), "speed [95 %]"]
         tables.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
     validation, test = (record.data[split] for split in ("validation", "test"))
