@@ -303,7 +303,7 @@ class _Comparison:
 
     def _costs(self, folder: Path) -> dict[str, Costs]:
         """Prices with each small model, measured once, in the middle of the grid."""
-        path = folder / "costs.json"
+        path = folder / "prices.json"
         if not path.exists():
             middle = Thresholds(median_low(self.grid.fallbacks), median_low(self.grid.rollbacks))
             costs = measure_costs(list(self.works["validation"].values()), middle)
