@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,8 +38,12 @@ def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
     parser.add_argument("mode", nargs="?", default="unaligned", choices=modes)
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which pair decodes which examples, and how; read by `run_options`."""
+def add_run_options(parser: argparse.ArgumentParser, *, several_small: bool = False) -> None:
+    """The flags that say which pair decodes which examples, and how; read by `run_options`.
+
+    Args:
+        several_small: --small takes several models, label=model, which `small_models` reads.
+    """
     add = parser.add_argument
     add(
         "--max-eval-samples",
@@ -48,7 +53,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="the first so many examples (default: all)",
     )
     add("--data-file", help="JSON Lines (.gz) with the task's keys")
-    _add_pair_options(parser)
+    _add_pair_options(parser, several_small)
     add("--warmup", type=int, default=2, metavar="N", help="untimed examples (default: 2)")
     add("--seed", type=int, default=0)
     add("--output-dir", type=Path, default=Path("out"))
@@ -94,7 +99,7 @@ PAIR_OPTIONS = (
 )  # fmt: skip
 
 
-def _add_pair_options(parser: argparse.ArgumentParser) -> None:
+def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
     defaults = BiLDConfig()
     add = parser.add_argument
     add("--variant", default=defaults.variant, help="authors, paper or verified")
@@ -107,7 +112,16 @@ def _add_pair_options(parser: argparse.ArgumentParser) -> None:
         help="tokens the small model may write in a row (default: 10; inf for no limit)",
     )
     add("--large", help="folder or hub id of the large model")
-    add("--small", help="folder or hub id of the small model")
+    if several_small:
+        add(
+            "--small",
+            nargs="+",
+            required=True,
+            metavar="LABEL=MODEL",
+            help="small models, each a folder or hub id with a name for it",
+        )
+    else:
+        add("--small", help="folder or hub id of the small model")
     add("--tokenizer", help="folder or hub id of the tokenizer")
     add("--max-source-tokens", type=int, metavar="N")
     add("--max-new-tokens", type=int, metavar="N")
@@ -120,6 +134,23 @@ def _add_pair_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="fast engine in machine code (default: where there is a C++ compiler)",
     )
+
+
+def small_models(given: Sequence[str]) -> dict[str, str]:
+    """The models of --small by label, in their order.
+
+    Raises:
+        BildError: one that is not label=model, or a label given twice.
+    """
+    models: dict[str, str] = {}
+    for text in given:
+        label, equals, model = text.partition("=")
+        if not (equals and model and re.fullmatch(r"[\w.-]+", label)):
+            raise BildError(f"--small must be label=model, as aligned=my/aligned, got {text!r}")
+        if label in models:
+            raise BildError(f"--small has the label {label!r} twice; give each model its own")
+        models[label] = model
+    return models
 
 
 def _pair_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -190,5 +190,33 @@ class SearchConfig:
         return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
 
 
+@dataclass(frozen=True)
+class GridConfig:
+    """Pairs of thresholds: each fallback threshold with each rollback threshold.
+
+    Attributes:
+        fallbacks, rollbacks: at least 0 and finite; kept in order, each once.
+    """
+
+    fallbacks: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
+    rollbacks: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+
+    def __post_init__(self) -> None:
+        for name in ("fallbacks", "rollbacks"):
+            values = getattr(self, name)
+            bad = next((v for v in values if not 0 <= v < math.inf), None)
+            if bad is not None or not values:
+                raise BildError(
+                    f"{name} must be thresholds, each at least 0 and finite, "
+                    f"got {'none' if bad is None else bad}"
+                )
+            object.__setattr__(self, name, tuple(sorted(set(values))))
+
+    @property
+    def size(self) -> int:
+        """How many pairs there are."""
+        return len(self.fallbacks) * len(self.rollbacks)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

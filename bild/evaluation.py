@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bild import hub, metrics, timing
-from bild.benchmarks import Benchmark
+from bild.benchmarks import Benchmark, Thresholds
 from bild.config import EvalConfig
 from bild.data import Example, LoadedData
 from bild.decoding import DecodeStats
@@ -87,7 +87,40 @@ class Workload:
     def identity(self) -> str:
         """A digest of all that decides the outputs: runs that share it can be continued."""
         parts = [asdict(self.config), self.models, self.data.sha256, torch.__version__, SCHEMA]
-        return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+        return digest(parts)
+
+    def with_thresholds(self, pair: Thresholds) -> Workload:
+        """The same work with other thresholds."""
+        assert self.config.bild is not None
+        bild = replace(
+            self.config.bild,
+            fallback_threshold=pair.fallback,
+            rollback_threshold=pair.rollback,
+        )
+        return replace(self, config=replace(self.config, bild=bild))
+
+    def with_small(self, name: str, sources: Sources) -> Workload:
+        """The same work with another small model; the large one, on its engine, is shared.
+
+        Args:
+            name: its checkpoint.
+            sources: what this work was prepared from.
+
+        Raises:
+            BildError: as `prepare`.
+        """
+        assert isinstance(self.runner, BiLDModel)
+        load_tokenizer(sources.large, name, sources.tokenizer)  # it compares the two models'
+        small = load_model(name, self.large.dtype, self.large.device)
+        runner = self.runner.with_small(small)
+        check_tokenizer_size(self.tokenizer, runner.vocab_size)
+        return replace(
+            self,
+            config=replace(self.config, small=name),
+            small=small,
+            runner=runner,
+            models={**self.models, "small": describe_model(name, small)},
+        )
 
 
 def prepare(config: EvalConfig, sources: Sources) -> Workload:
@@ -191,8 +224,8 @@ def evaluate_loaded(
 Arm = Callable[[dict[str, Any]], Any]  # source tensors -> BiLDOutput
 
 
-def make_arms(work: Workload) -> dict[str, Arm]:
-    """The arms of a workload: source tensors -> output."""
+def make_arms(work: Workload, *, trace: bool = False) -> dict[str, Arm]:
+    """The arms of a workload: source tensors -> output; with `trace`, the pair's has one."""
     options: dict[str, Any] = {
         "max_new_tokens": work.benchmark.max_new_tokens,
         "do_sample": False,
@@ -204,7 +237,8 @@ def make_arms(work: Workload) -> dict[str, Arm]:
     arms: dict[str, Arm] = {"vanilla": lambda inputs: runner.greedy(**inputs, **options)}
     if isinstance(runner, BiLDModel):
         bild_config = work.config.bild
-        arms["bild"] = lambda inputs: runner.generate(**inputs, bild_config=bild_config, **options)
+        own = {**options, "bild_config": bild_config, "output_trace": trace}
+        arms["bild"] = lambda inputs: runner.generate(**inputs, **own)
         if work.config.small_alone:
             arms["small"] = lambda inputs: runner.greedy(**inputs, which="small", **options)
     return arms
@@ -267,40 +301,67 @@ def _decode(work: Workload, arm: Arm, inputs: dict[str, torch.Tensor]) -> ArmSam
 def summarize(work: Workload, samples: list[SampleRecord], env: dict[str, Any]) -> RunRecord:
     """The record of a finished run that was made in the environment `env`."""
     metric = work.benchmark.metric
-    references = [s.reference for s in samples]
-    names = list(samples[0].arms)
-    texts = {name: [s.arms[name].text for s in samples] for name in names}
-    seconds = {name: [s.arms[name].seconds for s in samples] for name in names}
-    quality: dict[str, Any] = {"metric": metric}
-    speed: dict[str, Any] = {"excluded": EXCLUDED_FROM_TIME, "warmup": work.config.warmup}
-    decoding: dict[str, Any] = {}
-    for name in names:
-        score = metrics.score(metric, texts[name], references)
-        low, high = metrics.bootstrap(metric, texts[name], references)
-        quality[name] = {**asdict(score), "low": low, "high": high}
-        stats = sum((s.arms[name].stats for s in samples), DecodeStats())
-        total = sum(seconds[name])
-        speed[name] = {
+    return RunRecord(
+        config=describe_config(work.config),
+        models=work.models,
+        data=describe_data(work.data, samples),
+        env={**env, "peak_memory": peak_memory(work.large.device)},
+        quality={"metric": metric, **quality_figures(metric, samples)},
+        speed={
+            "excluded": EXCLUDED_FROM_TIME,
+            "warmup": work.config.warmup,
+            **speed_figures(samples),
+        },
+        decoding=decoding_figures(samples),
+    )
+
+
+def quality_figures(metric: str, samples: list[SampleRecord]) -> dict[str, dict[str, Any]]:
+    """Of each arm its score with a 95 % interval, and how it differs from the large model's."""
+    references, texts = [s.reference for s in samples], texts_of(samples)
+    figures: dict[str, dict[str, Any]] = {}
+    for name, own in texts.items():
+        low, high = metrics.bootstrap(metric, own, references)
+        score = metrics.score(metric, own, references)
+        figures[name] = {**asdict(score), "low": low, "high": high}
+        if name != "vanilla":
+            change = metrics.paired_bootstrap(metric, own, texts["vanilla"], references)
+            figures[name]["difference"] = bounded(change)
+    return figures
+
+
+def speed_figures(samples: list[SampleRecord]) -> dict[str, dict[str, Any]]:
+    """Of each arm its seconds, tokens a second, and speedup over the large model alone."""
+    figures: dict[str, dict[str, Any]] = {}
+    for name in samples[0].arms:
+        runs = [s.arms[name] for s in samples]
+        total = sum(r.seconds for r in runs)
+        figures[name] = {
             "seconds": total,
-            "encoder_seconds": sum(s.arms[name].encoder_seconds for s in samples),
+            "encoder_seconds": sum(r.encoder_seconds for r in runs),
             "seconds_per_sample": total / len(samples),
-            "tokens_per_second": stats.generated_tokens / total,
+            "tokens_per_second": sum(r.stats.generated_tokens for r in runs) / total,
         }
-        decoding[name] = {
+        if name != "vanilla":
+            figures[name]["speedup"] = bounded(speed_ratio(samples, "vanilla", name))
+    return figures
+
+
+def decoding_figures(samples: list[SampleRecord]) -> dict[str, dict[str, Any]]:
+    """Of each arm what happened, summed up; of a pair, an arm called "bild ...", its rates too."""
+    texts = texts_of(samples)
+    figures: dict[str, dict[str, Any]] = {}
+    for name, own in texts.items():
+        stats = sum((s.arms[name].stats for s in samples), DecodeStats())
+        figures[name] = {
             **asdict(stats),
             "tokens_per_sample": stats.generated_tokens / len(samples),
         }
         if name != "vanilla":
-            ratio, low, high = timing.speedup(seconds["vanilla"], seconds[name])
-            speed[name]["speedup"] = {"value": ratio, "low": low, "high": high}
-            change, low, high = metrics.paired_bootstrap(
-                metric, texts[name], texts["vanilla"], references
-            )
-            quality[name]["difference"] = {"value": change, "low": low, "high": high}
-            same = sum(a == b for a, b in zip(texts[name], texts["vanilla"], strict=True))
-            decoding[name]["identical_to_vanilla"] = same / len(samples)
-        if name == "bild":
-            decoding[name] |= {
+            same = sum(a == b for a, b in zip(own, texts["vanilla"], strict=True))
+            figures[name]["identical_to_vanilla"] = same / len(samples)
+        if name.split()[0] == "bild":
+            figures[name] |= {
                 "fallback_rate": stats.fallback_rate,
                 "rollback_rate": stats.rollback_rate,
                 "large_forward_rate": stats.large_forward_rate,
@@ -308,15 +369,23 @@ def summarize(work: Workload, samples: list[SampleRecord], env: dict[str, Any]) 
                     stats.mean_accepted_length if stats.verifications else None
                 ),
             }
-    return RunRecord(
-        config=describe_config(work.config),
-        models=work.models,
-        data=describe_data(work.data, samples),
-        env={**env, "peak_memory": peak_memory(work.large.device)},
-        quality=quality,
-        speed=speed,
-        decoding=decoding,
-    )
+    return figures
+
+
+def texts_of(samples: list[SampleRecord]) -> dict[str, list[str]]:
+    """The outputs of each arm, in the examples' order."""
+    return {name: [s.arms[name].text for s in samples] for name in samples[0].arms}
+
+
+def speed_ratio(samples: list[SampleRecord], baseline: str, arm: str) -> tuple[float, float, float]:
+    """`timing.speedup` of an arm over another one."""
+    theirs, ours = ([s.arms[name].seconds for s in samples] for name in (baseline, arm))
+    return timing.speedup(theirs, ours)
+
+
+def bounded(figure: tuple[float, float, float]) -> dict[str, float]:
+    """(value, low, high) by name, as records hold them."""
+    return dict(zip(("value", "low", "high"), figure, strict=True))
 
 
 def describe_config(config: EvalConfig) -> dict[str, Any]:
@@ -368,9 +437,32 @@ class RunningFigures:
 # ------------------------------------------------------------------------------ files
 
 
+def digest(parts: list[Any]) -> str:
+    """A name for things that are equal: the SHA-256 of their JSON."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
 def read_samples(path: Path) -> list[SampleRecord]:
     """The examples in samples.jsonl; a line cut off by the end of a process is taken out."""
     return read_lines(path, SampleRecord.from_json)
+
+
+def continue_samples(
+    path: Path, decode: Callable[[int], Iterator[SampleRecord]]
+) -> Iterator[SampleRecord]:
+    """The examples in samples.jsonl, then those decoded from there on, each written down at once.
+
+    Args:
+        path: the file, made where it is missing.
+        decode: yields the examples from the given number on.
+    """
+    known = read_samples(path)
+    yield from known
+    with path.open("a", encoding="utf-8") as log:
+        for sample in decode(len(known)):
+            log.write(sample.to_json() + "\n")
+            log.flush()
+            yield sample
 
 
 def find_device(name: str) -> torch.device:

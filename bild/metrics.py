@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRICS",
+    "METRIC_NAMES",
     "BleuMetric",
     "RougeMetric",
     "Score",
@@ -44,6 +45,7 @@ __all__ = [
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 METRICS = ("bleu", *ROUGE_TYPES)
+METRIC_NAMES = {"bleu": "BLEU", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}  # as published
 
 # Statistics of a corpus: (examples, statistics), summed over examples before a score is made.
 Statistics = npt.NDArray[np.float64]

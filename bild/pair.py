@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from pickle import UnpicklingError
 from typing import Any
 
@@ -99,6 +100,20 @@ class BiLDModel:
         """
         models = (load_model(name, dtype, device, **kwargs) for name in (large, small))
         return cls(*models, engine=engine, precision=precision, compile=compile)
+
+    def with_small(self, small: PreTrainedModel) -> BiLDModel:
+        """A pair of the same large model, on the same engine, and another small one.
+
+        Raises:
+            BildError: as `BiLDModel`.
+        """
+        pair = copy(self)
+        pair.small, pair.vocab_size = small.eval(), shared_vocab_size(self.large, small)
+        large = copy(self.models["large"])
+        large.vocab_size = pair.vocab_size
+        alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options)
+        pair.models = {"large": large, "small": alone}
+        return pair
 
     @property
     def device(self) -> torch.device:

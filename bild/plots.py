@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from bild.benchmarks import BENCHMARKS
 from bild.errors import BildError
-from bild.record import PublishedRuns, RunRecord, SearchRecord
+from bild.metrics import METRIC_NAMES
+from bild.record import PublishedRuns, RunRecord, SearchRecord, SmallModelsRecord
 
 try:
     import matplotlib as mpl
@@ -39,9 +40,9 @@ SETTINGS: dict[Any, Any] = {
 }
 TICKS = (0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 1.8, 2, 2.3)  # speedups
 WIDE_TICKS = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12)
-METRIC_NAMES = {"bleu": "BLEU", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 CARD = "Tesla T4"  # of the paper and of most runs of the reproduction
 SMALLEST_MAP = 9  # cells
+SMALL_MODELS = "small-models.json"
 
 BLUE, ORANGE, GREY = "#1b4f8a", "#d1670a", "#777777"
 
@@ -149,7 +150,8 @@ def draw_folders(folders: Sequence[Path], sweeps_of: Sequence[str] | None = None
     """All pictures of some folders of records.
 
     Args:
-        folders: with `run*.json`, `search*.json` or published runs, `<task>.json`.
+        folders: with `run*.json`, `search*.json`, `small-models.json` or published runs,
+            `<task>.json`.
         sweeps_of: published tasks whose thresholds are drawn, the main runs on the panels' card
             alone; None for all tasks, and all runs.
 
@@ -162,8 +164,9 @@ def draw_folders(folders: Sequence[Path], sweeps_of: Sequence[str] | None = None
     for folder in folders:
         runs = [RunRecord.load(p) for p in sorted(folder.glob("run*.json"))]
         searches = [SearchRecord.load(p) for p in sorted(folder.glob("search*.json"))]
+        compared = [SmallModelsRecord.load(p) for p in folder.glob(SMALL_MODELS)]
         paths = [p for p in (folder / f"{task}.json" for task in BENCHMARKS) if p.exists()]
-        if not (runs or searches or paths):
+        if not (runs or searches or compared or paths):
             raise BildError(
                 f"{str(folder)!r} holds neither run*.json nor search*.json; write some with "
                 "--record of scripts/run_eval.py"
@@ -172,6 +175,7 @@ def draw_folders(folders: Sequence[Path], sweeps_of: Sequence[str] | None = None
         published += [PublishedRuns.load(path) for path in paths]
         swept = [search_sweep(search) for search in searches]
         swept = [sweep for sweep in swept if len(sweep.scores) >= SMALLEST_MAP]
+        swept += [sweep for record in compared for sweep in small_models_sweeps(record)]
         if swept:
             title = f"Thresholds: {folder.name}"
             pictures.append(Picture(f"thresholds-{folder.name}", title, draw_sweeps(swept, title)))
@@ -272,6 +276,27 @@ def search_sweep(search: SearchRecord) -> Sweep:
         {pair: p["speedup"] for pair, p in whole.items()},
         frozenset((p["fallback"], p["rollback"]) for p in chosen),
     )
+
+
+def small_models_sweeps(record: SmallModelsRecord) -> list[Sweep]:
+    """The grid of each small model on test examples; its operating points are framed."""
+    samples, metric = record.data["test"]["samples"], next(iter(record.large["test"]))
+    sweeps = []
+    for label, own in record.sweeps.items():
+        cells = {(p["fallback"], p["rollback"]): p for p in own["test"]}
+        chosen = record.chosen[label].values()
+        sweeps.append(
+            Sweep(
+                f"{label} (large alone: {record.large['test'][metric]:.1f})\n"
+                f"({samples} test examples; frames: chosen)",
+                metric,
+                "speedup (priced)",
+                {pair: p["scores"][metric] for pair, p in cells.items()},
+                {pair: p["speedup"] for pair, p in cells.items()},
+                frozenset((at["fallback"], at["rollback"]) for at in chosen),
+            )
+        )
+    return sweeps
 
 
 def _measured(run: RunRecord, arm: str, label: str = "") -> Point:
@@ -376,7 +401,7 @@ def draw_sweeps(sweeps: Sequence[Sweep], title: str) -> Figure:
     """Heat maps of score and speed over fallback and rollback threshold, a row a sweep."""
     with mpl.rc_context(SETTINGS):
         heights = [0.3 * len({r for _, r in s.scores}) + 1.05 for s in sweeps]
-        widths = max(0.5 * len({f for f, _ in s.scores}) + 0.8 for s in sweeps)
+        widths = max(2.8, *(0.5 * len({f for f, _ in s.scores}) + 0.8 for s in sweeps))
         figure = Figure(figsize=(2 * widths, sum(heights) + 0.6), layout="constrained")
         figure.suptitle(title, fontsize=10.5)
         places = figure.subplots(

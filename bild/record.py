@@ -124,6 +124,49 @@ class SearchRecord(Record):
 
 
 @dataclass(frozen=True)
+class SmallModelsRecord(Record):
+    """Several small models beside one large model (`bild.small_models`).
+
+    Small models go by labels. Arms are "vanilla", "small <label>" and "bild <label> <fallback>
+    <rollback>".
+
+    Attributes:
+        config, env: as in `RunRecord`; the small model and the thresholds in `config` mean nothing.
+        models: "large" as in `RunRecord`, and "small": the same by label.
+        data: of "validation" and "test" what `RunRecord` says of its examples.
+        grid: the fallback and the rollback thresholds of all pairs decoded.
+        costs: by label the seconds that forwards were priced with.
+        large: by split, by metric: the large model's score; the task's own metric first.
+        sweeps: by label, by split, a list of pairs: thresholds, scores by metric, loss (large
+            model's score - pair's, in the task's metric), priced speedup, rates.
+        chosen: by label, by goal ("no loss", "one point"): thresholds, and whether the pair met
+            the goal on validation examples; if not, it is the one that lost least.
+        quality, speed, decoding: of the arms timed on test examples, as in `RunRecord`; quality by
+            metric.
+        differences: the last small model against each other one, alone and at each goal: quality
+            by metric and speed ratio, with 95 % intervals over the same resampled examples.
+        schema: version of this layout.
+    """
+
+    kind: ClassVar[str] = "small-models"
+
+    config: dict[str, Any]
+    models: dict[str, Any]
+    data: dict[str, Any]
+    env: dict[str, Any]
+    grid: dict[str, list[float]]
+    costs: dict[str, dict[str, float]]
+    large: dict[str, dict[str, float]]
+    sweeps: dict[str, dict[str, list[dict[str, Any]]]]
+    chosen: dict[str, dict[str, dict[str, Any]]]
+    quality: dict[str, dict[str, Any]]
+    speed: dict[str, Any]
+    decoding: dict[str, Any]
+    differences: list[dict[str, Any]]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class PublishedRuns(Record):
     """Runs of a task that others made, as figures (results/published/README.md).
 

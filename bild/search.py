@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -33,8 +34,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from bild import metrics, timing
 from bild.benchmarks import Benchmark, Thresholds
@@ -43,13 +46,14 @@ from bild.data import LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
 from bild.evaluation import (
+    Arm,
     SampleRecord,
     Workload,
+    continue_samples,
     describe_config,
     describe_data,
     evaluate_loaded,
     make_arms,
-    read_samples,
     run_examples,
 )
 from bild.files import check_writable, write_atomically
@@ -103,34 +107,60 @@ class Costs:
         )
 
 
-def measure_costs(work: Workload, pair: Thresholds) -> Costs:
-    """What forwards cost here: medians over a few examples, which the models decode in turn.
+def measure_costs(works: Sequence[Workload], pair: Thresholds) -> list[Costs]:
+    """What forwards cost here: medians over a few examples, which all models decode in turn.
 
     What a token more in a large forward costs depends on how many there are, the second being the
     dearest; so it is measured with a pair of thresholds as they are in use.
+
+    Args:
+        works: of one large model on the same examples, each with another small model.
+        pair: the thresholds.
+
+    Returns:
+        Costs with each of the small models. The large model has one price in all of them, and so
+        have small models of one shape: between those the clock would only find its own noise.
     """
-    config = replace(work.config, bild=_with(_rules(work), pair), small_alone=True)
-    work = replace(work, config=config)
-    runs = [s.arms for s in islice(run_examples(work, make_arms(work)), CALIBRATION)]
+    shapes = [_shape(work.small) for work in works]
+    arms: dict[str, Arm] = {}
+    for i, work in enumerate(works):
+        work = replace(work, config=replace(work.config, small_alone=True))
+        own = make_arms(work.with_thresholds(pair))
+        arms |= {"vanilla": own["vanilla"], f"small {i}": own["small"], f"bild {i}": own["bild"]}
+    runs = [s.arms for s in islice(run_examples(works[0], arms), CALIBRATION)]
 
-    def forward(arm: str) -> float:
-        each = (r[arm] for r in runs)
-        return median((a.seconds - a.encoder_seconds) / a.stats.large_forwards for a in each)
+    def of(arms: Sequence[str]) -> tuple[float, float]:
+        """Seconds of a forward and of a source."""
+        each = [r[arm] for r in runs for arm in arms]
+        return (
+            median((a.seconds - a.encoder_seconds) / a.stats.large_forwards for a in each),
+            median(a.encoder_seconds for a in each),
+        )
 
-    large, small = forward("vanilla"), forward("small")
+    large, large_encoder = of(["vanilla"])
+    smalls = [of([f"small {i}" for i, s in enumerate(shapes) if s == shape]) for shape in shapes]
     tokens = []
-    for both in (r["bild"] for r in runs):
-        more = both.stats.large_tokens_fed - both.stats.large_forwards
-        plain = large * both.stats.large_forwards + small * both.stats.small_forwards
-        if more:
-            tokens.append((both.seconds - both.encoder_seconds - plain) / more)
-    return Costs(
-        large_forward=large,
-        large_token=max(0.0, median(tokens)) if tokens else 0.0,
-        small_forward=small,
-        large_encoder=median(r["vanilla"].encoder_seconds for r in runs),
-        small_encoder=median(r["small"].encoder_seconds for r in runs),
-    )
+    for i, (small, _) in enumerate(smalls):
+        for both in (r[f"bild {i}"] for r in runs):
+            more = both.stats.large_tokens_fed - both.stats.large_forwards
+            plain = large * both.stats.large_forwards + small * both.stats.small_forwards
+            if more:
+                tokens.append((both.seconds - both.encoder_seconds - plain) / more)
+    return [
+        Costs(
+            large_forward=large,
+            large_token=max(0.0, median(tokens)) if tokens else 0.0,
+            small_forward=small,
+            large_encoder=large_encoder,
+            small_encoder=small_encoder,
+        )
+        for small, small_encoder in smalls
+    ]
+
+
+def _shape(model: PreTrainedModel | None) -> list[torch.Size]:
+    assert model is not None
+    return [p.shape for p in model.parameters()]
 
 
 def clock(_: SampleRecord, pair: SampleRecord) -> tuple[float, float]:
@@ -328,14 +358,7 @@ class Search:
     def _samples(self, pair: Thresholds | None) -> Iterator[SampleRecord]:
         """The examples as they come: first those on disk, then newly decoded ones, written down."""
         name = "large" if pair is None else f"{pair.fallback:g}-{pair.rollback:g}"
-        path = self._folder / f"{name}.jsonl"
-        known = read_samples(path)
-        yield from known
-        with path.open("a", encoding="utf-8") as log:
-            for sample in self._decode(pair, len(known)):
-                log.write(sample.to_json() + "\n")
-                log.flush()
-                yield sample
+        return continue_samples(self._folder / f"{name}.jsonl", partial(self._decode, pair))
 
 
 def _speedups(times: list[tuple[float, float]]) -> tuple[float, Floats]:
@@ -482,7 +505,8 @@ def search_thresholds(
     Raises:
         BildError: as `propose`; a folder that cannot be written or is in use.
     """
-    rules = _rules(work)
+    rules = work.config.bild
+    assert rules is not None
     plain = BiLDConfig(
         num_small_iters=rules.num_small_iters, variant=rules.variant, start=rules.start
     )
@@ -524,8 +548,8 @@ def _search(
     points, best = list(search.findings.values()), search.best
     checked = None
     if best is not None and check is not None:
-        rules = _with(_rules(work), Thresholds(best.fallback, best.rollback))
-        checked = _check(work, rules, check, folder / "check", progress)
+        chosen = work.with_thresholds(Thresholds(best.fallback, best.rollback))
+        checked = _check(chosen, check, folder / "check", progress)
     metric, references = work.benchmark.metric, [s.reference for s in search.large]
     texts = [s.arms["vanilla"].text for s in search.large]
     low, high = metrics.bootstrap(metric, texts, references)
@@ -559,14 +583,12 @@ def _search(
 
 def _decoder(work: Workload, *, timed: bool) -> Decode:
     """How a `Search` decodes: pairs alone, or beside the large model where they are timed."""
-    rules = _rules(work)
     if not timed:
         work = replace(work, config=replace(work.config, warmup=0))
 
     def decode(pair: Thresholds | None, start: int) -> Iterator[SampleRecord]:
         names = ["vanilla"] if pair is None else ["vanilla", "bild"] if timed else ["bild"]
-        chosen = rules if pair is None else _with(rules, pair)
-        arms = make_arms(replace(work, config=replace(work.config, bild=chosen)))
+        arms = make_arms(work if pair is None else work.with_thresholds(pair))
         return run_examples(work, {name: arms[name] for name in names}, start)
 
     return decode
@@ -576,7 +598,7 @@ def _costs(work: Workload, config: SearchConfig, path: Path) -> Costs:
     """The costs measured when the folder was new, in the middle of the space then searched."""
     if not path.exists():
         middle = Thresholds(sum(config.fallbacks) / 2, sum(config.rollbacks) / 2)
-        costs = measure_costs(work, middle)
+        (costs,) = measure_costs([work], middle)
         write_atomically(path, json.dumps(asdict(costs), indent=1) + "\n")
     return Costs(**json.loads(path.read_text(encoding="utf-8")))
 
@@ -586,13 +608,9 @@ def _presets(benchmark: Benchmark) -> tuple[Thresholds, ...]:
     return tuple(dict.fromkeys(t for some in benchmark.thresholds.values() for t in some))
 
 
-def _check(
-    work: Workload, rules: BiLDConfig, data: LoadedData, folder: Path, progress: bool
-) -> dict[str, Any]:
+def _check(work: Workload, data: LoadedData, folder: Path, progress: bool) -> dict[str, Any]:
     """The figures of an evaluation on other examples, which is run unless it was run before."""
-    config = replace(
-        work.config, bild=rules, max_samples=None, data_file=data.origin, small_alone=False
-    )
+    config = replace(work.config, max_samples=None, data_file=data.origin, small_alone=False)
     work = replace(work, config=config, data=data)
     record = None
     for identity in folder.glob("*/*/identity"):
@@ -602,12 +620,3 @@ def _check(
     if record is None:
         record, _ = evaluate_loaded(work, folder, progress=progress)
     return {name: getattr(record, name) for name in ("data", "quality", "speed", "decoding")}
-
-
-def _rules(work: Workload) -> BiLDConfig:
-    assert work.config.bild is not None
-    return work.config.bild
-
-
-def _with(rules: BiLDConfig, pair: Thresholds) -> BiLDConfig:
-    return replace(rules, fallback_threshold=pair.fallback, rollback_threshold=pair.rollback)

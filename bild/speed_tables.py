@@ -7,9 +7,8 @@ from typing import Any
 from tabulate import tabulate
 
 from bild.arms import title
+from bild.metrics import METRIC_NAMES
 from bild.tables import interval
-
-METRIC_NAMES = {"bleu": "BLEU"}
 
 
 def comparison_text(record: dict[str, Any]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tabulate import tabulate
 
 from bild.benchmarks import PublishedRow, get
 from bild.evaluation import SampleRecord
-from bild.record import RunRecord, SearchRecord, comparable
+from bild.metrics import METRIC_NAMES
+from bild.record import RunRecord, SearchRecord, SmallModelsRecord, comparable
 
 ARM_NAMES = {"vanilla": "large alone", "small": "small alone", "bild": "BiLD"}
 
@@ -60,36 +62,42 @@ def results_table(records: list[RunRecord]) -> str:
             name = f"{ARM_NAMES['small']}, {record.config['mode']}"
             rows.append(_result_row(name, record, "small"))
     bild = [r for r in records if "bild" in r.speed]
-    best = {
-        1: max((r.quality["bild"]["value"] for r in bild), default=None),
-        2: max((r.speed["bild"]["speedup"]["value"] for r in bild), default=None),
-    }
-    for record in bild:
-        row = _result_row(_name(record), record, "bild")
-        reached = {
-            1: record.quality["bild"]["value"],
-            2: record.speed["bild"]["speedup"]["value"],
-        }
-        for column, value in best.items():
-            if len(bild) > 1 and reached[column] == value:
-                row[column] = f"**{row[column]}**"
-        rows.append(row)
+    pairs = [_result_row(_name(record), record, "bild") for record in bild]
+    _mark_best(pairs, 1, [r.quality["bild"]["value"] for r in bild])
+    _mark_best(pairs, 2, [r.speed["bild"]["speedup"]["value"] for r in bild])
+    rows += pairs
     first = records[0]
-    metric = {"bleu": "BLEU"}.get(first.quality["metric"], first.quality["metric"])
+    metric = first.quality["metric"]
+    metric = METRIC_NAMES.get(metric, metric)
     headers = [
         "decoder (fallback, rollback)", f"{metric} [95 %]", "speedup [95 %]",
         "fallback %", "rollback %", "large forwards per 100 tokens", "outputs equal to large's",
     ]  # fmt: skip
-    env, data = first.env, first.data
-    footnote = (
-        f"{data['samples']} examples, batch 1, engine {env['engine']}, {env['threads']} thread(s) "
-        f"of {env['device']}, torch {env['torch']}, transformers {env['transformers']}; "
-        f"large {first.models['large']['parameters'] / 1e6:.1f} M parameters"
-    )
     small = next((r.models["small"] for r in records if "small" in r.models), None)
-    if small is not None:
-        footnote += f", small {small['parameters'] / 1e6:.1f} M"
+    footnote = (
+        f"{first.data['samples']} examples, batch 1, {_machine(first.env)}; "
+        f"{_sizes(first.models['large'], small)}"
+    )
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + f"\n\n{footnote}."
+
+
+def _mark_best(rows: list[list[str]], column: int, values: list[float]) -> None:
+    """Set the cells of the highest value in bold, where there are several rows."""
+    for row, value in zip(rows, values, strict=True):
+        if len(rows) > 1 and value == max(values):
+            row[column] = f"**{row[column]}**"
+
+
+def _machine(env: Mapping[str, Any]) -> str:
+    return (
+        f"engine {env['engine']}, {env['threads']} thread(s) of {env['device']}, "
+        f"torch {env['torch']}, transformers {env['transformers']}"
+    )
+
+
+def _sizes(large: Mapping[str, Any], small: Mapping[str, Any] | None) -> str:
+    sizes = f"large {large['parameters'] / 1e6:.1f} M parameters"
+    return sizes if small is None else f"{sizes}, small {small['parameters'] / 1e6:.1f} M"
 
 
 def _name(record: RunRecord) -> str:
@@ -97,6 +105,66 @@ def _name(record: RunRecord) -> str:
     thresholds = (asked["fallback_threshold"], asked["rollback_threshold"])
     rules = "" if asked["variant"] == "authors" else f", {asked['variant']} rules"
     return "BiLD {} ({}, {}){}".format(record.config["mode"], *map(_threshold, thresholds), rules)
+
+
+def small_models_table(record: SmallModelsRecord) -> str:
+    """Two Markdown tables: every decoder timed on test examples, and the last small model's lead.
+
+    One row a pair of thresholds, with the goals that it was chosen for.
+    """
+    metrics = list(record.quality)
+    rows = [_arm_row(ARM_NAMES["vanilla"], record, "vanilla")]
+    rows += [_arm_row(f"{label} alone", record, f"small {label}") for label in record.chosen]
+    arms: dict[str, str] = {}
+    for label, goals in record.chosen.items():
+        for goal, at in goals.items():
+            pair = f"{at['fallback']:g} {at['rollback']:g}"
+            arm = f"bild {label} {pair}"
+            goal = goal if at["met"] else f"nearest to {goal}"
+            arms[arm] = f"{arms[arm]}, {goal}" if arm in arms else f"BiLD {label}: {goal}"
+    pairs = [
+        _arm_row(f"{name} ({', '.join(arm.split()[2:])})", record, arm)
+        for arm, name in arms.items()
+    ]
+    for i, metric in enumerate(metrics, start=1):
+        _mark_best(pairs, i, [record.quality[metric][arm]["value"] for arm in arms])
+    speeds = [record.speed[arm]["speedup"]["value"] for arm in arms]
+    _mark_best(pairs, len(metrics) + 1, speeds)
+    names = [METRIC_NAMES.get(metric, metric) for metric in metrics]
+    headers = [
+        "decoder (fallback, rollback)", *(f"{name} [95 %]" for name in names), "speedup [95 %]",
+        "fallback %", "rollback %", "large forwards per 100 tokens",
+    ]  # fmt: skip
+    tables = [tabulate([*rows, *pairs], headers, tablefmt="github", disable_numparse=True)]
+    if record.differences:
+        goals_of: dict[tuple[str, ...], list[str]] = {}  # goals met by the same pairs share a row
+        for d in record.differences:
+            figures = [interval(d["quality"][metric], sign="+") for metric in metrics]
+            row = f"{d['model']} against {d['against']}", *figures, interval(d["speed"], "x")
+            goals_of.setdefault(row, []).append(d["goal"])
+        rows = [[row[0], ", ".join(goals), *row[1:]] for row, goals in goals_of.items()]
+        headers = ["small model", "at", *(f"{name} [95 %]" for name in names), "speed [95 %]"]
+        tables.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    validation, test = (record.data[split] for split in ("validation", "test"))
+    small = next(iter(record.models["small"].values()))
+    tables.append(
+        f"Timed on {test['samples']} test examples, side by side; of "
+        f"{len(record.grid['fallbacks']) * len(record.grid['rollbacks'])} pairs of thresholds, "
+        f"chosen on {validation['samples']} validation examples: the fastest that loses nothing, "
+        f"and the fastest that loses at most one {names[0]}. Batch 1, {_machine(record.env)}; "
+        f"{_sizes(record.models['large'], small)}."
+    )
+    return "\n\n".join(tables)
+
+
+def _arm_row(name: str, record: SmallModelsRecord, arm: str) -> list[str]:
+    quality, did = record.quality, record.decoding[arm]
+    speed = "1x" if arm == "vanilla" else interval(record.speed[arm]["speedup"], "x")
+    row = [name, *(interval(own[arm]) for own in quality.values()), speed]
+    if "fallback_rate" not in did:
+        return [*row, "", "", ""]
+    rates = f"{did['fallback_rate']:.1f}", f"{did['rollback_rate']:.2f}"
+    return [*row, *rates, f"{did['large_forward_rate']:.1f}"]
 
 
 def search_table(record: SearchRecord) -> str:
@@ -140,8 +208,7 @@ def search_table(record: SearchRecord) -> str:
         quality, speed = record.check["quality"]["bild"], record.check["speed"]["bild"]
         lines.append(
             f"checked on {record.check['data']['samples']} other examples, timed: "
-            f"{metric} {quality['difference']['value']:+.2f} "
-            f"[{quality['difference']['low']:+.2f}, {quality['difference']['high']:+.2f}], "
+            f"{metric} {interval(quality['difference'], sign='+')}, "
             f"speedup {interval(speed['speedup'], 'x')}"
         )
     return "\n\n".join(lines)
@@ -221,9 +288,10 @@ def agreement_table(record: dict[str, Any]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def interval(figure: dict[str, float], unit: str = "") -> str:
-    """`value [low, high]`, two decimals."""
-    return f"{figure['value']:.2f}{unit} [{figure['low']:.2f}, {figure['high']:.2f}]"
+def interval(figure: dict[str, float], unit: str = "", sign: str = "-") -> str:
+    """`value [low, high]`, two decimals; `sign` "+" for differences, to show it of gains too."""
+    value, low, high = (f"{figure[name]:{sign}.2f}" for name in ("value", "low", "high"))
+    return f"{value}{unit} [{low}, {high}]"
 
 
 def _published_row(row: PublishedRow) -> list[Any]:

@@ -4,8 +4,9 @@
     python scripts/make_tables.py --check    # exit code 2 when README.md differs from the records
 
 `<!-- results: demo -->` ... `<!-- end -->` holds the table of the runs in results/demo/,
-`<!-- speed: demo -->` that of the benchmark results/speed/demo.json, and
-`<!-- agreement: tatoeba -->` that of results/tatoeba/agreement.json.
+`<!-- speed: demo -->` that of the benchmark results/speed/demo.json,
+`<!-- agreement: tatoeba -->` that of results/tatoeba/agreement.json, and
+`<!-- small-models: tatoeba -->` those of results/tatoeba/small-models.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from bild.errors import BildError
 from bild.files import write_atomically
 
 MARKED = re.compile(
-    r"(<!-- (?P<kind>results|speed|agreement): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (?P<kind>results|speed|agreement|small-models): (?P<name>[\w-]+) -->\n)"
+    r".*?(<!-- end -->)",
+    re.DOTALL,
 )
 
 
@@ -31,14 +34,17 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     a = parser.parse_args()
 
-    from bild.record import RunRecord
+    from bild.record import RunRecord, SmallModelsRecord
     from bild.speed_tables import speed_summary
-    from bild.tables import agreement_table, results_table
+    from bild.tables import agreement_table, results_table, small_models_table
 
-    def read(path: Path) -> dict[str, Any]:
+    def there(path: Path) -> Path:
         if not path.is_file():
             raise BildError(f"{a.readme} wants the table of {path}, which is not there")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path
+
+    def read(path: Path) -> dict[str, Any]:
+        return json.loads(there(path).read_text(encoding="utf-8"))
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
@@ -46,6 +52,9 @@ def main() -> None:
             text = speed_summary(read(a.results / "speed" / f"{name}.json"))
         elif match["kind"] == "agreement":
             text = agreement_table(read(a.results / name / "agreement.json"))
+        elif match["kind"] == "small-models":
+            path = there(a.results / name / "small-models.json")
+            text = small_models_table(SmallModelsRecord.load(path))
         else:
             records = [RunRecord.load(p) for p in sorted((a.results / name).glob("run*.json"))]
             if not records:

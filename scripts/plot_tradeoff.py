@@ -4,9 +4,10 @@
     python scripts/plot_tradeoff.py results/my results/other
     python scripts/plot_tradeoff.py results/published
 
-A folder of records of `run_eval.py` and `search_thresholds.py` makes one plot of tradeoff.svg, and
-each search makes a thresholds-<folder>.svg; results/published makes published.svg and a
-thresholds-<task>.svg for each task that was swept. They go to out/plots, as PNG as well.
+A folder of records of `run_eval.py` and `search_thresholds.py` makes one plot of tradeoff.svg. Its
+searches and its small-models.json (`compare_small_models.py`) make thresholds-<folder>.svg, a row
+a search or small model. results/published makes published.svg and a thresholds-<task>.svg for each
+task that was swept. They go to out/plots, as PNG as well.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, help="default: docs, or out/plots for folders")
     a = parser.parse_args()
 
-    from bild.plots import draw_folders, save
+    from bild.plots import SMALL_MODELS, draw_folders, save
 
     if a.folders:
         output, endings = (
@@ -35,7 +36,8 @@ def main() -> None:
         pictures = draw_folders(a.folders)
     else:
         output, endings = Path("docs") if a.output_dir is None else a.output_dir, (".svg",)
-        shown = sorted({p.parent for p in RESULTS.glob("*/run*.json")})
+        kinds = ("run*.json", SMALL_MODELS)
+        shown = sorted({p.parent for kind in kinds for p in RESULTS.glob(f"*/{kind}")})
         pictures = draw_folders([*shown, RESULTS / "published"], sweeps_of=["iwslt2017"])
     check_writable(output)
     for picture in pictures:

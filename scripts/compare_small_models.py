@@ -1,0 +1,87 @@
+"""Compare small models beside one large model: quality and speed over a grid of thresholds.
+
+    python scripts/compare_small_models.py demo --large demo/large \\
+        --small unaligned=demo/small control=out/small-control aligned=demo/small-aligned \\
+        --data-file validation.jsonl --test-file test.jsonl --max-eval-samples 300 \\
+        --record results/tatoeba/small-models.json
+    python scripts/compare_small_models.py api --large my/large --tokenizer my/tokenizer \\
+        --small unaligned=my/small aligned=my/aligned \\
+        --data-file validation.jsonl --test-file test.jsonl --fallbacks 0.3 0.6 --rollbacks 2 4
+
+Every pair of the grid is decoded with every small model, on the validation examples and on the test
+examples; the large model alone is decoded once. On the validation examples two operating points a
+small model are chosen: the fastest pair that loses nothing, and the fastest that loses at most one
+point. They are timed on the test examples, beside the large model and each small model alone. The
+small model named last is compared with the others.
+
+Everything is kept in out/<task>/small-models-...: a comparison that was stopped goes on when
+started again, and another small model or other thresholds decode only what is new.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from bild.benchmarks import BENCHMARKS
+from bild.cli import (
+    Parser,
+    add_run_options,
+    check_record,
+    quiet_loading,
+    rule_options,
+    run,
+    run_options,
+    small_models,
+)
+from bild.config import BiLDConfig, EvalConfig, GridConfig
+from bild.data import load_examples
+from bild.files import check_writable
+from bild.hub import resolve_model
+from bild.sources import locate
+
+
+def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
+    defaults = GridConfig()
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("task", choices=BENCHMARKS)
+    parser.set_defaults(mode="unaligned")
+    for name in ("fallbacks", "rollbacks"):
+        values = getattr(defaults, name)
+        shown = " ".join(f"{v:g}" for v in values)
+        help_text = f"thresholds of the grid (default: {shown})"
+        add(f"--{name}", type=float, nargs="+", default=values, metavar="X", help=help_text)
+    add("--test-file", type=Path, required=True, metavar="FILE", help="as --data-file, to test on")
+    add("--max-test-samples", type=int, metavar="N", help="the first so many (default: all)")
+    add_run_options(parser, several_small=True)
+    a = parser.parse_args()
+    models = small_models(a.small)
+    options = {**run_options(a), "small": next(iter(models.values()))}
+    config = EvalConfig(**options, bild=BiLDConfig(**rule_options(a)))
+    return a, config, models, GridConfig(tuple(a.fallbacks), tuple(a.rollbacks))
+
+
+def main() -> None:
+    a, config, models, grid = parse()
+    check_writable(a.output_dir / config.task)
+    check_record(a.record)
+    sources = locate(config)
+    for model in models.values():
+        resolve_model(model)
+    test = load_examples(sources.benchmark, a.max_test_samples, a.test_file)
+
+    # Only now: these import torch and transformers, which takes seconds.
+    from bild.small_models import compare_small_models, prepare_small_models
+    from bild.tables import small_models_table
+
+    quiet_loading()
+    works = prepare_small_models(config, sources, models)
+    record, path = compare_small_models(works, test, grid, a.output_dir)
+    if a.record is not None:
+        record.save(a.record)
+    print(f"\n{small_models_table(record)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    run(main)
