@@ -29,7 +29,7 @@ from bild.errors import BildError
 from bild.evaluation import describe_model
 from bild.pair import load_model, load_tokenizer
 from bild.record import environment
-from bild.vocabulary import shared_vocab_size
+from bild.vocabulary import check_tokenizer_size, shared_vocab_size
 
 SCHEMA = 1
 BINS = 10
@@ -141,11 +141,7 @@ def measure(
         load_tokenizer(large, small, tokenizer)  # refuses one that differs
     models = [load_model(name, dtype, device) for name in (large, *smalls)]
     vocab_size = min(shared_vocab_size(models[0], model) for model in models[1:])
-    if len(words) > vocab_size:
-        raise BildError(
-            f"the tokenizer has {len(words)} tokens but the models know only {vocab_size}; "
-            "name the tokenizer they were trained with by --tokenizer"
-        )
+    check_tokenizer_size(words, vocab_size)
     limits = {
         "max_source_tokens": config.max_source_tokens,
         "max_new_tokens": config.max_new_tokens,

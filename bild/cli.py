@@ -52,8 +52,14 @@ def add_run_options(parser: argparse.ArgumentParser, *, several_small: bool = Fa
         metavar="N",
         help="the first so many examples (default: all)",
     )
-    add("--data-file", help="JSON Lines (.gz) with the task's keys")
     _add_pair_options(parser, several_small)
+    add_record_options(parser)
+
+
+def add_record_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of every script that times a data set: what is decoded, and where results go."""
+    add = parser.add_argument
+    add("--data-file", help="JSON Lines (.gz) with the task's keys")
     add("--warmup", type=int, default=2, metavar="N", help="untimed examples (default: 2)")
     add("--seed", type=int, default=0)
     add("--output-dir", type=Path, default=Path("out"))
@@ -99,18 +105,10 @@ PAIR_OPTIONS = (
 )  # fmt: skip
 
 
-def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
-    defaults = BiLDConfig()
+def add_model_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
+    """The flags of every script that decodes with a pair: its models, rules and device."""
     add = parser.add_argument
-    add("--variant", default=defaults.variant, help="authors, paper or verified")
-    add("--start", default=defaults.start, help="who writes the first token: large or small")
-    add(
-        "--num-small-iters",
-        type=float,
-        default=defaults.num_small_iters,
-        metavar="N",
-        help="tokens the small model may write in a row (default: 10; inf for no limit)",
-    )
+    add("--variant", default=BiLDConfig().variant, help="authors, paper or verified")
     add("--large", help="folder or hub id of the large model")
     if several_small:
         add(
@@ -123,10 +121,24 @@ def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = Fal
     else:
         add("--small", help="folder or hub id of the small model")
     add("--tokenizer", help="folder or hub id of the tokenizer")
-    add("--max-source-tokens", type=int, metavar="N")
-    add("--max-new-tokens", type=int, metavar="N")
-    add("--dtype", default="float32", help=", ".join(DTYPES))
+    add("--max-new-tokens", type=int, metavar="N", help="longest output (default: the task's)")
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
+
+
+def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
+    defaults = BiLDConfig()
+    add_model_options(parser, several_small)
+    add = parser.add_argument
+    add("--start", default=defaults.start, help="who writes the first token: large or small")
+    add(
+        "--num-small-iters",
+        type=float,
+        default=defaults.num_small_iters,
+        metavar="N",
+        help="tokens the small model may write in a row (default: 10; inf for no limit)",
+    )
+    add("--max-source-tokens", type=int, metavar="N", help="longest source (default: the task's)")
+    add("--dtype", default="float32", help=", ".join(DTYPES))
     add("--engine", default="auto", help="auto, fast or transformers (default: fast where it can)")
     add("--precision", help="float32, bfloat16 or int8 weights in the fast engine")
     add(

@@ -133,7 +133,12 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     tokenizer = load_tokenizer(sources.large, sources.small, sources.tokenizer)
     dtype = getattr(torch, config.dtype)
     large = load_model(sources.large, dtype, device)
-    models = {"large": describe_model(sources.large, large)}
+    models = {
+        "large": describe_model(sources.large, large),
+        "tokenizer": describe_tokenizer(
+            sources.large if sources.tokenizer is None else sources.tokenizer
+        ),
+    }
     rows = large.get_output_embeddings().weight.shape[0]
     small = None
     if sources.small is not None:
@@ -153,13 +158,23 @@ def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
 
     The same for one checkpoint, whether it came from the hub just now or from its cache.
     """
-    given = Path(name).expanduser()
     folder = hub.loaded_folder(hub.resolve_model(name))
+    identity = _identity(name, folder, hub.fingerprint(folder))
+    return {**identity, "parameters": model.num_parameters()}
+
+
+def describe_tokenizer(name: str) -> dict[str, Any]:
+    """Id, revision and content of a loaded tokenizer; as `describe_model`."""
+    folder = hub.loaded_folder(hub.resolve_tokenizer(name))
+    return _identity(name, folder, hub.fingerprint(folder, hub.TOKENIZER_FILES))
+
+
+def _identity(name: str, folder: Path, fingerprint: str) -> dict[str, Any]:
+    given = Path(name).expanduser()
     return {
         "id": "/".join(given.resolve().parts[-2:]) if given.is_dir() else name,
         "revision": hub.resolve_revision(str(folder)),
-        "fingerprint": hub.fingerprint(folder),
-        "parameters": model.num_parameters(),
+        "fingerprint": fingerprint,
     }
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
@@ -99,15 +99,22 @@ def loaded_folder(path_or_id: str) -> Path:
     return found
 
 
-def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the names and contents of a folder's weight files, in order of name.
+def fingerprint(folder: str | Path, patterns: Sequence[str] = WEIGHT_FILES) -> str:
+    """SHA-256 over the names and contents of some files of a folder, in order of name.
+
+    Args:
+        folder: of a checkpoint.
+        patterns: of the files: those of its weights, or `TOKENIZER_FILES`.
 
     Raises:
-        BildError: no such folder, or no weight file in it.
+        BildError: no such folder, or no such file in it.
     """
-    files = sorted({f for pattern in WEIGHT_FILES for f in Path(folder).glob(pattern)})
+    files = sorted({f for pattern in patterns for f in Path(folder).glob(pattern)})
     if not files:
-        raise BildError(f"{str(folder)!r} holds no weights to fingerprint; give a model folder")
+        raise BildError(
+            f"{str(folder)!r} holds nothing to fingerprint ({', '.join(patterns)}); give the "
+            "folder of a checkpoint"
+        )
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {file.stat().st_size}\n".encode())

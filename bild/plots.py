@@ -43,6 +43,7 @@ WIDE_TICKS = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12)
 CARD = "Tesla T4"  # of the paper and of most runs of the reproduction
 SMALLEST_MAP = 9  # cells
 SMALL_MODELS = "small-models.json"
+BELOW = {"aligned", "unaligned grid", "aligned grid"}  # series whose labels stand below
 
 BLUE, ORANGE, GREY = "#1b4f8a", "#d1670a", "#777777"
 
@@ -447,19 +448,15 @@ def _draw_panel(place: Axes, content: Panel) -> None:
                 zorder=3 if name == "large" else 2,
                 **_marker(style),
             )
-            top = point.score if point.scores is None else point.scores[1]
-            below = name.endswith("grid")  # where the search stands above
-            place.annotate(
-                point.label, (point.speedup, top), xytext=(0, -6 if below else 5),
-                textcoords="offset points", fontsize=7, rotation=90, ha="center",
-                va="top" if below else "bottom",
-            )  # fmt: skip
+            _write_label(place, name, point)
         front = _front(points)
         if style.line and front:
             place.plot(*zip(*front, strict=True), style.line, color=style.colour, linewidth=1)
     low, high = place.get_ylim()
-    labelled = any(point.label for points in content.series.values() for point in points)
-    place.set_ylim(low, high + (0.16 if labelled else 0.05) * (high - low))
+    labelled = {name for name, points in content.series.items() if any(p.label for p in points)}
+    above = (0.16 if labelled - BELOW else 0.05) * (high - low)
+    below = (0.16 if labelled & BELOW else 0) * (high - low)
+    place.set_ylim(low - below, high + above)
     place.set_xscale("log")
     low, high = place.get_xlim()
     place.set_xlim(low / 1.02, high * 1.05)
@@ -468,6 +465,23 @@ def _draw_panel(place: Axes, content: Panel) -> None:
     place.xaxis.set_major_formatter("{x:g}x")
     place.set_xlabel("speedup over the large model alone")
     place.set_ylabel(METRIC_NAMES.get(content.metric, content.metric))
+
+
+def _write_label(place: Axes, name: str, point: Point) -> None:
+    """Write a point's label beyond its interval, or beside it where no front runs."""
+    side = -1 if name in BELOW else 1
+    vertical = "bottom" if side > 0 else "top"
+    if point.scores is not None:
+        place.annotate(
+            point.label, (point.speedup, point.scores[side > 0]), xytext=(0, 5 * side),
+            textcoords="offset points", fontsize=7, rotation=90, ha="center", va=vertical,
+        )  # fmt: skip
+    else:
+        place.annotate(
+            point.label, (point.speedup, point.score), xytext=(4 * side, 4 * side),
+            textcoords="offset points", fontsize=7, va=vertical,
+            ha="left" if side > 0 else "right",
+        )  # fmt: skip
 
 
 def _draw_map(

@@ -63,7 +63,8 @@ class RunRecord(Record):
 
     Attributes:
         config: what was asked for, as it ran.
-        models: id, revision or fingerprint, and parameters of each model.
+        models: id, revision, fingerprint and parameters of each model; under "tokenizer" the first
+            three of the tokenizer (older records have none).
         data: origin, revision, split, number of examples, sha256, truncated inputs.
         env: code version, libraries, device, threads.
         quality: per arm: value, 95 % bootstrap interval, signature; paired difference.
@@ -132,7 +133,7 @@ class SmallModelsRecord(Record):
 
     Attributes:
         config, env: as in `RunRecord`; the small model and the thresholds in `config` mean nothing.
-        models: "large" as in `RunRecord`, and "small": the same by label.
+        models: as in `RunRecord`, the small ones by label.
         data: of "validation" and "test" what `RunRecord` says of its examples.
         grid: the fallback and the rollback thresholds of all pairs decoded.
         costs: by label the seconds that forwards were priced with.
@@ -191,12 +192,15 @@ def comparable(a: RunRecord, b: RunRecord) -> None:
     """Refuse two runs whose scores or speeds must not be set side by side.
 
     Raises:
-        BildError: they differ in data, large model, precision, device, engine or metric; both
-            values are named.
+        BildError: they differ in data, large model, tokenizer (where both name it), precision,
+            device, engine or metric; both values are named.
     """
+    named = all("tokenizer" in run.models for run in (a, b))
+    tokenizers = [run.models["tokenizer"]["fingerprint"] if named else None for run in (a, b)]
     for what, left, right in (
         ("data", a.data["sha256"], b.data["sha256"]),
         ("large models", a.models["large"]["fingerprint"], b.models["large"]["fingerprint"]),
+        ("tokenizers", *tokenizers),
         ("metrics", a.quality["vanilla"]["signature"], b.quality["vanilla"]["signature"]),
         ("precisions", a.env["dtype"], b.env["dtype"]),
         ("devices", a.env["device"], b.env["device"]),

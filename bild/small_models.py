@@ -267,7 +267,7 @@ class _Comparison:
         first = self.works["test"][self.labels[0]]
         record = SmallModelsRecord(
             config=describe_config(_plain(first.config)),
-            models={"large": first.models["large"], "small": self.small},
+            models={**first.models, "small": self.small},
             data={split: describe_data(self.data[split], alone[split]) for split in SPLITS},
             env={
                 **self.env,

@@ -47,6 +47,7 @@ from bild.files import check_writable, is_same_work, moved_when_done, write_atom
 from bild.model_card import model_card
 from bild.pair import load_model, load_tokenizer
 from bild.record import environment
+from bild.vocabulary import check_tokenizer_size
 
 Pair = tuple[str, str]
 
@@ -325,12 +326,7 @@ def build_model(job: TrainingJob, tokenizer: PreTrainedTokenizerBase) -> PreTrai
     preset = job.preset
     if job.init_from is not None:
         model = load_model(job.init_from, torch.float32, "cpu", dropout_rate=preset.dropout)
-        rows = model.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:
-            raise BildError(
-                f"the tokenizer has {len(tokenizer)} tokens but the model {job.init_from!r} knows "
-                f"only {rows}; name the one it was trained with by --tokenizer"
-            )
+        check_tokenizer_size(tokenizer, model.get_input_embeddings().weight.shape[0])
         return model
     if preset.architecture is None:
         raise BildError("this preset starts from a checkpoint: name it with --init-from")

@@ -65,11 +65,11 @@ def check_tokenizers(large: PreTrainedTokenizerBase, small: PreTrainedTokenizerB
 
 
 def check_tokenizer_size(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Refuse a tokenizer that has more tokens than the models score (`rows`)."""
+    """Refuse a tokenizer that has more tokens than a model or a pair knows (`rows`)."""
     if len(tokenizer) > rows:
         raise BildError(
-            f"the tokenizer has {len(tokenizer)} tokens but the models know only {rows}; "
-            "name the tokenizer they were trained with by --tokenizer"
+            f"the tokenizer has {len(tokenizer)} tokens of which only {rows} are known to the "
+            "model; name the tokenizer of its training by --tokenizer"
         )
 
 

@@ -21,10 +21,16 @@ started again.
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
-from pathlib import Path
 
 from bild.benchmarks import BENCHMARKS, MODES, Thresholds, get
-from bild.cli import Parser, quiet_loading, run
+from bild.cli import (
+    Parser,
+    add_model_options,
+    add_record_options,
+    check_record,
+    quiet_loading,
+    run,
+)
 from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.files import check_writable
@@ -42,7 +48,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    defaults = BiLDConfig()
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--arms", type=_list, metavar="A,B", help="kinds or full names (default: all kinds)")
@@ -51,23 +56,14 @@ def main() -> None:
     add("--rates", metavar="TASK", help="of a planted pair (default: cnndm)")
     add("--mode", default="unaligned", choices=MODES[1:], help="thresholds or rates of this mode")
     add("--task", choices=BENCHMARKS, help="of a real pair (default: demo)")
-    add("--large", help="folder or hub id of the large model")
-    add("--small", help="folder or hub id of the small model")
-    add("--tokenizer", help="folder or hub id of the tokenizer")
-    add("--data-file", help="JSON Lines (.gz) with the task's keys")
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
-    add("--variant", default=defaults.variant, help="authors, paper or verified")
     add("--samples", type=int, default=8, metavar="N", help="sources (default: 8)")
     add("--source-tokens", type=int, metavar="N", help="of a planted source (default: by task)")
-    add("--max-new-tokens", type=int, metavar="N", help="of a real pair's outputs")
     add("--lengths", type=_numbers, default=(), metavar="N,M", help="output lengths, for growth")
     add("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
-    add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    add("--warmup", type=int, default=2, metavar="N", help="untimed sources (default: 2)")
-    add("--seed", type=int, default=0, help="of planted weights and outputs")
-    add("--output-dir", type=Path, default=Path("out"))
-    add("--record", type=Path, metavar="FILE", help="also write the record here")
+    add_model_options(parser)
+    add_record_options(parser)
     a = parser.parse_args()
 
     real = {n: getattr(a, n) for n in ("large", "small", "tokenizer", "data_file", "task")}
@@ -82,8 +78,7 @@ def main() -> None:
         raise BildError("give both --fallback and --rollback, or neither")
     thresholds = None if a.fallback is None else Thresholds(a.fallback, a.rollback)
     check_writable(a.output_dir)
-    if a.record is not None:
-        check_writable(a.record.parent)
+    check_record(a.record)
 
     # Only now: these import torch and transformers, which takes seconds.
     from bild.arms import ARMS, arm_names

@@ -332,5 +332,5 @@ def test_fingerprint_follows_the_weights(tmp_path):
 
 
 def test_fingerprint_of_nothing(tmp_path):
-    with pytest.raises(BildError, match="holds no weights to fingerprint"):
+    with pytest.raises(BildError, match="holds nothing to fingerprint"):
         fingerprint(tmp_path)

@@ -164,6 +164,11 @@ def test_ids_and_commits_are_recorded(runs, task, which):
     for part, role in (("large", "large"), ("small", small)):
         model = record.models[part]
         assert (model["id"], model["revision"]) == (getattr(BENCHMARKS[task], role), commits[role])
+    tokenizer = record.models["tokenizer"]
+    assert (tokenizer["id"], tokenizer["revision"]) == (
+        BENCHMARKS[task].tokenizer,
+        commits["tokenizer"],
+    )
     assert record.data["origin"] == BENCHMARKS[task].data.path
     assert record.data["revision"] == commits["data"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import xml.etree.ElementTree as ET
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,21 @@ def test_own_records_are_drawn_with_thresholds_and_both_models_alone(tmp_path):
     for ending in ("svg", "png"):
         save(picture.figure, tmp_path / f"{picture.name}.{ending}", picture.title)
     shown = texts(tmp_path / "tradeoff.svg")
-    names = {STYLES[name].name for name in ("large", "small", "unaligned")}
+    names = {STYLES[name].name for name in ("large", "small", "lossless", "unaligned", "aligned")}
     assert names <= set(shown)
     for path in (RESULTS / "demo").glob("run*.json"):
         _, fallback, rollback = path.stem.removeprefix("run-").split("-")
         assert f"{fallback}, {rollback}" in shown
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_no_label_stands_on_another():
+    pictures = draw_folders([RESULTS / name for name in ("demo", "multi30k", "tatoeba")])
+    (figure,) = (p.figure for p in pictures if p.name == "tradeoff")
+    figure.draw_without_rendering()
+    for place in figure.axes:
+        boxes = [text.get_window_extent() for text in place.texts if text.get_text()]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
 def test_published_picture_has_a_plot_a_task_and_every_kind_of_run(tmp_path):

@@ -12,7 +12,10 @@ from bild.record import RunRecord, comparable, environment, peak_memory
 def record():
     return RunRecord(
         config={"task": "demo", "bild": {"rollback_threshold": "inf"}},
-        models={"large": {"id": "demo/large", "fingerprint": "abc"}},
+        models={
+            "large": {"id": "demo/large", "fingerprint": "abc"},
+            "tokenizer": {"id": "demo/large", "fingerprint": "def"},
+        },
         data={"sha256": "123", "samples": 2},
         env={"dtype": "float32", "device": "cpu"},
         quality={"metric": "bleu", "vanilla": {"value": 30.0, "signature": "v:2"}},
@@ -50,6 +53,11 @@ def test_other_files_are_refused_by_name(tmp_path, content, message):
     [
         ("data", {"sha256": "456"}, "data differ, 123 / 456"),
         ("models", {"large": {"fingerprint": "xyz"}}, "large models differ, abc / xyz"),
+        (
+            "models",
+            {"large": {"fingerprint": "abc"}, "tokenizer": {"fingerprint": "xyz"}},
+            "tokenizers differ, def / xyz",
+        ),
         ("quality", {"vanilla": {"signature": "v:3"}}, "metrics differ, v:2 / v:3"),
         ("env", {"dtype": "bfloat16", "device": "cpu"}, "precisions differ"),
         ("env", {"dtype": "float32", "device": "T4"}, "devices differ, cpu / T4"),
@@ -60,6 +68,12 @@ def test_unlike_runs_are_not_compared(record, part, change, message):
     with pytest.raises(BildError) as error:
         comparable(record, replace(record, **{part: change}))
     assert message in str(error.value)
+
+
+def test_a_record_that_does_not_name_its_tokenizer_can_be_compared(record):
+    older = replace(record, models={"large": record.models["large"]})
+    comparable(record, older)
+    comparable(older, record)
 
 
 def test_environment_names_libraries_and_no_path():

@@ -1,0 +1,276 @@
+"""The README, pasted: every command and every Python block runs, what takes long in a tiny mode.
+
+The shell reads the blocks itself, so that loops, quotes and variables mean what they mean to a
+reader; what it would start is noted and then run in this process, on the files a reader brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from commands import ROOT, run_here, script
+from toy import PAIRS
+
+from bild import planted
+from bild.arms import arm_names
+from bild.record import RunRecord
+from bild.training import PRESETS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTIONS = {
+    part.partition("\n")[0]: part for part in re.split(r"^##+ ", README, flags=re.MULTILINE)[1:]
+}
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WITH_COMMANDS = [name for name, text in SECTIONS.items() if "```bash" in text]
+CODE_SPAN = re.compile(r"`([^`\n]+)`")
+
+# What a reader brings, and what the text says to cut from a larger file.
+BROUGHT = (
+    "train.jsonl.gz", "validation.jsonl", "tatoeba/train.jsonl.gz", "multi30k/train.jsonl.gz",
+    "multi30k/validation.jsonl", "multi30k/test_2016_flickr.jsonl",
+    "out/tatoeba/align_lines.jsonl", "out/tatoeba/validation_lines.jsonl",
+    "out/tatoeba/test_lines.jsonl", "data/iwslt2017/validation.jsonl",
+    "data/cnndm/validation.jsonl",
+)  # fmt: skip
+KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
+
+# Started by no command here, and where else.
+ELSEWHERE = {
+    "scripts/web.py": "test_web.py",
+    "scripts/make_tables.py": "test_tables.py",
+    "scripts/plot_tradeoff.py": "test_plots.py",
+}
+PLAIN = ("mkdir", "head", "tail", "sed")  # run by the shell itself
+
+TRAINING = ("--max-steps", 2, "--max-length", 12)
+TINY = {
+    "run_eval": ("--max-new-tokens", 8),
+    "search_thresholds": (
+        "--max-eval-samples", 3, "--fallbacks", 0.5, 0.6, "--rollbacks", 2, 2, "--budget", 1,
+        "--max-new-tokens", 8,
+    ),
+    "benchmark": (
+        "--samples", 1, "--warmup", 0, "--arms", "vanilla-fast@float32,bild-fast@float32",
+    ),
+    "finetune": TRAINING,
+    "align": (*TRAINING, "--max-new-tokens", 8),
+    "train_tokenizer": ("--vocab-size", 44),
+    "make_demo_data": ("--held-out", 6, "--vocab-size", 44),
+    "measure_agreement": ("--max-new-tokens", 8),
+    "show_trace": (),
+}  # fmt: skip
+
+
+def tiny_flags(name: str, arguments: list[str]) -> tuple[object, ...]:
+    """What is appended to a command, so that it ends in seconds; a later flag wins."""
+    assert name in TINY, f"say in TINY how {name} ends in seconds"
+    more: tuple[object, ...] = TINY[name]
+    if name == "run_eval":
+        if len(list(positionals(arguments))) < 5:
+            more += ("--max-eval-samples", 2)
+        if arguments[0] != "demo" and "--large" not in arguments:  # test_launchers.py: their own
+            more += ("--large", "demo/large", "--small", "demo/small", "--tokenizer", "demo/large")
+    if name == "benchmark":
+        check_arms(arguments)
+        if "--pair" in arguments:
+            more += ("--source-tokens", 6)
+        if "--lengths" in arguments:
+            more += ("--lengths", "4,8")
+    return more
+
+
+def check_arms(arguments: list[str]) -> None:
+    """Refuse arms that do not exist; test_benchmark.py runs them, here two take their place."""
+    given = dict(pairwise(arguments))
+    precisions = given.get("--precisions", "float32").split(",")
+    assert arm_names(given["--arms"].split(","), precisions)
+
+
+def positionals(arguments):
+    """Those before the first flag."""
+    for argument in arguments:
+        if argument.startswith("--"):
+            return
+        yield argument
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """A reader's working folder: the checkout's demo/, an activated .venv, and files brought."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BILD_DATA_ROOT", "data")
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    lines = "".join(
+        json.dumps(dict(zip((k for pair in KEYS for k in pair), 3 * pair, strict=True))) + "\n"
+        for pair in PAIRS
+    ).encode()
+    for name in BROUGHT:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+    # The shipped models learn nothing here, so a few sentences a step are enough.
+    for name, preset in PRESETS.items():
+        monkeypatch.setitem(PRESETS, name, replace(preset, batch_size=4, max_new_tokens=8))
+    # As in test_benchmark.py: the pairs of the published sizes, made small.
+    for name, layers in (("t5-large", 2), ("t5-small", 1)):
+        tiny = {"vocab_size": 900, "d_kv": 32, "d_model": 256, "d_ff": 64, "num_heads": 2}
+        monkeypatch.setitem(planted.SHAPES, name, {**tiny, "num_layers": layers})
+    monkeypatch.setattr("bild.costs.CEILING_BYTES", 2**22)
+    return tmp_path
+
+
+def commands_of(text: str, folder: Path) -> list[list[str]]:
+    """The commands that bash would start for `text` in `folder`; plain tools are run."""
+    tools = folder / "plain tools"
+    if not tools.exists():
+        tools.mkdir()
+        for name in PLAIN:
+            (tools / name).symlink_to(shutil.which(name))
+    noted = folder / "noted"
+    noted.write_text("")
+    note = 'command_not_found_handle() { printf "%s\\0" $# "$@" >> noted; }\nset -eu\n'
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", note + text],
+        cwd=folder, env={"PATH": str(tools)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), text
+    words = iter(noted.read_text(encoding="utf-8").split("\0")[:-1])
+    return [[next(words) for _ in range(int(count))] for count in words]
+
+
+def recipe(target: str) -> list[list[str]]:
+    """What `make target` starts once .venv is there, without the paths of its programs."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "--no-print-directory", target],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    started = [[word for word in line if "=" not in word or word.startswith("-")] for line in lines]
+    return [
+        [Path(line[0]).name, *line[1:]]
+        for line in started
+        if not {"venv", "pip", "touch"} & {*line}
+    ]
+
+
+def execute(command: list[str], run) -> None:
+    """Run a command of the README in its tiny mode; `run` takes a script's name and arguments."""
+    match command:
+        case ["make", target]:
+            for part in recipe(target):
+                execute(part, run)
+        case ["python", file, *_] if file in ELSEWHERE:
+            tests = (ROOT / "tests" / ELSEWHERE[file]).read_text()
+            assert re.search(rf'{Path(file).stem}(\.py)?"', tests)
+        case ["python", file, *arguments] if file.startswith("scripts/"):
+            run(Path(file).stem, arguments)
+        case ["bash", launcher, *arguments]:
+            text = (ROOT / launcher).read_text()  # test_launchers.py runs them as they stand
+            task = re.search(r'scripts/run_eval\.py" (\w+) "\$@"', text)[1]
+            run("run_eval", [task, *arguments])
+        case ["python", "-m", "pytest", *_] | ["pre-commit", "run", *_]:
+            pass  # this very run; the hooks are downloaded
+        case ["pip", "install", "-e", extra]:
+            name = re.fullmatch(r"\.\[(\w+)\]", extra)[1]
+            assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
+        case _:
+            pytest.fail(f"nothing here runs {shlex.join(command)}")
+
+
+@pytest.mark.parametrize("section", WITH_COMMANDS)
+def test_the_commands_of_a_section_run_one_after_the_other(section, reader, monkeypatch, capsys):
+    def run(name, arguments):
+        done = run_here(monkeypatch, capsys, *arguments, *tiny_flags(name, arguments), name=name)
+        done.require_success()
+
+    ran = 0
+    for kind, block in BLOCK.findall(SECTIONS[section]):
+        if kind == "bash":
+            for command in commands_of(block, reader):
+                execute(command, run)
+                ran += 1
+    assert ran
+
+
+def test_commands_in_running_text_are_run_somewhere(reader):
+    started = []
+    for span in CODE_SPAN.findall(BLOCK.sub("", README)):
+        if re.match(r"(python|make|pip) ", span):
+            for command in commands_of(span, reader):
+                execute(command, lambda name, _: started.append(name))
+    assert set(started) <= set(TINY)
+
+
+@pytest.mark.usefixtures("reader")
+def test_python_blocks_run_in_their_order(capsys):
+    names: dict[str, object] = {}
+    blocks = [block for kind, block in BLOCK.findall(README) if kind == "python"]
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "DecodeStats(generated_tokens=" in printed
+    assert re.search(r"(large|small) 0\.\d+ ", printed)
+
+
+# ------------------------------------------------------------------------------ what it says
+
+
+@pytest.fixture(scope="module")
+def flags():
+    """script -> the flags it takes."""
+    found: dict[str, set[str]] = {}
+
+    def parse(parser, *_):
+        found[name] = {*parser._option_string_actions}
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        patch.setattr(sys, "argv", ["script"])
+        for path in sorted((ROOT / "scripts").glob("*.py")):
+            name = path.stem
+            with pytest.raises(SystemExit):
+                script(name).main()
+    return found
+
+
+OTHERS = {"--multi_gpu", "--num_processes"}  # of accelerate
+
+
+@pytest.mark.parametrize("page", ["README.md", "demo/README.md"])
+def test_every_flag_that_is_named_exists(page, flags):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(code))) - OTHERS
+    assert len(named) > 3
+    assert named <= set().union(*flags.values())
+
+
+def test_a_scripts_docstring_names_only_flags_that_scripts_take(flags):
+    for name in flags:
+        text = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8").split('"""')[1]
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - OTHERS
+        assert named <= set().union(*flags.values()), name
+
+
+def test_the_shown_demo_is_that_of_its_record():
+    record = RunRecord.load(ROOT / "results/demo/make-demo.json")
+    memory = record.env["peak_memory"]["host_bytes"]
+    assert f"`make demo` takes {memory / 1e6:.0f} MB of memory" in README
+    for arm in ("vanilla", "small", "bild"):
+        quality = record.quality[arm]
+        assert f"{quality['value']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]" in README
