@@ -29,7 +29,7 @@ from bild.training import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = {
-    part.partition("\n")[0]: part for part in re.split(r"^##+ ", README, flags=re.MULTILINE)[1:]
+    part.partition("\n")[0]: part for part in re.split(r"^## ", README, flags=re.MULTILINE)[1:]
 }
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WITH_COMMANDS = [name for name, text in SECTIONS.items() if "```bash" in text]
@@ -37,10 +37,10 @@ CODE_SPAN = re.compile(r"`([^`\n]+)`")
 
 # What a reader brings, and what the text says to cut from a larger file.
 BROUGHT = (
-    "train.jsonl.gz", "validation.jsonl", "tatoeba/train.jsonl.gz", "multi30k/train.jsonl.gz",
-    "multi30k/validation.jsonl", "multi30k/test_2016_flickr.jsonl",
-    "out/tatoeba/align_lines.jsonl", "out/tatoeba/validation_lines.jsonl",
-    "out/tatoeba/test_lines.jsonl", "data/iwslt2017/validation.jsonl",
+    "tatoeba/train.jsonl.gz", "multi30k/train.jsonl.gz", "multi30k/validation.jsonl",
+    "multi30k/test_2016_flickr.jsonl", "java_api/train.jsonl", "java_api/validation.jsonl",
+    "java_api/deepapi_test.jsonl", "out/tatoeba/train_lines.jsonl",
+    "out/tatoeba/validation_lines.jsonl", "out/tatoeba/test_lines.jsonl", "data/iwslt2017/validation.jsonl",
     "data/cnndm/validation.jsonl",
 )  # fmt: skip
 KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
@@ -51,13 +51,17 @@ ELSEWHERE = {
     "scripts/make_tables.py": "test_tables.py",
     "scripts/plot_tradeoff.py": "test_plots.py",
 }
-PLAIN = ("mkdir", "head", "tail", "sed")  # run by the shell itself
+PLAIN = ("mkdir", "head", "tail", "sed", "grep")  # run by the shell itself
 
 TRAINING = ("--max-steps", 2, "--max-length", 12)
 TINY = {
     "run_eval": ("--max-new-tokens", 8),
     "search_thresholds": (
         "--max-eval-samples", 3, "--fallbacks", 0.5, 0.6, "--rollbacks", 2, 2, "--budget", 1,
+        "--max-new-tokens", 8,
+    ),
+    "compare_small_models": (
+        "--max-eval-samples", 3, "--max-test-samples", 2, "--fallbacks", 0.5, "--rollbacks", 2, 3,
         "--max-new-tokens", 8,
     ),
     "benchmark": (
