@@ -150,7 +150,7 @@ def test_logits_within_the_tolerance_of_their_precision(precision):
 @needs_compiler
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_long_sources(precision):
-    """Past 128 tokens torch or the library encodes, whichever is faster; the states agree."""
+    """Sources that take several passes over the weights."""
     plain, fast = both(tiny(14), True, precision)
     source = torch.randint(3, 16, (1, 200), generator=torch.Generator().manual_seed(14))
     expected = plain.encode(source, None)[0]

@@ -28,7 +28,6 @@ from bild.decoders.native import MULTIPLE, NativeSession, NativeStack
 MODEL_TYPES = ("t5", "mt5", "umt5")
 ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
 FIRST_CAPACITY = 128  # positions; doubled when they do not suffice
-LONGEST_NATIVE_SOURCE = 128  # tokens; torch multiplies larger matrices of its own dtypes faster
 
 
 def not_covered(model: PreTrainedModel) -> str | None:
@@ -365,10 +364,7 @@ class NativeT5Decoder(_T5Session):
 
     @torch.inference_mode()
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        padded = attention_mask is not None and not bool(attention_mask.all())
-        long = input_ids.shape[1] > LONGEST_NATIVE_SOURCE
-        as_loaded = str(self.engine.model.dtype).removeprefix("torch.") == self.engine.precision
-        if padded or (long and as_loaded):
+        if attention_mask is not None and not bool(attention_mask.all()):
             return super().encode(input_ids, attention_mask)
         assert self.engine.native_encoder is not None
         return (self.engine.native_encoder.encode(input_ids[0].tolist())[None],)

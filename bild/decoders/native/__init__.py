@@ -171,7 +171,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     model, session = ctypes.POINTER(_Model), ctypes.POINTER(_Session)
     library.bild_t5_scratch_floats.argtypes = (model, session)
     library.bild_t5_scratch_floats.restype = ctypes.c_int64
-    library.bild_t5_encode_floats.argtypes = (model, _int)
+    library.bild_t5_encode_floats.argtypes = (model, _int, _int)
     library.bild_t5_encode_floats.restype = ctypes.c_int64
     library.bild_t5_encode.argtypes = (model, _pointer, _int, _int, _pointer, _pointer)
     library.bild_t5_encode.restype = None
@@ -255,13 +255,13 @@ class NativeStack:
     def encode(self, tokens: Sequence[int]) -> Tensor:
         """An encoder's states (S, D) of S source tokens."""
         size = len(tokens)
-        positions = max(128, -(-size // MULTIPLE) * MULTIPLE)
+        positions = -(-size // 128) * 128  # few different ones: their biases are kept
         struct = _Model.from_buffer_copy(self.struct)
         struct.threads = torch.get_num_threads()
         layers = self.layers_with_bias(positions)
         struct.layers = layers
         states = torch.empty(size, self.weights.width)
-        scratch = torch.empty(self.library.bild_t5_encode_floats(struct, size))
+        scratch = torch.empty(self.library.bild_t5_encode_floats(struct, size, positions))
         self.library.bild_t5_encode(
             *(struct, self.ids(tokens), size, positions, states.data_ptr(), scratch.data_ptr())
         )
@@ -318,7 +318,7 @@ class NativeSession:
         self._session = _Session(
             max_tokens=MAX_TOKENS, cross_type=PRECISIONS["float32" if exact else "bfloat16"]
         )
-        self._cache: tuple[Tensor, Tensor]  # per layer (H, C, P) and (H, P, C)
+        self._cache: tuple[Tensor, Tensor]  # per layer (H, P / 16, C, 16) and (H, P, C)
         self._row = -(-vocab_size // MULTIPLE) * MULTIPLE  # of the logits
         self._logits = torch.empty(MAX_TOKENS, self._row)
         self._session.logits = self._logits.data_ptr()
@@ -329,11 +329,8 @@ class NativeSession:
         states = states.float().contiguous()
         size = len(states)
         stride = -(-size // MULTIPLE) * MULTIPLE
-        inner = w.heads * w.head_width
-        self._cross = (
-            torch.empty(len(w.layers), inner, stride, dtype=self._cross_type),
-            torch.empty(len(w.layers), size, inner, dtype=self._cross_type),
-        )
+        shape = len(w.layers), w.heads, stride, w.head_width
+        self._cross = [torch.empty(shape, dtype=self._cross_type) for _ in range(2)]
         self._session.source, self._session.source_stride = size, stride
         self._session.cross_keys, self._session.cross_values = (t.data_ptr() for t in self._cross)
         if self._session.capacity:
@@ -403,10 +400,9 @@ class NativeSession:
             return
         w = self._model.weights
         capacity = max(128, -(-2 * length // MULTIPLE) * MULTIPLE)
-        keys = torch.empty(len(w.layers), w.heads, w.head_width, capacity)
-        values = torch.empty(len(w.layers), w.heads, capacity, w.head_width)
-        if old:
-            keys[..., :old], values[:, :, :old] = self._cache
+        keys, values = (torch.empty(len(w.layers), w.heads, capacity, w.head_width) for _ in "kv")
+        if old:  # positions lie in blocks of 16, those of keys too
+            keys[:, :, :old], values[:, :, :old] = self._cache
         self._cache = keys, values
         self._layers = self._model.layers_with_bias(capacity)
         self._struct.layers = self._layers

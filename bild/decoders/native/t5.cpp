@@ -28,7 +28,9 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kMaxTokens = 64;  // of one forward
-constexpr int kAhead = 1024;    // bytes to prefetch ahead in each group of rows
+constexpr int kTogether = 12;   // tokens that one pass over weights serves
+constexpr int kQueries = 4;     // that one pass over keys and values serves
+constexpr int kAhead = 4096;    // bytes to prefetch ahead in each group of rows
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
@@ -106,13 +108,15 @@ inline void store_halves(char* p, Floats v) {
   std::memcpy(p, &halves, sizeof halves);
 }
 
-inline uint16_t round_to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 constexpr int64_t size_of(int type) { return type == kFloat32 ? 4 : type == kBFloat16 ? 2 : 1; }
+
+// x (n), n a multiple of 16, as float32 or bfloat16.
+void convert(const float* x, int64_t n, int type, char* to) {
+  if (type == kFloat32)
+    std::memcpy(to, x, 4 * n);
+  else
+    for (int64_t i = 0; i < n; i += kLanes) store_halves(to + 2 * i, load<Floats>(x + i));
+}
 
 }  // namespace
 
@@ -151,10 +155,10 @@ struct Session {
   int32_t capacity;                       // P
   int32_t length;                         // tokens cached
   int32_t source, source_stride;          // S, and S rounded up to a multiple of 16
-  int32_t cross_type;                     // float32 or bfloat16
+  int32_t cross_type;                     // of what is cached of the source: float32 or bfloat16
   int32_t max_tokens;                     // T at most; longer feeds go in pieces
-  float *keys, *values;                   // per layer (H, C, P) and (H, P, C)
-  char *cross_keys, *cross_values;        // per layer (H, C, source_stride) and (S, H, C)
+  float *keys, *values;                   // per layer (H, P / 16, C, 16) and (H, P, C)
+  char *cross_keys, *cross_values;        // the same of the source, with source_stride for P
   float* logits;                          // (max_tokens, V rounded up to 16)
   float* scratch;                         // bild_t5_scratch_floats() of them
 };
@@ -179,7 +183,7 @@ struct Kernel<kFloat32> {
     std::memcpy(&x, p, 4);
     return Floats{} + x;
   }
-  static Vector multiply(Vector s, const char* w, Vector x) { return s + load<Floats>(w) * x; }
+  static Vector multiply(Vector s, Vector w, Vector x) { return s + w * x; }
   static Floats finish(Vector s, const Matrix&, int64_t, float) { return s; }
 };
 
@@ -193,15 +197,15 @@ struct Kernel<kBFloat16> {
     std::memcpy(&pair, p, 4);
     return (__m512)_mm512_set1_epi32(pair);
   }
-  static Vector multiply(Vector s, const char* w, Vector x) {
-    return _mm512_dpbf16_ps(s, (__m512bh)_mm512_loadu_si512(w), (__m512bh)x);
+  static Vector multiply(Vector s, Vector w, Vector x) {
+    return _mm512_dpbf16_ps(s, (__m512bh)x, (__m512bh)w);
   }
   static Floats finish(Vector s, const Matrix&, int64_t, float) { return (Floats)s; }
 #else
   typedef Floats Vector;
   static Vector input(const char* p) { return Kernel<kFloat32>::input(p); }  // the pair's bits
-  static Vector multiply(Vector s, const char* w, Vector x) {
-    const Words pairs = load<Words>(w), inputs = load<Words>(&x);
+  static Vector multiply(Vector s, Vector w, Vector x) {
+    const Words pairs = load<Words>(&w), inputs = load<Words>(&x);
     const Words low = pairs << 16, high = pairs & 0xffff0000u;
     const Words x_low = inputs << 16, x_high = inputs & 0xffff0000u;
     return s + load<Floats>(&low) * load<Floats>(&x_low) +
@@ -222,15 +226,14 @@ struct Kernel<kInt8> {
   }
 #ifdef __AVX512VNNI__  // multiplies unsigned by signed: inputs are stored plus 128
   static constexpr int offset = 128;
-  static Vector multiply(Vector s, const char* w, Vector x) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)s, (__m512i)x, _mm512_loadu_si512(w));
+  static Vector multiply(Vector s, Vector w, Vector x) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)s, (__m512i)x, (__m512i)w);
   }
 #else
   static constexpr int offset = 0;
-  static Vector multiply(Vector s, const char* w, Vector x) {
-    const Ints rows = load<Ints>(w);
+  static Vector multiply(Vector s, Vector w, Vector x) {
     for (int shift = 24; shift >= 0; shift -= 8)  // the four bytes of a lane, sign extended
-      s += ((Ints)((Words)rows << shift) >> 24) * ((Ints)((Words)x << shift) >> 24);
+      s += ((Ints)((Words)w << shift) >> 24) * ((Ints)((Words)x << shift) >> 24);
     return s;
   }
 #endif
@@ -249,16 +252,23 @@ struct Input {
 };
 
 // Floats that `prepare` needs for inputs of T tokens and at most K columns.
-int64_t prepared_floats(int64_t tokens, int64_t columns) { return tokens * (1 + columns / 2); }
+int64_t prepared_floats(int64_t tokens, int64_t columns) {
+  return tokens * (1 + columns + kLanes);
+}
 
 // x (T, K), rounded into `buffer` as weights of the type are multiplied by it.
 Input prepare(int type, const float* x, int64_t columns, int tokens, float* buffer) {
-  if (type == kFloat32) return {reinterpret_cast<const char*>(x), 4 * columns, nullptr, tokens};
-  const int64_t stride = columns * size_of(type);
+  // A cache line lies between rows: if they began at multiples of 4096 bytes, as widths like to,
+  // all of them would want the same few lines of the processor's first cache.
+  const int64_t stride = columns * size_of(type) + 4 * kLanes;
   char* data = reinterpret_cast<char*>(buffer + tokens);
   for (int t = 0; t < tokens; ++t) {
     const float* row = x + t * columns;
     char* to = data + t * stride;
+    if (type == kFloat32) {
+      std::memcpy(to, row, 4 * columns);
+      continue;
+    }
     if (type == kBFloat16) {
       for (int64_t k = 0; k < columns; k += kLanes) store_halves(to + 2 * k, load<Floats>(row + k));
       continue;
@@ -279,66 +289,81 @@ Input prepare(int type, const float* x, int64_t columns, int tokens, float* buff
                               Kernel<kInt8>::offset);
     }
   }
-  return {data, stride, buffer, tokens};
+  return {data, stride, type == kInt8 ? buffer : nullptr, tokens};
 }
 
 // out[t][n] = (or +=) sum over k of W[n][k] x[t][k]: G groups of 16 rows from n, T tokens from t0.
+// Where x has fewer tokens, the last one is computed again.
 template <int type, int G, int T>
 inline void block(const Matrix& w, int64_t n, const Input& x, int t0, float* out,
                   int64_t out_stride, bool add) {
   typedef Kernel<type> K;
-  typename K::Vector sums[G][T];
-#pragma GCC unroll 8
-  for (int g = 0; g < G; ++g)
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) sums[g][t] = typename K::Vector{};
+  typedef typename K::Vector Vector;
   constexpr int64_t step = 4 * kLanes;
   const int64_t steps = w.columns / K::columns, group = steps * step;
   const char* rows = w.data + n / kLanes * group;
-  const char* input = x.data + t0 * x.stride;
-  for (int64_t k = 0; k < steps; ++k) {
-    typename K::Vector xs[T];
+  const char* inputs[T];
+  Vector sums[G][T];
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+    inputs[t] = x.data + std::min(t0 + t, x.tokens - 1) * x.stride;
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) xs[t] = K::input(input + t * x.stride + 4 * k);
+    for (int g = 0; g < G; ++g) sums[g][t] = Vector{};
+  }
+  const int64_t near = steps - kAhead / step;  // from there on what is ahead is the next G groups'
+  for (int64_t k = 0; k < steps; ++k) {
+    const int64_t ahead = k < near ? kAhead : kAhead + (G - 1) * group;
+    Vector weights[G];
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
       const char* at = rows + g * group + k * step;
-      __builtin_prefetch(at + kAhead);
+      __builtin_prefetch(at + ahead, 0, 2);  // to L2; to L1 fewer can be under way
+      weights[g] = load<Vector>(at);
+    }
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const Vector input = K::input(inputs[t] + 4 * k);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) sums[g][t] = K::multiply(sums[g][t], at, xs[t]);
+      for (int g = 0; g < G; ++g) sums[g][t] = K::multiply(sums[g][t], weights[g], input);
     }
   }
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+    if (t0 + t >= x.tokens) break;
 #pragma GCC unroll 8
-  for (int g = 0; g < G; ++g)
-#pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
+    for (int g = 0; g < G; ++g) {
       const int64_t row = n + g * kLanes;
       float* o = out + (t0 + t) * out_stride + row;
       const Floats y = K::finish(sums[g][t], w, row, x.scales == nullptr ? 1 : x.scales[t0 + t]);
       store(o, add ? load<Floats>(o) + y : y);
     }
+  }
 }
 
-template <int type, int G>
-inline void tokens_by_four(const Matrix& w, int64_t n, const Input& x, float* out,
-                           int64_t out_stride, bool add) {
-  int t = 0;
-  for (; t + 4 <= x.tokens; t += 4) block<type, G, 4>(w, n, x, t, out, out_stride, add);
-  if (x.tokens - t == 3) block<type, G, 3>(w, n, x, t, out, out_stride, add);
-  if (x.tokens - t == 2) block<type, G, 2>(w, n, x, t, out, out_stride, add);
-  if (x.tokens - t == 1) block<type, G, 1>(w, n, x, t, out, out_stride, add);
+// All tokens, T at a time; rows G groups at a time, then fewer. The sums fill the registers: a
+// weight is then loaded once for T products, an input once for G.
+template <int type, int G, int T>
+void panels(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
+            int64_t out_stride, bool add) {
+  int64_t n = begin;
+  for (; n + G * kLanes <= end; n += G * kLanes)
+    for (int t = 0; t < x.tokens; t += T) block<type, G, T>(w, n, x, t, out, out_stride, add);
+  if constexpr (G > 1) panels<type, (G > 4 ? 4 : 1), T>(w, n, end, x, out, out_stride, add);
 }
 
 template <int type>
 void product(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
              int64_t out_stride, bool add) {
-  int64_t n = begin;
-  if (x.tokens == 1)
-    for (; n + 8 * kLanes <= end; n += 8 * kLanes)
-      block<type, 8, 1>(w, n, x, 0, out, out_stride, add);
-  for (; n + 4 * kLanes <= end; n += 4 * kLanes)
-    tokens_by_four<type, 4>(w, n, x, out, out_stride, add);
-  for (; n < end; n += kLanes) tokens_by_four<type, 1>(w, n, x, out, out_stride, add);
+  const int passes = (x.tokens + kTogether - 1) / kTogether;
+  const int tokens = (x.tokens + passes - 1) / passes;
+  const auto with = tokens == 1   ? panels<type, 8, 1>
+                    : tokens == 2 ? panels<type, 8, 2>
+                    : tokens <= 4 ? panels<type, 4, 4>
+                    : tokens <= 6 ? panels<type, 4, 6>
+                    : tokens <= 8 ? panels<type, 2, 8>
+                    : tokens <= 10 ? panels<type, 2, 10>
+                                   : panels<type, 2, kTogether>;
+  with(w, begin, end, x, out, out_stride, add);
 }
 
 // Rows begin..end of W x, multiples of 16, for every token, to (or added to) out (T, out_stride).
@@ -366,14 +391,19 @@ void normalize(const float* x, const float* weight, float epsilon, int width, in
   }
 }
 
-// softmax(scores) for `count` of them; what lies between count and the next multiple of 16 is
-// overwritten. Returns 1 / sum; the weights stay unnormalised.
-float soften(float* scores, int count) {
-  for (int j = count; j % kLanes; ++j) scores[j] = -std::numeric_limits<float>::infinity();
-  float top = scores[0];
-  for (int j = 1; j < count; ++j) top = std::max(top, scores[j]);
-  Floats total = {};
-  for (int j = 0; j < count; j += kLanes) {
+// softmax(scores) over the first `count`; those after them, up to the multiple of 16 at or after
+// `end`, become 0. Returns 1 / sum; the weights stay unnormalised.
+float soften(float* scores, int count, int end) {
+  for (int j = count; j < end || j % kLanes; ++j)
+    scores[j] = -std::numeric_limits<float>::infinity();
+  Floats tops = Floats{} - std::numeric_limits<float>::infinity(), total = {};
+  for (int j = 0; j < end; j += kLanes) {
+    const Floats v = load<Floats>(scores + j);
+    tops = v > tops ? v : tops;
+  }
+  float top = tops[0];
+  for (int i = 1; i < kLanes; ++i) top = std::max(top, tops[i]);
+  for (int j = 0; j < end; j += kLanes) {
     const Floats p = exp_negative(load<Floats>(scores + j) - top);
     store(scores + j, p);
     total += p;
@@ -381,42 +411,79 @@ float soften(float* scores, int count) {
   return 1.0f / sum(total);
 }
 
-// One head, one query: keys (C, key_stride) and values (., value_stride) of `type`, over the first
-// `count` positions; bias (count) is added where there is one.
-template <int type>
-void attend(const float* query, const char* keys, int64_t key_stride, const char* values,
-            int64_t value_stride, int count, int head_width, const float* bias, float* scores,
-            float* out) {
-  for (int j = 0; j < count; j += kLanes) {
-    Floats even = {}, odd = {};
-    for (int c = 0; c < head_width; c += 2) {
-      even += widen<type>(keys, c * key_stride + j) * query[c];
-      odd += widen<type>(keys, (c + 1) * key_stride + j) * query[c + 1];
+// What the queries of one head see: keys (P / 16, C, 16) and values (P, C) of the first `count`
+// positions, and each query one more than the one before it if `causal`. The first query's biases
+// by position, the second's are one earlier, and so on; or none.
+struct View {
+  const char *keys, *values;
+  int count;
+  bool causal;
+  const float* bias;
+};
+
+// Queries (T, stride) of one head, Q at a time, then fewer -> out (T, stride).
+template <int type, int Q = kQueries>
+void attend(const float* queries, int T, int64_t stride, View view, int C, float* scores,
+            int64_t scores_stride, float* out) {
+  int t = 0;
+  for (; t + Q <= T; t += Q, queries += Q * stride, out += Q * stride) {
+    const int end = view.count + (view.causal ? Q - 1 : 0);
+    for (int j = 0; j < end; j += kLanes) {
+      Floats even[Q] = {}, odd[Q] = {};
+      for (int c = 0; c < C; c += 2) {
+        const Floats a = widen<type>(view.keys, int64_t(j) * C + c * kLanes);
+        const Floats b = widen<type>(view.keys, int64_t(j) * C + (c + 1) * kLanes);
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+          even[q] += a * queries[q * stride + c];
+          odd[q] += b * queries[q * stride + c + 1];
+        }
+      }
+      for (int q = 0; q < Q; ++q) store(scores + q * scores_stride + j, even[q] + odd[q]);
     }
-    store(scores + j, even + odd);
-  }
-  if (bias != nullptr)
-    for (int j = 0; j < count; ++j) scores[j] += bias[j];
-  const float scale = soften(scores, count);
-  for (int c = 0; c < head_width; c += kLanes) {
-    Floats even = {}, odd = {};
-    int j = 0;
-    for (; j + 2 <= count; j += 2) {
-      even += widen<type>(values, j * value_stride + c) * scores[j];
-      odd += widen<type>(values, (j + 1) * value_stride + c) * scores[j + 1];
+    float scales[Q];
+    for (int q = 0; q < Q; ++q) {
+      float* row = scores + q * scores_stride;
+      const int count = view.count + (view.causal ? q : 0);
+      if (view.bias != nullptr)
+        for (int j = 0; j < count; ++j) row[j] += view.bias[j - q];
+      scales[q] = soften(row, count, end);
     }
-    if (j < count) even += widen<type>(values, j * value_stride + c) * scores[j];
-    store(out + c, (even + odd) * scale);
+    for (int c = 0; c < C; c += kLanes) {
+      Floats even[Q] = {}, odd[Q] = {};
+      int j = 0;
+      for (; j + 2 <= end; j += 2) {
+        const Floats a = widen<type>(view.values, int64_t(j) * C + c);
+        const Floats b = widen<type>(view.values, int64_t(j + 1) * C + c);
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+          even[q] += a * scores[q * scores_stride + j];
+          odd[q] += b * scores[q * scores_stride + j + 1];
+        }
+      }
+      for (; j < end; ++j)
+        for (int q = 0; q < Q; ++q)
+          even[q] += widen<type>(view.values, int64_t(j) * C + c) * scores[q * scores_stride + j];
+      for (int q = 0; q < Q; ++q) store(out + q * stride + c, (even[q] + odd[q]) * scales[q]);
+    }
+    view.count += view.causal ? Q : 0;
+    if (view.bias != nullptr) view.bias -= Q;
   }
+  if constexpr (Q > 1)
+    attend<type, Q / 2>(queries, T - t, stride, view, C, scores, scores_stride, out);
 }
 
-inline float activate(float x, int kind) {
-  switch (kind) {
-    case 0: return std::max(x, 0.0f);
-    case 1: return 0.5f * x * (1.0f + std::tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-    case 2: return 0.5f * x * (1.0f + std::erf(x * 0.7071067811865476f));
-    default: return x / (1.0f + std::exp(-x));
+// x sigmoid(z) is silu with z = x, and the tanh form of gelu with z = 2 sqrt(2 / pi) (x + ...).
+inline Floats activate(Floats x, int kind) {
+  const Floats zero = {};
+  if (kind == 0) return x < 0 ? zero : x;
+  if (kind == 2) {
+    for (int i = 0; i < kLanes; ++i) x[i] *= 0.5f * (1.0f + std::erf(x[i] * 0.7071067811865476f));
+    return x;
   }
+  const Floats z = kind == 1 ? x * (1.5957691216057308f + 0.0713548162726009f * x * x) : x;
+  const Floats p = exp_negative(z < 0 ? z : -z);
+  return x * (z < 0 ? p : zero + 1.0f) / (p + 1.0f);
 }
 
 struct Best {
@@ -427,46 +494,30 @@ struct Best {
 
 int64_t rounded_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// The widest input of a product.
-int64_t widest(const Model& m) {
-  return std::max(std::max(m.width, m.feed_width), m.heads * m.head_width);
-}
-
-// A thread's own: normed (T, D), scores (P or S), rounded inputs.
-int64_t thread_floats(const Model& m, const Session& s) {
-  return int64_t(s.max_tokens) * m.width + std::max(s.capacity, s.source_stride) +
-         prepared_floats(s.max_tokens, widest(m));
-}
-
-// Where the arrays of one forward lie in the scratch memory; with none, how much that is.
-struct Scratch {
-  float *x, *query, *context, *feed, *gated, *threads;
-  Best* parts;  // (threads, T)
-  int64_t floats;
-
-  Scratch(const Model& m, const Session& s) {
-    const int64_t T = s.max_tokens, inner = int64_t(m.heads) * m.head_width;
-    x = s.scratch;                   // (T, D), the residual stream
-    query = x + T * m.width;         // (T, H C)
-    context = query + T * inner;     // (T, H C)
-    feed = context + T * inner;      // (T, F)
-    gated = feed + T * m.feed_width;  // (T, F)
-    threads = gated + T * m.feed_width;
-    float* end = threads + m.threads * thread_floats(m, s);
-    parts = reinterpret_cast<Best*>(end);
-    floats = end - x + m.threads * T * int64_t(sizeof(Best) / sizeof(float));
+// Keys (T, stride) of one head, to positions start.. of (P / 16, C, 16).
+void store_keys(const float* x, int T, int64_t stride, int C, int start, float* keys) {
+  for (int t = 0; t < T; ++t) {
+    const int64_t position = start + t;
+    float* to = keys + position / kLanes * kLanes * C + position % kLanes;
+    for (int c = 0; c < C; ++c) to[c * kLanes] = x[t * stride + c];
   }
+}
+
+// Keys and values of one layer: (H, P / 16, C, 16) and (H, P, C).
+struct Cache {
+  float *keys, *values;
+  int64_t positions;
 };
 
-// One thread of the team, and its share of the work.
-struct Worker {
+// One thread of a team.
+struct Thread {
 #ifdef _OPENMP
   const int index = omp_get_thread_num(), count = omp_get_num_threads();
 #else
   const int index = 0, count = 1;
 #endif
 
-  // This worker's part of n rows, in steps of `step`.
+  // This thread's part of n rows, in steps of `step`.
   void share(int64_t n, int64_t step, int64_t& begin, int64_t& end) const {
     const int64_t steps = (n + step - 1) / step;
     begin = std::min(n, steps * index / count * step);
@@ -474,120 +525,162 @@ struct Worker {
   }
 };
 
-// Rows `tokens` of the embedding, columns d0..d1 of them, to x (T, D).
-void embed(const Model& m, const int32_t* tokens, int T, int64_t d0, int64_t d1, float* x) {
-  const Matrix& e = m.embedding;
-  for (int t = 0; t < T; ++t) {
-    const char* row = e.data + int64_t(tokens[t]) * e.columns * size_of(e.type);
-    for (int64_t d = d0; d < d1; d += kLanes)
-      store(x + int64_t(t) * m.width + d,
-            e.type == kFloat32 ? widen<kFloat32>(row, d) : widen<kBFloat16>(row, d));
+// A thread and its part in the work on T tokens. The team shares some arrays; between writing a
+// part of one and reading all of it everybody waits for everybody.
+struct Worker : Thread {
+  const Model& m;
+  const int T;
+  float* const x;  // (T, D), the residual stream
+  const int D = m.width, C = m.head_width, F = m.feed_width, HC = m.heads * C;
+  const int type = m.layers[0].q.type;
+  const int64_t positions;  // that a query sees at most, a multiple of 16
+  int64_t d0, d1, f0, f1, h0, h1;
+  float *query, *context, *feed, *gated;  // shared: (T, H C) x 2, (T, F) x 2
+  float *normed, *scores, *rounded;       // its own: (T, D), (kQueries, positions), of `prepare`
+
+  Worker(const Model& model, int tokens, float* stream, int64_t seen, float* scratch)
+      : m(model), T(tokens), x(stream), positions(seen) {
+    share(D, kLanes, d0, d1);
+    share(F, kLanes, f0, f1);
+    share(m.heads, 1, h0, h1);
+    query = scratch;
+    context = query + int64_t(T) * HC;
+    feed = context + int64_t(T) * HC;
+    gated = feed + int64_t(T) * F;
+    normed = gated + int64_t(T) * F + index * own_floats(m, T, positions);
+    scores = normed + int64_t(T) * D;
+    rounded = scores + kQueries * positions;
   }
-}
 
-// Rows f0..f1 of the feed-forward's inner layer, to feed (T, F).
-void feed_inner(const Model& m, const Layer& layer, const Input& normed, int64_t f0, int64_t f1,
-                float* feed, float* gated) {
-  const int F = m.feed_width;
-  product(layer.in, f0, f1, normed, feed, F);
-  if (layer.gate.data != nullptr) product(layer.gate, f0, f1, normed, gated, F);
-  for (int t = 0; t < normed.tokens; ++t)
-    for (int64_t f = f0; f < f1; ++f) {
-      float& y = feed[int64_t(t) * F + f];
-      y = activate(y, m.activation);
-      if (layer.gate.data != nullptr) y *= gated[int64_t(t) * F + f];
+  static int64_t own_floats(const Model& m, int64_t T, int64_t positions) {
+    const int64_t widest = std::max({m.width, m.feed_width, m.heads * m.head_width});
+    return T * m.width + kQueries * positions + prepared_floats(T, widest);
+  }
+
+  // The scratch memory of a team.
+  static int64_t floats(const Model& m, int64_t T, int64_t positions) {
+    const int64_t shared = 2 * int64_t(m.heads) * m.head_width + 2 * int64_t(m.feed_width);
+    return T * shared + m.threads * own_floats(m, T, positions);
+  }
+
+  // Rows `tokens` of the embedding, to x.
+  void embed(const int32_t* tokens) const {
+    const Matrix& e = m.embedding;
+    for (int t = 0; t < T; ++t) {
+      const char* row = e.data + int64_t(tokens[t]) * e.columns * size_of(e.type);
+      for (int64_t d = d0; d < d1; d += kLanes)
+        store(x + int64_t(t) * D + d,
+              e.type == kFloat32 ? widen<kFloat32>(row, d) : widen<kBFloat16>(row, d));
     }
-}
+#pragma omp barrier
+  }
 
-// Columns of x (T, H C) that belong to a head, (C, stride): keys stand so.
-void transpose(const float* x, int T, int64_t x_stride, int C, float* out, int64_t stride) {
-  for (int t = 0; t < T; ++t)
-    for (int c = 0; c < C; ++c) out[c * stride + t] = x[t * x_stride + c];
-}
+  Input normalized(const float* weight) const {
+    normalize(x, weight, m.epsilon, D, T, normed);
+    return prepare(type, normed, D, T, rounded);
+  }
+
+  // x += W y, y (T, K) being made by all.
+  void add(const Matrix& w, const float* y) const {
+#pragma omp barrier
+    product(w, d0, d1, prepare(type, y, w.columns, T, rounded), x, D, true);
+#pragma omp barrier
+  }
+
+  // A thread makes the queries, keys and values of its own heads, so that it need not wait for the
+  // others before it attends. The tokens stand at `start` and after it.
+  void self_attention(const Layer& layer, const Cache& cache, int start, bool causal) const {
+    const Input input = normalized(layer.self_norm);
+    const int64_t P = cache.positions, biases = causal ? P : 2 * P - 1;
+    product(layer.q, h0 * C, h1 * C, input, query, HC);
+    product(layer.k, h0 * C, h1 * C, input, context, HC);
+    for (int64_t h = h0; h < h1; ++h)
+      store_keys(context + h * C, T, HC, C, start, cache.keys + h * P * C);
+    product(layer.v, h0 * C, h1 * C, input, context, HC);
+    for (int64_t h = h0; h < h1; ++h) {
+      const float* keys = cache.keys + h * P * C;
+      float* values = cache.values + h * P * C;
+      for (int64_t t = 0; t < T; ++t)
+        std::memcpy(values + (start + t) * C, context + t * HC + h * C, 4 * C);
+      const View view = {reinterpret_cast<const char*>(keys), reinterpret_cast<char*>(values),
+                         start + (causal ? 1 : T), causal, layer.bias + h * biases + P - 1 - start};
+      attend<kFloat32>(query + h * C, T, HC, view, C, scores, positions, context + h * C);
+    }
+    add(layer.o, context);
+  }
+
+  // Over keys and values (H, source_stride, C) of the source.
+  void cross_attention(const Layer& layer, const Session& s, const char* keys,
+                       const char* values) const {
+    product(layer.cross_q, h0 * C, h1 * C, normalized(layer.cross_norm), query, HC);
+    const auto over = s.cross_type == kFloat32 ? attend<kFloat32> : attend<kBFloat16>;
+    const int64_t head = int64_t(s.source_stride) * C * size_of(s.cross_type);
+    for (int64_t h = h0; h < h1; ++h)
+      over(query + h * C, T, HC, {keys + h * head, values + h * head, s.source, false, nullptr}, C,
+           scores, positions, context + h * C);
+    add(layer.cross_o, context);
+  }
+
+  void feed_forward(const Layer& layer) const {
+    const Input input = normalized(layer.feed_norm);
+    const bool gate = layer.gate.data != nullptr;
+    product(layer.in, f0, f1, input, feed, F);
+    if (gate) product(layer.gate, f0, f1, input, gated, F);
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t i = t * F + f0; i < t * F + f1; i += kLanes) {
+        const Floats y = activate(load<Floats>(feed + i), m.activation);
+        store(feed + i, gate ? y * load<Floats>(gated + i) : y);
+      }
+    add(layer.out, feed);
+  }
+};
+
+// Where the arrays of one decoder forward lie in the scratch memory; with none, how much that is.
+struct Scratch {
+  float* x;       // (T, D)
+  Best* parts;    // (threads, T)
+  float* shared;  // a team's
+  int64_t positions, floats;
+
+  Scratch(const Model& m, const Session& s) {
+    const int64_t T = s.max_tokens;
+    positions = std::max(s.capacity, s.source_stride);
+    x = s.scratch;
+    parts = reinterpret_cast<Best*>(x + T * m.width);
+    shared = reinterpret_cast<float*>(parts + m.threads * T);
+    floats = shared - x + Worker::floats(m, T, positions);
+  }
+};
 
 // Feeds T <= max_tokens tokens. Rows first_row.. of the logits are made, (T - first_row, V rounded
 // up), and for each of them the best token.
 void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first_row,
              float* logits, Best* best) {
-  const int D = m.width, C = m.head_width, F = m.feed_width, HC = m.heads * C;
-  const int64_t P = s.capacity, V = m.vocabulary, stride = rounded_up(V);
-  const int start = s.length, rows = T - first_row;
+  const int64_t V = m.vocabulary, stride = rounded_up(V);
+  const int rows = T - first_row;
   const Scratch scratch(m, s);
-  float *x = scratch.x, *query = scratch.query, *context = scratch.context, *feed = scratch.feed,
-        *gated = scratch.gated;
 
 #pragma omp parallel num_threads(m.threads)
   {
-    const Worker worker;
-    float* normed = scratch.threads + worker.index * thread_floats(m, s);  // (T, D)
-    float* scores = normed + int64_t(s.max_tokens) * D;
-    float* rounded = scores + std::max(s.capacity, s.source_stride);
-    const int type = m.layers[0].q.type;
-    int64_t d0, d1, f0, f1, h0, h1, v0, v1;
-    worker.share(D, kLanes, d0, d1);
-    worker.share(F, kLanes, f0, f1);
-    worker.share(m.heads, 1, h0, h1);
-    worker.share(stride, kLanes, v0, v1);
-
-    embed(m, tokens, T, d0, d1, x);
-#pragma omp barrier
-
-    for (int l = 0; l < m.layer_count; ++l) {
+    const Worker worker(m, T, scratch.x, scratch.positions, scratch.shared);
+    const int64_t D = worker.D, cached = int64_t(worker.HC) * s.capacity;
+    const int64_t crossed = int64_t(worker.HC) * s.source_stride * size_of(s.cross_type);
+    worker.embed(tokens);
+    for (int64_t l = 0; l < m.layer_count; ++l) {
       const Layer& layer = m.layers[l];
-
-      // Self-attention. A thread makes the queries, keys and values of its own heads, so that
-      // it need not wait for the others before it attends.
-      normalize(x, layer.self_norm, m.epsilon, D, T, normed);
-      Input input = prepare(type, normed, D, T, rounded);
-      product(layer.q, h0 * C, h1 * C, input, query, HC);
-      product(layer.k, h0 * C, h1 * C, input, context, HC);
-      for (int64_t h = h0; h < h1; ++h)
-        transpose(context + h * C, T, HC, C, s.keys + (l * int64_t(m.heads) + h) * C * P + start, P);
-      product(layer.v, h0 * C, h1 * C, input, context, HC);
-      for (int64_t h = h0; h < h1; ++h) {
-        const int64_t at = (l * int64_t(m.heads) + h) * C * P;
-        float* values = s.values + at;
-        for (int t = 0; t < T; ++t)
-          std::memcpy(values + (start + t) * int64_t(C), context + int64_t(t) * HC + h * C, 4 * C);
-        for (int t = 0; t < T; ++t)
-          attend<kFloat32>(query + int64_t(t) * HC + h * C, reinterpret_cast<char*>(s.keys + at), P,
-                           reinterpret_cast<char*>(values), C, start + t + 1, C,
-                           layer.bias + h * P + P - 1 - start - t, scores, context + int64_t(t) * HC + h * C);
-      }
-#pragma omp barrier
-      product(layer.o, d0, d1, prepare(type, context, HC, T, rounded), x, D, true);
-#pragma omp barrier
-
-      // Cross-attention, over keys and values made once a source.
-      normalize(x, layer.cross_norm, m.epsilon, D, T, normed);
-      input = prepare(type, normed, D, T, rounded);
-      product(layer.cross_q, h0 * C, h1 * C, input, query, HC);
-      for (int64_t h = h0; h < h1; ++h) {
-        const int64_t head = l * int64_t(m.heads) + h, size = size_of(s.cross_type);
-        const char* keys = s.cross_keys + head * C * s.source_stride * size;
-        const char* values = s.cross_values + (l * int64_t(s.source) * HC + h * C) * size;
-        const auto over = s.cross_type == kFloat32 ? attend<kFloat32> : attend<kBFloat16>;
-        for (int t = 0; t < T; ++t)
-          over(query + int64_t(t) * HC + h * C, keys, s.source_stride, values, HC, s.source, C,
-               nullptr, scores, context + int64_t(t) * HC + h * C);
-      }
-#pragma omp barrier
-      product(layer.cross_o, d0, d1, prepare(type, context, HC, T, rounded), x, D, true);
-#pragma omp barrier
-
-      // Feed-forward.
-      normalize(x, layer.feed_norm, m.epsilon, D, T, normed);
-      input = prepare(type, normed, D, T, rounded);
-      feed_inner(m, layer, input, f0, f1, feed, gated);
-#pragma omp barrier
-      product(layer.out, d0, d1, prepare(type, feed, F, T, rounded), x, D, true);
-#pragma omp barrier
+      worker.self_attention(layer, {s.keys + l * cached, s.values + l * cached, s.capacity},
+                            s.length, true);
+      worker.cross_attention(layer, s, s.cross_keys + l * crossed, s.cross_values + l * crossed);
+      worker.feed_forward(layer);
     }
 
     // The head; of each row, this thread's part of the best token and of the sum.
-    normalize(x + int64_t(first_row) * D, m.final_norm, m.epsilon, D, rows, normed);
-    for (int64_t i = 0; i < int64_t(rows) * D; ++i) normed[i] *= m.output_scale;
-    product(m.head, v0, v1, prepare(type, normed, D, rows, rounded), logits, stride);
+    float* normed = worker.normed;
+    normalize(scratch.x + first_row * D, m.final_norm, m.epsilon, D, rows, normed);
+    for (int64_t i = 0; i < rows * D; ++i) normed[i] *= m.output_scale;
+    int64_t v0, v1;
+    worker.share(stride, kLanes, v0, v1);
+    product(m.head, v0, v1, prepare(worker.type, normed, D, rows, worker.rounded), logits, stride);
     v1 = std::min(v1, V);
     for (int r = 0; r < rows; ++r) {
       const float* row = logits + r * stride;
@@ -596,7 +689,8 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
         if (row[v] > part.logit) part.logit = row[v], part.token = int32_t(v);
       Floats sums = {};
       int64_t v = v0;
-      for (; v + kLanes <= v1; v += kLanes) sums += exp_negative(load<Floats>(row + v) - part.logit);
+      for (; v + kLanes <= v1; v += kLanes)
+        sums += exp_negative(load<Floats>(row + v) - part.logit);
       for (; v < v1; ++v) part.sum += std::exp(row[v] - part.logit);
       part.sum += sum(sums);
       scratch.parts[worker.index * s.max_tokens + r] = part;
@@ -609,103 +703,72 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
       for (int i = 1; i < worker.count; ++i)
         if (part(i).logit > b.logit) b = part(i);
       float total = 0;
-      for (int i = 0; i < worker.count; ++i) total += part(i).sum * std::exp(part(i).logit - b.logit);
+      for (int i = 0; i < worker.count; ++i)
+        total += part(i).sum * std::exp(part(i).logit - b.logit);
       best[r] = {b.token, b.logit, total};
     }
   }
-  s.length = start + T;
+  s.length += T;
 }
 
-void put(float x, int type, char* p, int64_t i) {
-  if (type == kFloat32)
-    reinterpret_cast<float*>(p)[i] = x;
-  else
-    reinterpret_cast<uint16_t*>(p)[i] = round_to_bfloat16(x);
+// Floats that `begin` needs: keys or values (S, H C), the states as inputs of products, and a
+// head's keys for each thread.
+int64_t begin_floats(const Model& m, const Session& s) {
+  const int64_t S = s.source, C = m.head_width;
+  return S * m.heads * C + prepared_floats(S, m.width) + m.threads * C * s.source_stride;
 }
 
 // Cross-attention keys and values of every layer, from the encoder's states (S, D).
 void begin(const Model& m, const Session& s, const float* states) {
-  const int D = m.width, C = m.head_width, HC = m.heads * C, S = s.source;
-  const int64_t size = size_of(s.cross_type);
-  float* made = s.scratch;  // (S, H C)
-  const Input input = prepare(m.layers[0].q.type, states, D, S, made + int64_t(S) * HC);
+  const int64_t S = s.source, C = m.head_width, HC = m.heads * C;
+  const int64_t head = s.source_stride * C, size = size_of(s.cross_type);
+  float* made = s.scratch;
+  float* rounded = made + S * HC;
+  const Input input = prepare(m.layers[0].q.type, states, m.width, S, rounded);
 #pragma omp parallel num_threads(m.threads)
   {
-    const Worker worker;
+    const Thread thread;
     int64_t h0, h1;
-    worker.share(m.heads, 1, h0, h1);
-    for (int l = 0; l < m.layer_count; ++l) {
+    thread.share(m.heads, 1, h0, h1);
+    float* transposed = rounded + prepared_floats(S, m.width) + thread.index * head;
+    for (int64_t l = 0; l < m.layer_count; ++l) {
       const Layer& layer = m.layers[l];
-      char* keys = s.cross_keys + l * int64_t(HC) * s.source_stride * size;
-      char* values = s.cross_values + l * int64_t(HC) * S * size;
       product(layer.cross_k, h0 * C, h1 * C, input, made, HC);
-      for (int64_t i = h0 * C; i < h1 * C; ++i)
-        for (int j = 0; j < s.source_stride; ++j)
-          put(j < S ? made[int64_t(j) * HC + i] : 0, s.cross_type, keys, i * s.source_stride + j);
+      for (int64_t h = h0; h < h1; ++h) {
+        store_keys(made + h * C, S, HC, C, 0, transposed);
+        convert(transposed, head, s.cross_type, s.cross_keys + (l * m.heads + h) * head * size);
+      }
       product(layer.cross_v, h0 * C, h1 * C, input, made, HC);
-      for (int j = 0; j < S; ++j)
-        for (int64_t i = h0 * C; i < h1 * C; ++i)
-          put(made[int64_t(j) * HC + i], s.cross_type, values, int64_t(j) * HC + i);
+      for (int64_t h = h0; h < h1; ++h) {
+        char* values = s.cross_values + (l * m.heads + h) * head * size;
+        for (int64_t j = 0; j < S; ++j)
+          convert(made + j * HC + h * C, C, s.cross_type, values + j * C * size);
+      }
     }
   }
 }
 
-// How many floats `encode` needs beside its output: query, context, keys, values, feed, gated,
-// and per thread the normed states, one query's scores and the rounded inputs.
-int64_t encode_floats(const Model& m, int64_t S) {
-  const int64_t inner = int64_t(m.heads) * m.head_width, stride = rounded_up(S);
-  return S * (3 * inner + 2 * int64_t(m.feed_width)) + inner * stride +
-         m.threads * (S * m.width + stride + prepared_floats(S, widest(m)));
+// Floats that `encode` needs beside its output: keys and values of one layer, and a team's.
+int64_t encode_floats(const Model& m, int64_t S, int64_t P) {
+  return 2 * int64_t(m.heads) * m.head_width * P + Worker::floats(m, S, P);
 }
 
 // The encoder: tokens (S) -> states (S, D). Biases are (H, 2 P - 1), P >= S.
 void encode(const Model& m, const int32_t* tokens, int S, int64_t P, float* x, float* scratch) {
-  const int D = m.width, C = m.head_width, F = m.feed_width, HC = m.heads * C;
-  const int64_t stride = rounded_up(S), n = S;
-  float *query = scratch, *context = query + n * HC, *values = context + n * HC,
-        *keys = values + n * HC, *feed = keys + HC * stride, *gated = feed + n * F,
-        *own = gated + n * F;
+  const int64_t size = int64_t(m.heads) * m.head_width * P;
+  const Cache cache = {scratch, scratch + size, P};
 #pragma omp parallel num_threads(m.threads)
   {
-    const Worker worker;
-    int64_t d0, d1, f0, f1, h0, h1;
-    worker.share(D, kLanes, d0, d1);
-    worker.share(F, kLanes, f0, f1);
-    worker.share(m.heads, 1, h0, h1);
-    float* normed = own + worker.index * (n * D + stride + prepared_floats(n, widest(m)));
-    float* scores = normed + n * D;
-    float* rounded = scores + stride;
-    const int type = m.layers[0].q.type;
-    embed(m, tokens, S, d0, d1, x);
-#pragma omp barrier
+    const Worker worker(m, S, x, P, scratch + 2 * size);
+    worker.embed(tokens);
     for (int l = 0; l < m.layer_count; ++l) {
-      const Layer& layer = m.layers[l];
-      normalize(x, layer.self_norm, m.epsilon, D, S, normed);
-      Input input = prepare(type, normed, D, S, rounded);
-      product(layer.q, h0 * C, h1 * C, input, query, HC);
-      product(layer.k, h0 * C, h1 * C, input, context, HC);
-      product(layer.v, h0 * C, h1 * C, input, values, HC);
-      for (int64_t h = h0; h < h1; ++h) {
-        transpose(context + h * C, S, HC, C, keys + h * C * stride, stride);
-        for (int64_t t = 0; t < S; ++t)
-          attend<kFloat32>(query + t * HC + h * C, reinterpret_cast<char*>(keys + h * C * stride),
-                           stride, reinterpret_cast<char*>(values + h * C), HC, S, C,
-                           layer.bias + h * (2 * P - 1) + P - 1 - t, scores,
-                           context + t * HC + h * C);
-      }
-#pragma omp barrier
-      product(layer.o, d0, d1, prepare(type, context, HC, S, rounded), x, D, true);
-#pragma omp barrier
-      normalize(x, layer.feed_norm, m.epsilon, D, S, normed);
-      input = prepare(type, normed, D, S, rounded);
-      feed_inner(m, layer, input, f0, f1, feed, gated);
-#pragma omp barrier
-      product(layer.out, d0, d1, prepare(type, feed, F, S, rounded), x, D, true);
-#pragma omp barrier
+      worker.self_attention(m.layers[l], cache, 0, false);
+      worker.feed_forward(m.layers[l]);
     }
     int64_t t0, t1;
     worker.share(S, 1, t0, t1);
-    normalize(x + t0 * D, m.final_norm, m.epsilon, D, int(t1 - t0), x + t0 * D);
+    float* part = x + t0 * m.width;
+    normalize(part, m.final_norm, m.epsilon, m.width, int(t1 - t0), part);
   }
 }
 
@@ -716,7 +779,9 @@ double probability(const Best& b) { return 1.0 / b.sum; }
 
 extern "C" {
 
-int64_t bild_t5_encode_floats(const Model* m, int32_t source) { return encode_floats(*m, source); }
+int64_t bild_t5_encode_floats(const Model* m, int32_t source, int32_t positions) {
+  return encode_floats(*m, source, positions);
+}
 
 // The encoder's states (S, D) of S tokens; `positions` is P of its biases.
 void bild_t5_encode(const Model* m, const int32_t* tokens, int32_t source, int32_t positions,
@@ -725,8 +790,7 @@ void bild_t5_encode(const Model* m, const int32_t* tokens, int32_t source, int32
 }
 
 int64_t bild_t5_scratch_floats(const Model* m, const Session* s) {
-  const int64_t begin = int64_t(s->source) * m->heads * m->head_width;
-  return std::max(Scratch(*m, *s).floats, begin + prepared_floats(s->source, m->width));
+  return std::max(Scratch(*m, *s).floats, begin_floats(*m, *s));
 }
 
 // Starts a sequence over the encoder's states (S, D).
