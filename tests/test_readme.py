@@ -57,7 +57,7 @@ TRAINING = ("--max-steps", 2, "--max-length", 12)
 TINY = {
     "run_eval": ("--max-new-tokens", 8),
     "search_thresholds": (
-        "--max-eval-samples", 3, "--fallbacks", 0.5, 0.6, "--rollbacks", 2, 2, "--budget", 1,
+        "--max-eval-samples", 3, "--fallbacks", 0.5, 0.7, "--rollbacks", 1, 2, "--budget", 1,
         "--max-new-tokens", 8,
     ),
     "compare_small_models": (
