@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, run_here, script
-from toy import PAIRS
+from toy import PAIRS, save_model, save_tokenizer
 
 from bild import planted
 from bild.arms import arm_names
@@ -109,12 +109,25 @@ def positionals(arguments):
         yield argument
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Tiny models in the places of the shipped ones, which test_demo.py runs."""
+    folder = tmp_path_factory.mktemp("demo")
+    tokenizer = save_tokenizer(folder / "tokenizer")
+    for seed, name in enumerate(("large", "small", "small-aligned")):
+        save_model(
+            folder / name, tokenizer, seed, layers=1, decoder_layers=1, width=64, head_width=16
+        )
+    (folder / "sentences.jsonl").symlink_to(ROOT / "demo" / "sentences.jsonl")
+    return folder
+
+
 @pytest.fixture
-def reader(tmp_path, monkeypatch):
-    """A reader's working folder: the checkout's demo/, an activated .venv, and files brought."""
+def reader(tmp_path, monkeypatch, models):
+    """A reader's working folder: demo/, an activated .venv, and files brought."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BILD_DATA_ROOT", "data")
-    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / "demo").symlink_to(models)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
     lines = "".join(
@@ -125,9 +138,12 @@ def reader(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
-    # The shipped models learn nothing here, so a few sentences a step are enough.
+    # The models learn nothing here, so they are small, and a few sentences a step are enough.
+    size = {"num_layers": 1, "num_decoder_layers": 1, "d_ff": 64}
     for name, preset in PRESETS.items():
-        monkeypatch.setitem(PRESETS, name, replace(preset, batch_size=4, max_new_tokens=8))
+        shape = None if preset.architecture is None else {**preset.architecture, **size}
+        tiny = replace(preset, batch_size=4, max_new_tokens=8, architecture=shape)
+        monkeypatch.setitem(PRESETS, name, tiny)
     # As in test_benchmark.py: the pairs of the published sizes, made small.
     for name, layers in (("t5-large", 2), ("t5-small", 1)):
         tiny = {"vocab_size": 900, "d_kv": 32, "d_model": 256, "d_ff": 64, "num_heads": 2}
