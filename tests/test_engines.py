@@ -18,6 +18,9 @@ from bild.decoders import HuggingFaceDecoder, make_engine, native
 needs_compiler = pytest.mark.skipif(
     native.find_compiler() is None, reason="no C++ compiler on this machine"
 )
+needs_avx2 = pytest.mark.skipif(
+    not {"avx2", "fma"} <= set(native._processor().split()), reason="a processor without AVX2"
+)
 COMPILED = [False, pytest.param(True, marks=needs_compiler)]
 KINDS = {
     "t5": {},
@@ -259,8 +262,15 @@ def test_without_a_working_compiler_it_says_so_and_runs_uncompiled(tmp_path, com
 
 
 @needs_compiler
-def test_a_plain_processor_computes_the_same(monkeypatch, tmp_path):
-    """Without the instructions of this machine's processor, and without OpenMP."""
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), id="any, without OpenMP"),
+        pytest.param(("-march=haswell",), id="AVX2", marks=needs_avx2),
+    ],
+)
+def test_lesser_processors_compute_the_same(monkeypatch, tmp_path, flags):
+    """Without the instructions of this machine's processor that others lack."""
     model = tiny(12)
     (source,) = sources(12, 1)
 
@@ -271,7 +281,7 @@ def test_a_plain_processor_computes_the_same(monkeypatch, tmp_path):
 
     here = {p: logits(p) for p in native.PRECISIONS}
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
-    monkeypatch.setattr(native, "OPTIONAL_FLAGS", ((),))
+    monkeypatch.setattr(native, "OPTIONAL_FLAGS", (flags,))
     native.load.cache_clear()
     try:
         for precision, expected in here.items():
