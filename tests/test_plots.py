@@ -78,9 +78,10 @@ def test_docs_show_what_the_records_say(monkeypatch, capsys, tmp_path):
 
 
 def test_own_records_are_drawn_with_thresholds_and_both_models_alone(tmp_path):
-    (picture,) = draw_folders([RESULTS / "demo"])
+    pictures = draw_folders([RESULTS / "demo"])
+    assert [p.name for p in pictures] == ["thresholds-demo", "tradeoff"]
     for ending in ("svg", "png"):
-        save(picture.figure, tmp_path / f"{picture.name}.{ending}", picture.title)
+        save(pictures[1].figure, tmp_path / f"tradeoff.{ending}", pictures[1].title)
     shown = texts(tmp_path / "tradeoff.svg")
     names = {STYLES[name].name for name in ("large", "small", "lossless", "unaligned", "aligned")}
     assert names <= set(shown)
