@@ -40,8 +40,8 @@ BROUGHT = (
     "tatoeba/train.jsonl.gz", "multi30k/train.jsonl.gz", "multi30k/validation.jsonl",
     "multi30k/test_2016_flickr.jsonl", "java_api/train.jsonl", "java_api/validation.jsonl",
     "java_api/deepapi_test.jsonl", "out/tatoeba/train_lines.jsonl",
-    "out/tatoeba/validation_lines.jsonl", "out/tatoeba/test_lines.jsonl", "data/iwslt2017/validation.jsonl",
-    "data/cnndm/validation.jsonl",
+    "out/tatoeba/validation_lines.jsonl", "out/tatoeba/test_lines.jsonl",
+    "data/iwslt2017/validation.jsonl", "data/cnndm/validation.jsonl",
 )  # fmt: skip
 KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
 
