@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from bild.errors import BildError
@@ -67,6 +67,15 @@ class BiLDConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise BildError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+    def without_thresholds(self) -> BiLDConfig:
+        """The same rules with the default thresholds, for work that tries many."""
+        default = BiLDConfig()
+        return replace(
+            self,
+            fallback_threshold=default.fallback_threshold,
+            rollback_threshold=default.rollback_threshold,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; infinity becomes the string "inf"."""

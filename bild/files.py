@@ -90,6 +90,31 @@ def open_run(folder: Path, identity: str) -> Iterator[Path]:
         yield run
 
 
+@contextmanager
+def sole_user(folder: Path, what: str) -> Iterator[None]:
+    """Keep a folder to this process as long as the block runs.
+
+    Args:
+        folder: an existing one.
+        what: the kind of work that goes on there.
+
+    Raises:
+        BildError: another process is at work in it.
+    """
+    lock = FileLock(folder / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BildError(
+            f"another {what} is at work in {str(folder)!r}; wait for it, or choose another "
+            "folder with --output-dir"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
     """What the lines of a file say; one cut off by the end of a process is taken out of it."""
     if not path.exists():

@@ -35,13 +35,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from bild import metrics, timing
 from bild.benchmarks import Benchmark, Thresholds
-from bild.config import SEARCH_STEPS, BiLDConfig, SearchConfig
+from bild.config import SEARCH_STEPS, SearchConfig
 from bild.data import LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
@@ -56,7 +55,7 @@ from bild.evaluation import (
     make_arms,
     run_examples,
 )
-from bild.files import check_writable, write_atomically
+from bild.files import check_writable, sole_user, write_atomically
 from bild.record import RunRecord, SearchRecord, environment
 
 FIRST_LOOK = 32  # examples; each later look has half as many again
@@ -505,22 +504,13 @@ def search_thresholds(
     Raises:
         BildError: as `propose`; a folder that cannot be written or is in use.
     """
-    rules = work.config.bild
-    assert rules is not None
-    plain = BiLDConfig(
-        num_small_iters=rules.num_small_iters, variant=rules.variant, start=rules.start
-    )
+    assert work.config.bild is not None
+    plain = work.config.bild.without_thresholds()
     work = replace(work, config=replace(work.config, bild=plain))
     folder = output_dir / work.config.task / f"search-{config.speed}-{work.identity[:12]}"
     check_writable(folder)
-    try:
-        with FileLock(folder / "lock", blocking=False):
-            return _search(work, config, folder, check, progress)
-    except Timeout:
-        raise BildError(
-            f"another search is at work in {str(folder)!r}; wait for it, or choose another "
-            "folder with --output-dir"
-        ) from None
+    with sole_user(folder, "search"):
+        return _search(work, config, folder, check, progress)
 
 
 def _search(

@@ -26,12 +26,11 @@ from statistics import median_low
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from bild import metrics
 from bild.benchmarks import Thresholds
-from bild.config import BiLDConfig, EvalConfig, GridConfig
+from bild.config import EvalConfig, GridConfig
 from bild.data import LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
@@ -54,7 +53,7 @@ from bild.evaluation import (
     speed_ratio,
     texts_of,
 )
-from bild.files import check_writable, write_json
+from bild.files import check_writable, sole_user, write_json
 from bild.generation import BiLDOutput
 from bild.record import SCHEMA, SmallModelsRecord, environment, peak_memory
 from bild.search import Costs, measure_costs
@@ -161,7 +160,7 @@ def prepare_small_models(
     works = {first: prepare(config, sources)}
     for label in others:
         works[label] = works[first].with_small(models[label], sources)
-    sizes = {label: _vocab_size(work) for label, work in works.items()}
+    sizes = {label: work.runner.vocab_size for label, work in works.items()}
     for label in others:
         if sizes[label] != sizes[first]:
             raise BildError(
@@ -207,14 +206,8 @@ def compare_small_models(
     identity = digest([asdict(config), first.models["large"], torch.__version__, SCHEMA])
     folder = output_dir / first.config.task / f"small-models-{identity[:12]}"
     check_writable(folder)
-    try:
-        with FileLock(folder / "lock", blocking=False):
-            return _Comparison(works, test, grid, folder, progress).run()
-    except Timeout:
-        raise BildError(
-            f"another comparison is at work in {str(folder)!r}; wait for it, or choose another "
-            "folder with --output-dir"
-        ) from None
+    with sole_user(folder, "comparison"):
+        return _Comparison(works, test, grid, folder, progress).run()
 
 
 class _Comparison:
@@ -446,20 +439,12 @@ class _Comparison:
 
 def _plain(config: EvalConfig) -> EvalConfig:
     """Settings without what differs between the decoders of a comparison."""
-    rules = config.bild
-    assert rules is not None
-    bild = BiLDConfig(
-        num_small_iters=rules.num_small_iters, variant=rules.variant, start=rules.start
-    )
-    return replace(config, bild=bild, small=None)
+    assert config.bild is not None
+    return replace(config, bild=config.bild.without_thresholds(), small=None)
 
 
 def _untimed(work: Workload) -> Workload:
     return replace(work, config=replace(work.config, warmup=0))
-
-
-def _vocab_size(work: Workload) -> int | None:
-    return work.runner.vocab_size
 
 
 def _counted(samples: Iterable[SampleRecord], bar: tqdm) -> Iterator[SampleRecord]:

@@ -11,6 +11,7 @@ import pytest
 from commands import run_here
 from mirror import PAIRS
 from oracle import Oracle
+from toy import COSTS
 
 from bild import BildError, search
 from bild.benchmarks import Thresholds
@@ -18,15 +19,8 @@ from bild.config import SearchConfig
 from bild.decoding import DecodeStats
 from bild.evaluation import ArmSample, SampleRecord
 from bild.record import SearchRecord
-from bild.search import Costs, Search, grid, propose, sweep
+from bild.search import Search, grid, propose, sweep
 
-COSTS = Costs(
-    large_forward=0.018,
-    large_token=0.0032,
-    small_forward=0.0043,
-    large_encoder=0.025,
-    small_encoder=0.009,
-)
 SMALL = SearchConfig(max_loss=2, fallbacks=(0.4, 0.8), rollbacks=(1, 3), budget=0.5)
 
 

@@ -11,6 +11,7 @@ import torch
 from commands import run_here, script
 from filelock import FileLock
 from mirror import CALLS, PAIRS
+from toy import COSTS
 from transformers import AutoTokenizer
 
 from bild import BiLDConfig, BildError, BiLDModel, evaluation, metrics, small_models
@@ -18,18 +19,10 @@ from bild.benchmarks import BENCHMARKS, Thresholds
 from bild.config import EvalConfig, GridConfig
 from bild.plots import draw_folders, save
 from bild.record import SmallModelsRecord
-from bild.search import Costs
 from bild.small_models import GOALS, Point, RollbackRow, choose
 from bild.sources import locate
 from bild.tables import small_models_table
 
-COSTS = Costs(
-    large_forward=0.018,
-    large_token=0.0032,
-    small_forward=0.0043,
-    large_encoder=0.025,
-    small_encoder=0.009,
-)
 TASK = BENCHMARKS["iwslt2017"]
 SPLITS = {"validation": PAIRS[:5], "test": PAIRS[5:]}
 GRID = [(f, r) for f in (0.5, 0.8) for r in (1.0, 3.0)]

@@ -9,6 +9,7 @@ from tiny import tiny_t5
 from transformers import AutoTokenizer
 
 from bild.data import LoadedData, load_file
+from bild.search import Costs
 from bild.training import train_tokenizer
 
 NOUNS = ["Hund", "Baum", "Fluss", "Zug", "Mond", "Garten", "Koffer", "Vogel", "Brief", "Schuh"]
@@ -19,6 +20,14 @@ PAIRS = [
     for d, e in (("alt", "old"), ("neu", "new"), ("weg", "gone"), ("hier", "here"))
 ]
 VOCABULARY = 48
+
+COSTS = Costs(
+    large_forward=0.018,
+    large_token=0.0032,
+    small_forward=0.0043,
+    large_encoder=0.025,
+    small_encoder=0.009,
+)  # seconds, as of a slow machine
 
 
 def save_tokenizer(folder: Path) -> Path:
