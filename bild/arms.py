@@ -29,8 +29,7 @@ from bild.timing import ForwardClock, ModelTime, timed
 
 FLOATS = ("float32", "bfloat16", "float16")
 PRECISIONS = (*FLOATS, "int8")
-FAST = ("float32", "bfloat16")
-COMPILED = (*FAST, "int8")
+COMPILED = ("float32", "bfloat16", "int8")
 
 Models = tuple[PreTrainedModel, PreTrainedModel]  # large, small
 
@@ -75,7 +74,7 @@ class Outcome:
 
 
 class Kit:
-    """What arms are made from; arms of one precision share the models.
+    """What arms are made from; arms of one precision share the models, of one engine the pair.
 
     Args:
         models: the pair, in float32.
@@ -90,6 +89,7 @@ class Kit:
     ) -> None:
         large, small = models
         self._models: dict[str, Models] = {"float32": (large.to(device), small.to(device))}
+        self._pairs: dict[tuple[str, EngineName, bool | None], BiLDModel] = {}
         self.bild, self.device = bild, device
         self.cache, self.fingerprint = cache, fingerprint
 
@@ -100,9 +100,20 @@ class Kit:
             self._models[precision] = large, small
         return self._models[precision]
 
+    def pair(self, precision: str, engine: EngineName, compile: bool | None) -> BiLDModel:
+        """The pair on one of our engines; the fast one has weights of its own."""
+        key = precision, engine, compile
+        if key not in self._pairs:
+            models = self.models("float32" if precision == "int8" else precision)
+            # transformers has the models' own precision.
+            asked = precision if engine == "fast" else None
+            self._pairs[key] = BiLDModel(*models, engine=engine, precision=asked, compile=compile)
+        return self._pairs[key]
+
     def release(self) -> None:
         """Let go of the models: those that no arm holds give their memory back."""
         self._models = {}
+        self._pairs = {}
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -246,11 +257,8 @@ class BiLDArm(Arm):
     ) -> None:
         super().__init__(kit, precision)
         self.what = what
-        models = kit.models("float32" if precision == "int8" else precision)
-        self.models = dict(zip(("large", "small"), models, strict=True))
-        # transformers has the models' own precision.
-        asked = precision if engine == "fast" else None
-        self.pair = BiLDModel(*models, engine=engine, precision=asked, compile=compile)
+        self.pair = kit.pair(precision, engine, compile)
+        self.models = {"large": self.pair.large, "small": self.pair.small}
 
     def run(self, case: Case) -> Outcome:
         ids = case.input_ids.to(self.kit.device)
@@ -391,7 +399,7 @@ def _ours(title: str, what: Literal["bild", "large", "small"]) -> dict[str, ArmK
             f"{title}, transformers engine", FLOATS, partial(on, engine="transformers")
         ),
         f"{name}-fast": ArmKind(
-            f"{title}, fast engine", FAST, partial(on, engine="fast", compile=False)
+            f"{title}, fast engine", FLOATS, partial(on, engine="fast", compile=False)
         ),
         f"{name}-compiled": ArmKind(
             f"{title}, fast engine, compiled", COMPILED, partial(on, engine="fast", compile=True)

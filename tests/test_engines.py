@@ -150,6 +150,45 @@ def test_logits_within_the_tolerance_of_their_precision(precision):
     assert precision == "float32" or error > 1e-5  # it is another precision
 
 
+def half(model):
+    """In float16, as transformers loads it: the feed-forward's last matrix stays in float32."""
+    for name, parameter in model.named_parameters():
+        if not name.endswith(".wo.weight"):
+            parameter.data = parameter.data.half()
+    return model
+
+
+@pytest.mark.parametrize("make", [half, torch.nn.Module.half])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float16_logits_are_transformers_own(kind, make):
+    plain, fast = both(make(tiny(15, **KINDS[kind])), None)
+    assert str(fast.engine) == "fast, float16, not compiled"
+    for source in sources(15, 3, longest=40):
+        begin(plain, source)
+        begin(fast, source)
+        for tokens in ([0], [3, 4, 5, 6], [7]):
+            expected, found = plain.feed(tokens), fast.feed(tokens)
+            assert found.dtype == torch.float16
+            error = (found.float() - expected.float()).abs().max() / expected.abs().max()
+            assert error < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("make", [half, torch.nn.Module.half])
+def test_float16_states_do_not_overflow(make):
+    model = tiny(16)
+    added = []
+    with torch.no_grad():
+        for block in model.encoder.block:
+            matrix = block.layer[-1].DenseReluDense.wo
+            matrix.weight.fill_(1800.0)
+            matrix.register_forward_hook(lambda *call: added.append(float(call[-1].min())))
+    (source,) = sources(16, 1)
+    expected = model.encoder(source).last_hidden_state
+    assert max(added) < 65504 < sum(added)  # float16 holds each layer's part, not their sum
+    found = make_engine(make(model), "fast").decoder("large").encode(source, None)[0]
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
 @needs_compiler
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_long_sources(precision):
@@ -218,7 +257,8 @@ def test_auto_is_fast_where_it_can_be():
         (tiny, {"engine": "transformers", "compile": True}, "compile=True needs the fast engine"),
         (tiny, {"precision": "int8", "compile": False}, "needs the compiled engine"),
         (tiny_t5, {"compile": True}, "d_kv is 8, not a multiple of 16"),
-        (lambda: tiny().half(), {"engine": "fast"}, "float16, not float32 or bfloat16"),
+        (lambda: tiny().double(), {"engine": "fast"}, "weights are torch.float64, not all one of"),
+        (lambda: tiny().half(), {"compile": True}, "float16, which the compiled engine does not"),
     ],
 )
 def test_what_is_not_covered_is_refused_by_name(make, options, message):

@@ -27,6 +27,7 @@ from bild.decoders.native import MULTIPLE, NativeSession, NativeStack
 
 MODEL_TYPES = ("t5", "mt5", "umt5")
 ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FIRST_CAPACITY = 128  # positions; doubled when they do not suffice
 
 
@@ -37,9 +38,12 @@ def not_covered(model: PreTrainedModel) -> str | None:
         return f"model type {config.model_type!r} is not one of {', '.join(MODEL_TYPES)}"
     if config.dense_act_fn not in ACTIVATIONS:
         return f"activation {config.dense_act_fn!r} is not one of {', '.join(ACTIVATIONS)}"
-    dtypes = {p.dtype for p in model.parameters()}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16}:
-        return f"weights are {', '.join(sorted(map(str, dtypes)))}, not float32 or bfloat16"
+    # transformers keeps the feed-forward's last matrix in float32 when it loads T5 in float16.
+    kept = ".wo.weight" if model.dtype == torch.float16 else ()
+    dtypes = {p.dtype for name, p in model.named_parameters() if not name.endswith(kept)}
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        known = ", ".join(map(str, DTYPES))
+        return f"weights are {', '.join(sorted(map(str, dtypes)))}, not all one of {known}"
     if len({p.device for p in model.parameters()}) > 1:
         return "weights lie on several devices"
     return None
@@ -49,6 +53,8 @@ def not_compilable(model: PreTrainedModel) -> str | None:
     """Why the machine code cannot run a model that the fast engine covers; None if it can."""
     if model.device.type != "cpu":
         return f"it is on {model.device}, and the compiled engine is for the CPU"
+    if model.dtype == torch.float16:
+        return "its weights are float16, which the compiled engine does not read; use bfloat16"
     config = model.config
     for name in ("d_model", "d_kv", "d_ff"):
         size = getattr(config, name)
@@ -126,6 +132,11 @@ class T5Stack:
             layer |= _feed_forward(block.layer[-1])
             layer["buckets"] = _buckets(block.layer[0].SelfAttention, self.layers)
             self.layers.append(layer)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(T,) tokens -> (T, D). In float16 the residual stream is float32: float16 overflows."""
+        x = functional.embedding(tokens.to(self.embedding.device), self.embedding)
+        return x.float() if x.dtype == torch.float16 else x
 
     def position_bias(self, capacity: int) -> list[Tensor]:
         """Biases by position of the key, per layer; float32; one tensor if layers share it.
@@ -222,7 +233,7 @@ class T5Encoder:
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """(1, S) source tokens -> (S, D) states."""
         w = self.stack
-        x = functional.embedding(input_ids[0].to(w.embedding.device), w.embedding)  # (S, D)
+        x = w.embed(input_ids[0])  # (S, D)
         size = len(x)
         hidden = None
         if attention_mask is not None and not bool(attention_mask.all()):
@@ -233,24 +244,39 @@ class T5Encoder:
                 previous = layer["buckets"]
                 bias = _by_position(table, size, size, 0)  # (H, S, S)
                 if hidden is not None:
-                    bias = bias.masked_fill(hidden, torch.finfo(x.dtype).min)
-            h = functional.rms_norm(x, (w.width,), layer["self_norm"], w.epsilon)
+                    bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
+            h = _norm(x, layer["self_norm"], w.epsilon)
             q, k, v = (
                 functional.linear(h, layer[n]).view(1, size, w.heads, -1).transpose(1, 2)
                 for n in "qkv"
             )
             mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1)
-            x = torch.addmm(x, mixed[0].transpose(0, 1).reshape(size, -1), layer["o"].t())
+            x = _add(x, mixed[0].transpose(0, 1).reshape(size, -1), layer["o"])
             x = _feed(x, layer, w.activation, w.epsilon)
-        return functional.rms_norm(x, (w.width,), w.final_norm, w.epsilon)
+        return _norm(x, w.final_norm, w.epsilon)
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Root mean square norm of x (T, D), in the precision of the weight (D,)."""
+    if x.dtype == weight.dtype:
+        return functional.rms_norm(x, weight.shape, weight, epsilon)
+    return functional.rms_norm(x, weight.shape, None, epsilon).to(weight.dtype) * weight
+
+
+def _add(x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
+    """x (T, D) plus branch (T, n) times weight (D, n), in the precision of x."""
+    branch = branch.to(weight.dtype)
+    if x.dtype == weight.dtype:
+        return torch.addmm(x, branch, weight.t())
+    return x + functional.linear(branch, weight)
 
 
 def _feed(x: Tensor, layer: dict[str, Any], activation: str, epsilon: float) -> Tensor:
-    h = functional.rms_norm(x, (x.shape[-1],), layer["feed_norm"], epsilon)
+    h = _norm(x, layer["feed_norm"], epsilon)
     inner = _activate(functional.linear(h, layer["in"]), activation)
     if layer["gate"] is not None:
         inner = inner * functional.linear(h, layer["gate"])
-    return torch.addmm(x, inner, layer["out"].t())
+    return _add(x, inner, layer["out"])
 
 
 class _T5Session(Decoder):
@@ -326,24 +352,24 @@ class T5Decoder(_T5Session):
         count, start = len(tokens), self.length
         end = start + count
         self._reserve(end)
-        x = functional.embedding(torch.tensor(tokens, device=self.device), w.embedding)  # (T, D)
+        x = w.embed(torch.tensor(tokens))  # (T, D)
         for i, layer in enumerate(w.layers):
-            h = functional.rms_norm(x, (w.width,), layer["self_norm"], w.epsilon)
+            h = _norm(x, layer["self_norm"], w.epsilon)
             projected = functional.linear(h, self.engine.projections[i]).view(count, 3, w.heads, -1)
             q, k, v = projected.permute(1, 2, 0, 3)  # (H, T, C) each
             keys, values = self._cache[i]
             keys[:, start:end], values[:, start:end] = k, v
             bias = _by_position(self._bias[i], count, end, start)  # (H, T, end)
             scores = torch.baddbmm(bias, q, keys[:, :end].transpose(1, 2))
-            x = torch.addmm(x, _mix(scores, values[:, :end]), layer["o"].t())
+            x = _add(x, _mix(scores, values[:, :end]), layer["o"])
 
-            h = functional.rms_norm(x, (w.width,), layer["cross_norm"], w.epsilon)
+            h = _norm(x, layer["cross_norm"], w.epsilon)
             q = functional.linear(h, layer["cross_q"]).view(count, w.heads, -1).transpose(0, 1)
             keys, values = self._cross[i]
             scores = torch.bmm(q, keys.transpose(1, 2))  # (H, T, S)
-            x = torch.addmm(x, _mix(scores, values), layer["cross_o"].t())
+            x = _add(x, _mix(scores, values), layer["cross_o"])
             x = _feed(x, layer, w.activation, w.epsilon)
-        x = functional.rms_norm(x, (w.width,), w.final_norm, w.epsilon)
+        x = _norm(x, w.final_norm, w.epsilon)
         self._count(count)
         return functional.linear(x * w.output_scale, w.head[: self.vocab_size])
 
