@@ -366,8 +366,10 @@ def _convert(model: PreTrainedModel, folder: Path, precision: str) -> None:
     class Loaded(TransformersConverter):
         """Converts the model in memory instead of loading it again."""
 
+        model: PreTrainedModel  # not of the closure: a class lives until garbage is collected
+
         def load_model(self, *_: Any, **__: Any) -> PreTrainedModel:
-            return model
+            return self.model
 
         def load_tokenizer(self, *_: Any, **__: Any) -> Numbers:
             return Numbers()
@@ -375,7 +377,9 @@ def _convert(model: PreTrainedModel, folder: Path, precision: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     described = folder.with_name(folder.name + "-config")
     config.save_pretrained(described)
-    Loaded(str(described)).convert(str(folder), quantization=precision, force=True)
+    converter = Loaded(str(described))
+    converter.model = model
+    converter.convert(str(folder), quantization=precision, force=True)
     write_atomically(folder / "complete", "")
 
 

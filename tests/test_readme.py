@@ -145,9 +145,10 @@ def reader(tmp_path, monkeypatch, models):
         tiny = replace(preset, batch_size=4, max_new_tokens=8, architecture=shape)
         monkeypatch.setitem(PRESETS, name, tiny)
     # As in test_benchmark.py: the pairs of the published sizes, made small.
-    for name, layers in (("t5-large", 2), ("t5-small", 1)):
-        tiny = {"vocab_size": 900, "d_kv": 32, "d_model": 256, "d_ff": 64, "num_heads": 2}
-        monkeypatch.setitem(planted.SHAPES, name, {**tiny, "num_layers": layers})
+    tiny = {"vocab_size": 900, "d_kv": 32, "d_model": 256, "d_ff": 64, "num_heads": 2}
+    for name, shape in planted.SHAPES.items():
+        layers = 2 if name.endswith("large") else 1
+        monkeypatch.setitem(planted.SHAPES, name, {**shape, **tiny, "num_layers": layers})
     monkeypatch.setattr("bild.costs.CEILING_BYTES", 2**22)
     return tmp_path
 
