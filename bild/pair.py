@@ -159,8 +159,9 @@ class BiLDModel:
         Raises:
             BildError: an unsupported setting, by name and value.
         """
-        plan = self.models["large"].plan(input_ids, generate_kwargs)
-        large, small = (m.begin(input_ids, attention_mask) for m in self.models.values())
+        source = check_source(input_ids)
+        plan = self.models["large"].plan(source, generate_kwargs)
+        large, small = (m.begin(source, attention_mask) for m in self.models.values())
         return decode_with_pair(plan, large, small, bild_config, streamer, output_trace)
 
     def greedy(
@@ -216,24 +217,23 @@ class SingleModel:
 
         Its forwards are counted as the large model's.
         """
-        plan = self.plan(input_ids, generate_kwargs)
-        decoder = self.begin(input_ids, attention_mask)
+        source = check_source(input_ids)
+        plan = self.plan(source, generate_kwargs)
+        decoder = self.begin(source, attention_mask)
         return decode_alone(plan, decoder, streamer, output_trace)
 
-    def begin(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> Decoder:
+    def begin(self, source: Tensor, attention_mask: Tensor | None) -> Decoder:
         """A decoder that has read the source, (1, S)."""
-        source = check_source(input_ids)
         decoder = self.engine.decoder(self.name, self.vocab_size)
         decoder.begin(decoder.encode(source, attention_mask), attention_mask)
         return decoder
 
-    def plan(self, input_ids: Tensor | None, kwargs: dict[str, Any]) -> Plan:
+    def plan(self, source: Tensor, kwargs: dict[str, Any]) -> Plan:
         """What transformers makes of `generate`'s keywords; remembered, for it takes 2 ms.
 
         Only where nothing but plain settings is given and nothing but lengths and end of sequence
         stops the output, so that no plan depends on an input.
         """
-        source = check_source(input_ids)
         kwargs = {"return_dict_in_generate": True, **kwargs}
         plain = all(v is None or isinstance(v, (bool, int, float)) for v in kwargs.values())
         key = tuple(sorted(kwargs.items())) if plain else None
