@@ -30,7 +30,7 @@ from bild.config import BiLDConfig, EvalConfig
 from bild.decoding import DecodeStats
 from bild.errors import BildError
 from bild.evaluation import describe_model, find_device, short_path
-from bild.files import check_writable, open_run, read_lines, write_atomically
+from bild.files import check_writable, open_run, read_lines, write_json, write_lines
 from bild.pair import load_model, load_tokenizer
 from bild.planted import SOURCE_TOKENS, build_pair, configs, plan_outputs
 from bild.record import environment, peak_memory
@@ -342,16 +342,13 @@ def compare(
             total=len(lab.cases), initial=len(samples), desc="benchmark", unit="case",
             disable=not progress,
         )  # fmt: skip
-        with bar, (run / "samples.jsonl").open("a", encoding="utf-8") as log:
-            for sample in run_cases(lab, samples):
+        with bar:
+            for sample in write_lines(run / "samples.jsonl", run_cases(lab, samples)):
                 samples.append(sample)
-                log.write(sample.to_json() + "\n")
-                log.flush()
                 bar.update()
         env["peak_memory"] = peak_memory(lab.kit.device)
         record = summarize(lab, samples, env)
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(run / "run.json", text + "\n")
+        write_json(run / "run.json", record)
     return record, run / "run.json"
 
 

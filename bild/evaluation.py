@@ -25,7 +25,7 @@ from bild.config import EvalConfig
 from bild.data import Example, LoadedData
 from bild.decoding import DecodeStats
 from bild.errors import BildError
-from bild.files import check_writable, open_run, read_lines
+from bild.files import check_writable, open_run, read_lines, write_lines
 from bild.generation import BiLDOutput
 from bild.pair import BiLDModel, SingleModel, load_model, load_tokenizer
 from bild.record import SCHEMA, RunRecord, environment, peak_memory
@@ -219,13 +219,12 @@ def evaluate_loaded(
             total=len(work.data.examples), initial=resumed, desc=config.task, unit="example",
             disable=not progress,
         )  # fmt: skip
-        with bar, (folder / "samples.jsonl").open("a", encoding="utf-8") as log:
+        with bar:
             figures = RunningFigures(samples)
             bar.set_postfix_str(str(figures))
-            for sample in run_examples(work, arms, start=resumed):
+            fresh = run_examples(work, arms, start=resumed)
+            for sample in write_lines(folder / "samples.jsonl", fresh):
                 samples.append(sample)
-                log.write(sample.to_json() + "\n")
-                log.flush()
                 figures.add(sample)
                 bar.set_postfix_str(str(figures), refresh=False)
                 bar.update()
@@ -473,11 +472,7 @@ def continue_samples(
     """
     known = read_samples(path)
     yield from known
-    with path.open("a", encoding="utf-8") as log:
-        for sample in decode(len(known)):
-            log.write(sample.to_json() + "\n")
-            log.flush()
-            yield sample
+    yield from write_lines(path, decode(len(known)))
 
 
 def find_device(name: str) -> torch.device:

@@ -6,17 +6,25 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
 from bild.errors import BildError
 
+
+class JsonLine(Protocol):
+    """Something that is kept as a line of JSON."""
+
+    def to_json(self) -> str: ...
+
+
 Line = TypeVar("Line")
+Entry = TypeVar("Entry", bound=JsonLine)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -130,6 +138,15 @@ def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
         whole += line + "\n"
     write_atomically(path, whole)
     return parsed
+
+
+def write_lines(path: Path, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries, each a line at the end of the file before it is handed on."""
+    with path.open("a", encoding="utf-8") as log:
+        for entry in entries:
+            log.write(entry.to_json() + "\n")
+            log.flush()
+            yield entry
 
 
 def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
