@@ -17,13 +17,13 @@ settings.register_profile(
 settings.load_profile("bild")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Tiny models are slower on several threads, and much slower beside another process."""
-    before = torch.get_num_threads()
+@pytest.hookimpl(tryfirst=True)  # before a test's fixtures, of whatever scope
+def pytest_runtest_setup() -> None:
+    """Tiny models are slower on several threads, and much slower beside another process.
+
+    Some tests leave another number behind: those that run `--threads`.
+    """
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,7 @@ TINY = {
     ),
     "benchmark": (
         "--samples", 1, "--warmup", 0, "--arms", "vanilla-fast@float32,bild-fast@float32",
+        "--threads", 1,
     ),
     "finetune": TRAINING,
     "align": (*TRAINING, "--max-new-tokens", 8),
