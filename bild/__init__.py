@@ -13,21 +13,21 @@ from bild._version import __version__
 
 if TYPE_CHECKING:
     from bild.config import BiLDConfig
-    from bild.decoding import DecodeStats
     from bild.errors import BildError
-    from bild.generation import BiLDOutput, bild_generate, greedy_generate
-    from bild.pair import BiLDModel
-    from bild.trace import Trace
+    from bild.generation.generate import BiLDOutput, bild_generate, greedy_generate
+    from bild.generation.pair import BiLDModel
+    from bild.generation.stats import DecodeStats
+    from bild.generation.trace import Trace
 
 _HOMES = {
     "BiLDConfig": "bild.config",
-    "BiLDModel": "bild.pair",
-    "BiLDOutput": "bild.generation",
+    "BiLDModel": "bild.generation.pair",
+    "BiLDOutput": "bild.generation.generate",
     "BildError": "bild.errors",
-    "DecodeStats": "bild.decoding",
-    "Trace": "bild.trace",
-    "bild_generate": "bild.generation",
-    "greedy_generate": "bild.generation",
+    "DecodeStats": "bild.generation.stats",
+    "Trace": "bild.generation.trace",
+    "bild_generate": "bild.generation.generate",
+    "greedy_generate": "bild.generation.generate",
 }
 
 __all__ = [

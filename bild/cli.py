@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bild.benchmarks import BENCHMARKS, MODES, get
 from bild.config import DTYPES, BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
+from bild.tasks.registry import BENCHMARKS, MODES, get
 
 if TYPE_CHECKING:
-    from bild.training import TrainingJob
+    from bild.training.trainer import TrainingJob
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,8 +201,8 @@ def quiet_loading() -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every script that trains; `training_job` reads them."""
-    from bild.metrics import METRICS
-    from bild.training import PRESETS
+    from bild.tasks.metrics import METRICS
+    from bild.training.trainer import PRESETS
 
     add = parser.add_argument
     add(
@@ -250,8 +250,8 @@ def training_job(a: argparse.Namespace) -> TrainingJob:
     """
     import torch
 
-    from bild.data import load_file
-    from bild.training import PRESETS, TrainingJob
+    from bild.tasks.data import load_file
+    from bild.training.trainer import PRESETS, TrainingJob
 
     tokenizer = a.init_from if a.tokenizer is None else a.tokenizer
     if tokenizer is None:

@@ -96,7 +96,7 @@ class EvalConfig:
     """What to evaluate; None stands for the task's own setting.
 
     Attributes:
-        task: a name of `bild.benchmarks.BENCHMARKS`.
+        task: a name of `bild.tasks.registry.BENCHMARKS`.
         mode: "vanilla" (the large model alone), "unaligned" or "aligned".
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; None for all.
@@ -146,7 +146,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What `bild.search` is to find, and where it may look.
+    """What `bild.tuning.search` is to find, and where it may look.
 
     Attributes:
         max_loss: how much of the large model's score may be lost; at least 0.
@@ -155,7 +155,7 @@ class SearchConfig:
         fallbacks, rollbacks: lowest and highest threshold.
         method: "optuna" proposes pairs in steps of 0.05 and 0.5 and gives hopeless ones up;
             "grid" decodes every pair in steps of 0.1 and 1 to the end.
-        speed: "forwards" or "measured", see `bild.search`.
+        speed: "forwards" or "measured", see `bild.tuning.search`.
         budget: share of the grid's decoding that Optuna may spend.
     """
 

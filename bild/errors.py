@@ -8,3 +8,8 @@ class BildError(ValueError):
 
     The scripts print it alone, without a stack trace, and exit with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

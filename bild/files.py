@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -184,3 +185,8 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
             yield from (((key, *rest), leaf) for rest, leaf in _leaves(value))
         else:
             yield (key,), value
+
+
+def digest(parts: list[Any]) -> str:
+    """A name for things that are equal: the SHA-256 of their JSON."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

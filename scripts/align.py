@@ -23,13 +23,13 @@ from bild.cli import Parser, add_training_arguments, print_facts, quiet_loading,
 
 
 def main() -> None:
-    from bild.alignment import (
+    from bild.training.alignment import (
         DIVERGENCES,
         OnPolicyConfig,
         align_by_sequence,
         align_on_policy,
     )
-    from bild.calibration import LabelConfig
+    from bild.training.calibration import LabelConfig
 
     own = OnPolicyConfig()
     parser = Parser(__doc__)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError
 
-from bild.benchmarks import BENCHMARKS, MODES, Thresholds, get
 from bild.cli import (
     Parser,
     add_model_options,
@@ -34,6 +33,7 @@ from bild.cli import (
 from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.files import check_writable
+from bild.tasks.registry import BENCHMARKS, MODES, Thresholds, get
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -81,10 +81,10 @@ def main() -> None:
     check_record(a.record)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.arms import ARMS, arm_names
-    from bild.comparison import ComparisonConfig, compare
-    from bild.planted import recorded_rates, thresholds_of
-    from bild.speed_tables import comparison_text, heading
+    from bild.benchmark.arms import ARMS, arm_names
+    from bild.benchmark.comparison import ComparisonConfig, compare
+    from bild.benchmark.planted import recorded_rates, thresholds_of
+    from bild.show.speed_tables import comparison_text, heading
 
     rates = None
     if a.pair is None:

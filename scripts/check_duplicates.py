@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from bild.cli import Parser, run
-from bild.data import checksum, read_jsonl
 from bild.errors import BildError
 from bild.files import check_writable, write_atomically
+from bild.tasks.data import checksum, read_jsonl
 
 
 def normalize(text: str) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from bild.benchmarks import BENCHMARKS
+from bild.checkpoints.hub import resolve_model
 from bild.cli import (
     Parser,
     add_run_options,
@@ -35,10 +35,10 @@ from bild.cli import (
     small_models,
 )
 from bild.config import BiLDConfig, EvalConfig, GridConfig
-from bild.data import load_examples
 from bild.files import check_writable
-from bild.hub import resolve_model
-from bild.sources import locate
+from bild.tasks.data import load_examples
+from bild.tasks.registry import BENCHMARKS
+from bild.tasks.sources import locate
 
 
 def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
@@ -72,8 +72,8 @@ def main() -> None:
     test = load_examples(sources.benchmark, a.max_test_samples, a.test_file)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.small_models import compare_small_models, prepare_small_models
-    from bild.tables import small_models_table
+    from bild.show.tables import small_models_table
+    from bild.tuning.small_models import compare_small_models, prepare_small_models
 
     quiet_loading()
     works = prepare_small_models(config, sources, models)

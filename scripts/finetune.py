@@ -31,7 +31,7 @@ def main() -> None:
     add_training_arguments(parser)
     job = training_job(parser.parse_args())
 
-    from bild.training import train
+    from bild.training.trainer import train
 
     quiet_loading()
     print_facts(train(job))

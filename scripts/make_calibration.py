@@ -20,8 +20,8 @@ from pathlib import Path
 
 from bild.cli import Parser, print_facts, quiet_loading, run
 from bild.config import DTYPES
-from bild.data import load_file
 from bild.files import check_writable
+from bild.tasks.data import load_file
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     add("--dtype", default="float32", choices=DTYPES)
     a = parser.parse_args()
 
-    from bild.calibration import LabelConfig, label
+    from bild.training.calibration import LabelConfig, label
 
     config = LabelConfig(**{f.name: getattr(a, f.name) for f in fields(LabelConfig)})
     data = load_file(a.data_file, a.source_key, a.target_key, "train")

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bild.cli import Parser, run
-from bild.data import read_jsonl
 from bild.files import check_writable, write_atomically
-from bild.training import Pair, concatenate, split_by_sentence, train_tokenizer
+from bild.tasks.data import read_jsonl
+from bild.training.trainer import Pair, concatenate, split_by_sentence, train_tokenizer
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bild.cli import Parser, quiet_loading, run
 from bild.config import DTYPES
-from bild.data import load_file
 from bild.errors import BildError
 from bild.files import check_writable, write_json
+from bild.tasks.data import load_file
 
 
 def main() -> None:
@@ -42,9 +42,9 @@ def main() -> None:
     data = load_file(a.data_file, a.source_key, a.target_key, "test")
     check_writable(a.record.parent)
 
-    from bild.agreement import AgreementConfig, measure
-    from bild.curves import reliability_diagram
-    from bild.tables import agreement_table
+    from bild.show.tables import agreement_table
+    from bild.training.agreement import AgreementConfig, measure
+    from bild.training.curves import reliability_diagram
 
     config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
     quiet_loading()

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, help="default: docs, or out/plots for folders")
     a = parser.parse_args()
 
-    from bild.plots import SMALL_MODELS, draw_folders, save
+    from bild.show.plots import SMALL_MODELS, draw_folders, save
 
     if a.folders:
         output, endings = (

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bild.benchmarks import MODES, get
 from bild.cli import (
     Parser,
     add_run_options,
@@ -28,7 +27,8 @@ from bild.cli import (
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
-from bild.sources import locate
+from bild.tasks.registry import MODES, get
+from bild.tasks.sources import locate
 
 
 def parse() -> tuple[EvalConfig, Path, Path | None]:
@@ -71,8 +71,8 @@ def main() -> None:
     sources = locate(config)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.evaluation import evaluate, read_samples
-    from bild.tables import examples_text, published_table, run_table
+    from bild.evaluation.run import evaluate, read_samples
+    from bild.show.tables import examples_text, published_table, run_table
 
     quiet_loading()
     record, path = evaluate(config, output_dir, sources=sources)

@@ -12,7 +12,7 @@ examples it was chosen on. Models are loaded once and the large model alone deco
 given up as soon as it is clear that they lose too much or are too slow. Everything is kept in
 out/<task>/search-..., so that a search that was stopped goes on when started again, and another
 goal, or the grid, decodes only what is new. How speed is told, and why not by the clock alone:
-`bild.search`.
+`bild.tuning.search`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from bild.cli import (
     run_options,
 )
 from bild.config import BiLDConfig, EvalConfig, SearchConfig
-from bild.data import load_examples
 from bild.errors import BildError
 from bild.files import check_writable
-from bild.sources import locate
+from bild.tasks.data import load_examples
+from bild.tasks.sources import locate
 
 MODES = ("unaligned", "aligned")
 PAIR_FLAGS = ("variant", "start", "num_small_iters", *PAIR_OPTIONS)
@@ -114,9 +114,9 @@ def main() -> None:
         check = load_examples(sources.benchmark, None, Path(a.check_file))
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.evaluation import prepare
-    from bild.search import search_thresholds
-    from bild.tables import search_table
+    from bild.evaluation.run import prepare
+    from bild.show.tables import search_table
+    from bild.tuning.search import search_thresholds
 
     quiet_loading()
     record, path = search_thresholds(prepare(config, sources), search, a.output_dir, check=check)

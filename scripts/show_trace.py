@@ -41,8 +41,8 @@ def main() -> None:
     # Only now: these import torch and transformers, which takes seconds.
     from rich.console import Console
 
-    from bild.race import Racer
-    from bild.rendering import page_html, race_text
+    from bild.show.race import Racer
+    from bild.show.rendering import page_html, race_text
 
     quiet_loading()
     console = Console(width=a.width, record=a.svg is not None)

@@ -30,8 +30,8 @@ def main() -> None:
     config, bild = pair_config(a)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.race import Racer
-    from bild.web import build_page, serve
+    from bild.show.race import Racer
+    from bild.show.web import build_page, serve
 
     quiet_loading()
     racer = Racer.load(config)

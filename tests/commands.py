@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from bild import cli
-from bild.record import RunRecord
+from bild.evaluation.record import RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9"

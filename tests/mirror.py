@@ -18,7 +18,7 @@ import torch
 from tiny import tiny_t5
 from transformers import AutoTokenizer, PreTrainedModel, T5Tokenizer
 
-from bild.benchmarks import BENCHMARKS
+from bild.tasks.registry import BENCHMARKS
 
 TASKS = tuple(name for name, b in BENCHMARKS.items() if b.data is not None)
 MT5_TASKS = ("iwslt2017", "wmt2014")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bild.decoding import DecodeStats
-from bild.evaluation import ArmSample, SampleRecord
+from bild.evaluation.run import ArmSample, SampleRecord
+from bild.generation.stats import DecodeStats
 
 WINDOW = 10
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from bild.decoders import Decoder
+from bild.engines import Decoder
 
 EOS = 1
 VOCAB = 10

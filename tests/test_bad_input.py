@@ -15,8 +15,8 @@ from tiny import tiny_t5
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from bild import evaluation
-from bild.benchmarks import BENCHMARKS
 from bild.errors import BildError
+from bild.tasks.registry import BENCHMARKS
 
 TASK = "iwslt2017"
 SHORT = ("--max-new-tokens", 6, "--warmup", 0)

@@ -9,8 +9,8 @@ import pytest
 from commands import ROOT, run_command, run_here, run_two_at_a_time
 from mirror import TASKS, examples
 
-from bild.benchmarks import BENCHMARKS, MODES
 from bild.config import BiLDConfig
+from bild.tasks.registry import BENCHMARKS, MODES
 
 SHORT = ("--max-new-tokens", "12")
 

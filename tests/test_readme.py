@@ -23,9 +23,9 @@ from commands import ROOT, run_here, script
 from toy import PAIRS, save_model, save_tokenizer
 
 from bild import planted
-from bild.arms import arm_names
-from bild.record import RunRecord
-from bild.training import PRESETS
+from bild.benchmark.arms import arm_names
+from bild.evaluation.record import RunRecord
+from bild.training.trainer import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -150,7 +150,7 @@ def reader(tmp_path, monkeypatch, models):
     for name, shape in planted.SHAPES.items():
         layers = 2 if name.endswith("large") else 1
         monkeypatch.setitem(planted.SHAPES, name, {**shape, **tiny, "num_layers": layers})
-    monkeypatch.setattr("bild.costs.CEILING_BYTES", 2**22)
+    monkeypatch.setattr("bild.benchmark.costs.CEILING_BYTES", 2**22)
     return tmp_path
 
 

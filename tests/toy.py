@@ -8,9 +8,9 @@ from pathlib import Path
 from tiny import tiny_t5
 from transformers import AutoTokenizer
 
-from bild.data import LoadedData, load_file
-from bild.search import Costs
-from bild.training import train_tokenizer
+from bild.tasks.data import LoadedData, load_file
+from bild.training.trainer import train_tokenizer
+from bild.tuning.search import Costs
 
 NOUNS = ["Hund", "Baum", "Fluss", "Zug", "Mond", "Garten", "Koffer", "Vogel", "Brief", "Schuh"]
 THINGS = ["dog", "tree", "river", "train", "moon", "garden", "suitcase", "bird", "letter", "shoe"]

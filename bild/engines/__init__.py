@@ -1,0 +1,17 @@
+"""One owner per model and KV cache, spoken to in lengths."""
+
+from bild.engines.base import Decoder, Draft, Verdict, judge
+from bild.engines.huggingface import HuggingFaceDecoder
+from bild.engines.select import Engine, EngineName, HuggingFaceEngine, make_engine
+
+__all__ = [
+    "Decoder",
+    "Draft",
+    "Engine",
+    "EngineName",
+    "HuggingFaceDecoder",
+    "HuggingFaceEngine",
+    "Verdict",
+    "judge",
+    "make_engine",
+]

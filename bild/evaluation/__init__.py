@@ -1,0 +1,1 @@
+"""One run, timed, scored and written down."""

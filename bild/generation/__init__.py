@@ -1,0 +1,1 @@
+"""The method: what happens to tokens."""

@@ -1,0 +1,290 @@
+"""Big Little Decoder: draft, verify, roll back, commit (Kim et al., NeurIPS 2023, Algorithm 1).
+
+The whole algorithm is `decode`. It talks to two `Decoder`s, which own the models and their KV
+caches, and asks `policy` for its two decisions. `decode_greedy` is the baseline: one model, the
+same interface. `bild.generation.generate` makes both available to transformers' `generate`.
+
+Letters used for shapes: T tokens in one forward, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.generation import LogitsProcessorList, StoppingCriteriaList
+
+from bild import policy
+from bild.config import BiLDConfig, Writer
+from bild.engines import Decoder, Draft, Verdict, judge
+from bild.errors import BildError
+from bild.generation.stats import DecodeStats
+from bild.generation.trace import SILENT, Recorder
+
+
+class Scores(NamedTuple):
+    """What the writer of a token thought of every token: (V,) each."""
+
+    processed: Tensor  # after the logits processors
+    raw: Tensor
+
+
+@dataclass
+class Output:
+    """The tokens so far, `y` of the paper, with the scores of whoever wrote each, if kept."""
+
+    prompt_length: int
+    tokens: list[int]
+    keep_scores: bool
+    scores: list[Scores] = field(default_factory=list)  # one a generated token
+    latest: Scores | None = None  # of the last token, where scores are looked at at all
+
+    def append(self, token: int, scores: Scores | None) -> None:
+        self.tokens.append(token)
+        self.latest = scores
+        if self.keep_scores:
+            assert scores is not None
+            self.scores.append(scores)
+
+    def cut(self, length: int) -> None:
+        del self.tokens[length:]
+        del self.scores[length - self.prompt_length :]
+
+
+@dataclass
+class Stopping:
+    """When an output ends: end-of-sequence ids, a length limit, and transformers' criteria."""
+
+    max_length: int  # prompt included
+    eos_token_ids: frozenset[int] = frozenset()
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+
+    def __call__(self, y: Output) -> bool:
+        if y.tokens[-1] in self.eos_token_ids or len(y.tokens) >= self.max_length:
+            return True
+        if not self.criteria:
+            return False
+        assert y.latest is not None
+        scores = y.latest.processed[None]
+        return bool(self.criteria(torch.tensor([y.tokens], device=scores.device), scores)[0])
+
+
+OnCommit = Callable[[list[int]], None]
+
+
+def decode(
+    large: Decoder,
+    small: Decoder,
+    prompt: Sequence[int],
+    config: BiLDConfig,
+    stopping: Stopping,
+    processors: LogitsProcessorList | None = None,
+    keep_scores: bool = False,
+    on_commit: OnCommit | None = None,
+    recorder: Recorder = SILENT,
+) -> tuple[Output, DecodeStats]:
+    """Write one output with two models, both of which have been given the source (`begin`).
+
+    Logits processors act on both models' scores, each position with the prefix that stands
+    before it. The fallback test reads the small model's processed scores; the large model picks
+    its tokens from its processed scores; the distance of the rollback test is read off its raw
+    logits (as in the published code).
+
+    Args:
+        large, small: the pair; each token is fed to each once, unless it is rolled back.
+        prompt: decoder tokens to start from (the decoder start token), at least one.
+        config: thresholds and variant.
+        stopping: when the output ends.
+        processors: transformers' logits processors.
+        keep_scores: keep each token's scores in the output.
+        on_commit: called with the tokens that can no longer change, in order.
+        recorder: is told of every draft and every verdict, for a trace.
+
+    Raises:
+        BildError: a model's scores are NaN.
+    """
+    y = Output(len(prompt), list(prompt), keep_scores)
+    tokens = y.tokens
+    checked = len(tokens)  # tokens[checked:] are drafted, and the large model has not seen them
+    fallbacks = rollbacks = rolled_back = drafted = full_windows = verifications = verified = 0
+    turn: Writer = config.start
+    done = len(tokens) >= stopping.max_length
+
+    while not done:
+        # 1. Draft: the small model writes until it is unsure, or has written enough in a row.
+        draft_ends = False  # a drafted token ends the output
+        if turn == "small":
+            limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
+            recorder.starts(small)
+            draft, draft_ends = _draft(
+                small, y, limit, config.fallback_threshold, stopping, processors
+            )
+            if draft.probabilities:
+                _refuse_nan(draft.probabilities[-1], small, len(tokens))
+            recorder.drafted(draft)
+            unsure = draft.unsure is not None
+            drafted += len(draft.tokens)
+            fallbacks += unsure
+            full_windows += not (unsure or draft_ends)
+            if draft_ends and config.variant != "verified":
+                break  # the published code ends here: the last window is never looked at
+
+        # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
+        # output the last token need not be fed, for nothing will follow it.
+        recorder.starts(large)
+        verdict, scores = _verify(large, y, checked, len(tokens) - draft_ends, stopping, processors)
+        for i, probability in enumerate(verdict.probabilities):
+            _refuse_nan(probability, large, checked + i)
+        window = len(tokens) - checked
+        cut = policy.first_rollback(
+            verdict.distances,
+            verdict.tokens,
+            tokens[checked:],
+            config.rollback_threshold,
+            config.variant,
+        )
+
+        # 3. Roll both caches back to the first bad token, if there is one.
+        kept = window if cut is None else cut
+        recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
+        verifications += window > 0
+        verified += kept
+        if cut is not None:
+            rollbacks += 1
+            rolled_back += window - cut
+            y.cut(checked + cut)
+            large.rollback_to(len(tokens))
+            small.rollback_to(len(tokens))
+        elif draft_ends:
+            break  # confirmed (variant "verified")
+
+        # 4. Commit: the large model's own token at the cut, or after the window.
+        y.append(verdict.tokens[kept], None if scores is None else scores[kept])
+        done = stopping(y)
+        if on_commit is not None:
+            on_commit(tokens[checked:])
+        checked = len(tokens)
+        # After a rollback the published code stays with the large model for one more token.
+        turn = "large" if cut is not None and config.variant == "authors" else "small"
+
+    if on_commit is not None and len(tokens) > checked:
+        on_commit(tokens[checked:])
+    return y, DecodeStats(
+        generated_tokens=len(tokens) - len(prompt),
+        fallbacks=fallbacks,
+        rollbacks=rollbacks,
+        rolled_back_tokens=rolled_back,
+        drafted_tokens=drafted,
+        full_windows=full_windows,
+        verifications=verifications,
+        verified_tokens=verified,
+        large_forwards=large.forwards,
+        small_forwards=small.forwards,
+        large_tokens_fed=large.tokens_fed,
+        small_tokens_fed=small.tokens_fed,
+    )
+
+
+def decode_greedy(
+    decoder: Decoder,
+    prompt: Sequence[int],
+    stopping: Stopping,
+    processors: LogitsProcessorList | None = None,
+    keep_scores: bool = False,
+    on_commit: OnCommit | None = None,
+    recorder: Recorder = SILENT,
+) -> tuple[Output, DecodeStats]:
+    """Write one output with one model: the baseline, over the same interface as `decode`.
+
+    Its forwards are counted as the large model's. Arguments and errors as in `decode`.
+    """
+    y = Output(len(prompt), list(prompt), keep_scores)
+    done = len(prompt) >= stopping.max_length
+    while not done:
+        before = len(y.tokens)
+        # In steps, so that the process can be interrupted between them.
+        step = 1 if on_commit is not None else 16
+        limit = min(step, stopping.max_length - before)
+        recorder.starts(decoder)
+        draft, done = _draft(decoder, y, limit, 0.0, stopping, processors)
+        _refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
+        recorder.drafted(draft)
+        if on_commit is not None:
+            on_commit(y.tokens[before:])
+    return y, DecodeStats(
+        generated_tokens=len(y.tokens) - len(prompt),
+        large_forwards=decoder.forwards,
+        large_tokens_fed=decoder.tokens_fed,
+    )
+
+
+def _draft(
+    decoder: Decoder,
+    y: Output,
+    limit: int,
+    threshold: float,
+    stopping: Stopping,
+    processors: LogitsProcessorList | None,
+) -> tuple[Draft, bool]:
+    """`Decoder.draft` onto `y`, and whether its last token ends the output."""
+    if not _looks_at_scores(y, stopping, processors):
+        pending = y.tokens[decoder.length :]
+        draft = decoder.draft(pending, limit, threshold, stopping.eos_token_ids)
+        y.tokens += draft.tokens
+        return draft, bool(draft.tokens) and stopping(y)
+
+    draft = Draft([], [], unsure=None)
+    for _ in range(limit):
+        scores = _scores(processors, y.tokens, decoder.feed(y.tokens[decoder.length :])[-1])
+        token, probability = policy.top_token(scores.processed)
+        draft.probabilities.append(probability)
+        if policy.should_fall_back(probability, threshold) or probability != probability:
+            return draft._replace(unsure=token), False
+        draft.tokens.append(token)
+        y.append(token, scores)
+        if stopping(y):
+            return draft, True
+    return draft, False
+
+
+def _verify(
+    decoder: Decoder,
+    y: Output,
+    checked: int,
+    end: int,
+    stopping: Stopping,
+    processors: LogitsProcessorList | None,
+) -> tuple[Verdict, list[Scores] | None]:
+    """`Decoder.verify` of `y.tokens[checked:]`, fed up to `end`; and the scores, if looked at."""
+    pending, drafted = y.tokens[decoder.length : end], y.tokens[checked:]
+    first_row = checked - decoder.length - 1
+    if not _looks_at_scores(y, stopping, processors):
+        return decoder.verify(pending, drafted, first_row), None
+    raw = decoder.feed(pending)[first_row:]  # (T, V): a row a drafted token, one for what follows
+    scores = [_scores(processors, y.tokens[: checked + i], row) for i, row in enumerate(raw)]
+    processed = torch.stack([s.processed for s in scores]) if processors else raw
+    return judge(processed, raw, drafted), scores
+
+
+def _looks_at_scores(y: Output, stopping: Stopping, processors: LogitsProcessorList | None) -> bool:
+    """Whether anything but the loop itself reads scores, which then have to be made."""
+    return bool(processors or stopping.criteria or y.keep_scores)
+
+
+def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tensor) -> Scores:
+    """Raw logits (V,) after the prefix `tokens`, and what the processors make of them."""
+    if not processors:
+        return Scores(raw, raw)
+    ids = torch.tensor([tokens], device=raw.device)
+    return Scores(processors(ids, raw[None].to(copy=True, dtype=torch.float32))[0], raw)
+
+
+def _refuse_nan(value: float, decoder: Decoder, position: int) -> None:
+    if value != value:
+        raise BildError(
+            f"the {decoder.name} model's scores are NaN at output position {position}: "
+            "its weights are damaged, or its precision is too low for it (try dtype float32)"
+        )

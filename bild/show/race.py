@@ -1,0 +1,259 @@
+"""The large model alone against the pair on one source, side by side and watched as they write.
+
+The two take turns, one token at a time, and the next turn goes to the one that has used less time
+so far. While one works the other rests, so each has the machine to itself, both stand at the same
+time on their own clocks, and whatever else slows the machine slows both.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import BaseStreamer
+
+from bild.checkpoints.loading import find_device, load_tokenizer
+from bild.checkpoints.vocabulary import check_tokenizer_size
+from bild.config import BiLDConfig, EvalConfig
+from bild.errors import BildError
+from bild.generation.generate import BiLDOutput
+from bild.generation.pair import BiLDModel
+from bild.generation.stats import DecodeStats
+from bild.generation.trace import Trace
+from bild.tasks.sources import locate_models
+
+WORD_STARTS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE write a leading space
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One arm of a race, as far as it has come.
+
+    Attributes:
+        text: what it has written.
+        seconds: its own wall clock: everything `generate` does, encoders included.
+        stats: what happened; None while it is still writing.
+        trace: who wrote what; None while it is still writing.
+        pieces: the text of each of `trace.tokens`, with the space before it.
+    """
+
+    text: str
+    seconds: float
+    stats: DecodeStats | None = None
+    trace: Trace | None = None
+    pieces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Race:
+    """Both arms over one source, at one moment.
+
+    Attributes:
+        source: the text.
+        config: the pair's thresholds and variant.
+        alone: the large model alone.
+        bild: the pair.
+    """
+
+    source: str
+    config: BiLDConfig
+    alone: Runner
+    bild: Runner
+
+    @property
+    def finished(self) -> bool:
+        return self.alone.trace is not None and self.bild.trace is not None
+
+    @property
+    def speedup(self) -> float:
+        """Seconds of the large model alone over those of the pair."""
+        return self.alone.seconds / self.bild.seconds
+
+
+@dataclass(frozen=True)
+class Racer:
+    """A loaded pair, ready to race; one race at a time.
+
+    Attributes:
+        pair: the models.
+        tokenizer: theirs.
+        prefix: put before every source.
+        max_source_tokens: longer sources are cut, prefix included.
+        max_new_tokens: limit of an output.
+    """
+
+    pair: BiLDModel
+    tokenizer: PreTrainedTokenizerBase
+    prefix: str = ""
+    max_source_tokens: int = 1024
+    max_new_tokens: int = 128
+
+    @classmethod
+    def load(cls, config: EvalConfig) -> Racer:
+        """The models, the prefix and the limits of an evaluation, without its data.
+
+        Raises:
+            BildError: whatever cannot be found or does not fit, by name and value.
+        """
+        benchmark, large, small, tokenizer_name = locate_models(config)
+        if small is None:
+            raise BildError("a race needs two models; choose the mode unaligned or aligned")
+        tokenizer = load_tokenizer(large, small, tokenizer_name)
+        pair = BiLDModel.from_pretrained(
+            large,
+            small,
+            dtype=getattr(torch, config.dtype),
+            device=find_device(config.device),
+            engine=config.engine,
+            precision=config.precision,
+            compile=config.compile,
+        )
+        check_tokenizer_size(tokenizer, pair.vocab_size)
+        return cls(
+            pair,
+            tokenizer,
+            benchmark.prefix,
+            benchmark.max_source_tokens,
+            benchmark.max_new_tokens,
+        )
+
+    def warm_up(self, source: str) -> None:
+        """Race for a few turns: a model's first forwards are its slowest."""
+        with closing(self.run(source, BiLDConfig())) as race:
+            for _ in islice(race, 16):
+                pass
+
+    def run(self, source: str, config: BiLDConfig) -> Generator[Race]:
+        """Race: the state after every turn, the last of them finished.
+
+        Raises:
+            BildError: an empty source, or what `generate` refuses.
+        """
+        if not source.strip():
+            raise BildError("the source is empty; give a sentence")
+        arms = [_Turns(arm) for arm in self._arms(source, config)]
+        try:
+            while running := [arm for arm in arms if not arm.done]:
+                min(running, key=lambda arm: arm.seconds).step()
+                yield Race(source, config, *(self._runner(arm) for arm in arms))
+        finally:
+            for arm in arms:
+                arm.abandon()
+
+    def _arms(self, source: str, config: BiLDConfig) -> tuple[_Generate, _Generate]:
+        """The large model alone, and the pair."""
+        inputs = self.tokenizer(
+            self.prefix + source,
+            truncation=True,
+            max_length=self.max_source_tokens,
+            return_tensors="pt",
+        )
+        options: dict[str, Any] = {
+            "input_ids": inputs["input_ids"].to(self.pair.device),
+            "attention_mask": inputs["attention_mask"].to(self.pair.device),
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "output_trace": True,
+        }
+        return (
+            lambda streamer: self.pair.greedy(**options, streamer=streamer),
+            lambda streamer: self.pair.generate(**options, bild_config=config, streamer=streamer),
+        )
+
+    def _runner(self, arm: _Turns) -> Runner:
+        text = self.tokenizer.decode(arm.tokens, skip_special_tokens=True)
+        if arm.output is None:
+            return Runner(text, arm.seconds)
+        trace = arm.output.trace
+        assert trace is not None
+        pieces = tuple(token_text(self.tokenizer, t.token) for t in trace.tokens)
+        return Runner(text, arm.seconds, arm.output.stats, trace, pieces)
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The text of one token, with the space before it where it starts a word."""
+    text = tokenizer.decode([token])
+    starts_word = str(tokenizer.convert_ids_to_tokens(token)).startswith(WORD_STARTS)
+    return f" {text.lstrip()}" if starts_word else text
+
+
+_Generate = Callable[[BaseStreamer], BiLDOutput | Tensor]
+
+
+class _AbandonedError(Exception):
+    """Unwinds a `generate` that nobody waits for."""
+
+
+class _Turns(BaseStreamer):
+    """One `generate` in a thread of its own, which only runs within `step`.
+
+    Attributes:
+        tokens: what it has written.
+        seconds: what it has taken.
+        output: what it returned, once it has.
+    """
+
+    def __init__(self, generate: _Generate) -> None:
+        self.tokens: list[int] = []
+        self.seconds = 0.0
+        self.output: BiLDOutput | None = None
+        self.done = False
+        self._error: BaseException | None = None
+        self._abandoned = False
+        self._since = 0.0
+        self._go, self._rests = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, args=(generate,), daemon=True)
+        self._thread.start()
+
+    def step(self) -> None:
+        """Run up to the next token, or the end."""
+        self._go.release()
+        self._rests.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def abandon(self) -> None:
+        """End it, wherever it stands."""
+        self._abandoned = True
+        self._go.release()
+        self._thread.join()
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+        self._rest()
+        self._wait()
+
+    def end(self) -> None:
+        """Nothing to do: the end of `generate` follows."""
+
+    def _run(self, generate: _Generate) -> None:
+        try:
+            self._wait()
+            output = generate(self)
+            assert isinstance(output, BiLDOutput)
+            self.output = output
+        except _AbandonedError:
+            return
+        except BaseException as error:
+            self._error = error
+        self.done = True
+        self._rest()
+
+    def _wait(self) -> None:
+        self._go.acquire()
+        if self._abandoned:
+            raise _AbandonedError
+        self._since = time.perf_counter()
+
+    def _rest(self) -> None:
+        self.seconds += time.perf_counter() - self._since
+        self._rests.release()

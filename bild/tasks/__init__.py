@@ -1,0 +1,1 @@
+"""What is decoded: the tasks as data, their examples and metrics."""

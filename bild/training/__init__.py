@@ -1,0 +1,1 @@
+"""Making models: corpora, trainers, labels, alignment."""

@@ -1,0 +1,227 @@
+"""Aligning a small model with a large one, so that it is taken back and falls back less.
+
+`align_by_sequence` is the recipe of Kim et al. (NeurIPS 2023): the large model labels the training
+sources, the small one is fine-tuned on its outputs. `align_on_policy` is DistillSpec (Zhou et al.,
+arXiv 2310.08461): the small model's distribution is drawn to the large one's at every position, in
+part on outputs that the small model has written itself, as it does when it drafts.
+
+Letters used for shapes: B examples, T tokens, N positions that are not padding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+from transformers import PreTrainedModel, Seq2SeqTrainer
+
+from bild.checkpoints.identity import describe_model
+from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.checkpoints.vocabulary import check_tokenizers, shared_vocab_size
+from bild.errors import BildError
+from bild.files import check_writable
+from bild.tasks.data import load_file
+from bild.training.calibration import LabelConfig, label
+from bild.training.trainer import TrainingJob, train
+
+DIVERGENCES = ("forward-kl", "reverse-kl", "jsd")
+
+
+# ------------------------------------------------------------------------------ sequence
+
+
+def align_by_sequence(large: str, job: TrainingJob, config: LabelConfig) -> dict[str, Any]:
+    """Label the training sources with the large model, then train on its outputs.
+
+    The calibration set stays in the output folder as `calibration.jsonl`, with its card. Both
+    steps go on where they were stopped.
+
+    Args:
+        large: folder or hub id of the large model.
+        job: the training of the small model; its references are replaced.
+        config: how the large model labels.
+
+    Returns:
+        The facts of the training, see `bild.training.trainer.train`.
+
+    Raises:
+        BildError: as `label` and `train`.
+    """
+    _require_one_tokenizer(large, job)
+    check_writable(job.output_dir)
+    output = job.output_dir / "calibration.jsonl"
+    card = label(large, job.train, output, config, tokenizer=job.tokenizer)
+    labelled = load_file(output, config.source_key, config.target_key, "train")
+    method = {"name": "sequence", "large_model": card["model"], "labelled": card["source"]}
+    return train(replace(job, train=labelled, method=method))
+
+
+def _require_one_tokenizer(large: str, job: TrainingJob) -> None:
+    try:
+        theirs = load_tokenizer(large)
+    except BildError:
+        return  # only the small model's checkpoint carries the tokenizer
+    check_tokenizers(theirs, load_tokenizer(job.tokenizer))
+
+
+# ------------------------------------------------------------------------------ on-policy
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """How distributions are drawn together.
+
+    Attributes:
+        divergence: "forward-kl" (large to small), "reverse-kl" (small to large) or "jsd".
+        own_share: share of the steps, 0 to 1, whose targets the small model writes itself; the
+            others have those of the training file.
+        temperature: of its sampling; 0 for greedy.
+        max_new_tokens: limit of its outputs.
+    """
+
+    divergence: str = "forward-kl"
+    own_share: float = 0.5
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.divergence not in DIVERGENCES:
+            names = ", ".join(DIVERGENCES)
+            raise BildError(f"divergence must be one of {names}, got {self.divergence!r}")
+        if not 0 <= self.own_share <= 1:
+            raise BildError(f"own_share must be between 0 and 1, got {self.own_share}")
+        if not 0 <= self.temperature < math.inf:
+            raise BildError(f"temperature must be a number >= 0, got {self.temperature}")
+        if self.max_new_tokens < 1:
+            raise BildError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+def align_on_policy(large: str, job: TrainingJob, config: OnPolicyConfig) -> dict[str, Any]:
+    """Train the small model towards the large one's distribution.
+
+    Args:
+        large: folder or hub id of the large model.
+        job: the training of the small model; its file may hold references or a calibration set.
+        config: divergence, and how often the small model writes its own targets.
+
+    Returns:
+        The facts of the training, see `bild.training.trainer.train`; their losses are divergences,
+        in nats per token.
+
+    Raises:
+        BildError: models or tokenizers that cannot be a pair; as `train`.
+    """
+    _require_one_tokenizer(large, job)
+    teacher = load_model(large, torch.float32, "cpu")
+    method = {"name": "on-policy", "large_model": describe_model(large, teacher)}
+    trainer = partial(OnPolicyTrainer, teacher=teacher, config=config)
+    return train(replace(job, method={**method, **asdict(config)}), make_trainer=trainer)
+
+
+def divergence(kind: str, small: Tensor, large: Tensor) -> Tensor:
+    """How far two models' distributions are apart at each position.
+
+    Args:
+        kind: one of `DIVERGENCES`.
+        small, large: logits, (N, V).
+
+    Returns:
+        (N,), in nats.
+    """
+    p, q = log_softmax(large.float(), -1), log_softmax(small.float(), -1)
+    if kind == "forward-kl":
+        pointwise = kl_div(q, p, reduction="none", log_target=True)
+    elif kind == "reverse-kl":
+        pointwise = kl_div(p, q, reduction="none", log_target=True)
+    else:
+        mean = torch.logaddexp(p, q) - math.log(2)
+        to_p, to_q = (kl_div(mean, x, reduction="none", log_target=True) for x in (p, q))
+        pointwise = (to_p + to_q) / 2
+    return pointwise.sum(-1)
+
+
+class OnPolicyTrainer(Seq2SeqTrainer):
+    """A trainer whose loss is the divergence to a teacher, averaged over a batch's tokens.
+
+    Args:
+        teacher: the large model; moved to the training's device.
+        config: see `OnPolicyConfig`.
+        **kwargs: as `Seq2SeqTrainer`.
+
+    Raises:
+        BildError: teacher and model cannot be a pair.
+    """
+
+    loss_is_scaled_for_ga = False  # a mean over the batch, which the trainer is to scale
+
+    def __init__(self, *, teacher: PreTrainedModel, config: OnPolicyConfig, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.teacher = teacher.to(self.args.device)
+        self.config = config
+        self.vocab_size = shared_vocab_size(teacher, self.model)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """As the base's; in some steps the targets are the model's own outputs."""
+        # Drawn by the step's number: the same in every process and after a resumption.
+        draw = random.Random(f"{self.args.seed} {self.state.global_step}").random()
+        if draw < self.config.own_share:
+            inputs = self._with_own_outputs(model, self._prepare_inputs(inputs))
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The mean divergence over the positions of the labels that are not padding."""
+        names = ("input_ids", "attention_mask", "decoder_input_ids")
+        given = {name: inputs[name] for name in names}
+        outputs = model(**given)
+        with torch.no_grad(), self.accelerator.autocast():
+            target = self.teacher(**given).logits  # (B, T, V)
+        counted = inputs["labels"] != -100  # (B, T)
+        pair = (x[counted][:, : self.vocab_size] for x in (outputs.logits, target))  # (N, V) each
+        loss = divergence(self.config.divergence, *pair).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As the base's; the loss is the divergence also where outputs are generated."""
+        loss, tokens, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if tokens is not None:
+            with torch.no_grad():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss, tokens, labels
+
+    def _with_own_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with outputs that the model samples as it stands, instead of its targets."""
+        writer = self.accelerator.unwrap_model(model)
+        writer.eval()  # without dropout; the step switches back to training
+        sampling: dict[str, Any] = {"do_sample": False}
+        if self.config.temperature > 0:
+            sampling = {"do_sample": True, "temperature": self.config.temperature, "top_k": 0}
+        written = writer.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=self.config.max_new_tokens,
+            num_beams=1,
+            use_cache=True,
+            **sampling,
+        )
+        labels = written[:, 1:].clone()  # (B, T)
+        labels[labels == self.processing_class.pad_token_id] = -100
+        return {**inputs, "labels": labels, "decoder_input_ids": written[:, :-1]}

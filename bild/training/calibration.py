@@ -1,0 +1,283 @@
+"""Calibration sets: a large model's own outputs as training targets (Kim et al., NeurIPS 2023).
+
+"Model prediction alignment" trains the small model on what the large one writes for the training
+sources, so that the two agree more often. A set is made in chunks of the training file. A finished
+chunk is a file of its own, so that a run that was stopped goes on, and so that several processes
+can share the work; batches are made inside a chunk, which is why neither changes a single token.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bild.checkpoints.identity import describe_model
+from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.config import DTYPES
+from bild.errors import BildError
+from bild.evaluation.record import environment
+from bild.files import is_same_work, write_atomically, write_json
+from bild.tasks.data import Example, LoadedData, checksum
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How a training set is labelled.
+
+    Attributes:
+        source_key, target_key: keys of a record.
+        prefix: put before every source; it is not written to the calibration set.
+        num_beams: 1 for greedy, as the paper; more for beam search.
+        max_source_tokens: longer sources are cut, prefix included.
+        max_new_tokens: limit of an output.
+        batch_size: sources in one forward.
+        chunk_size: examples that are sorted by length, labelled and written together.
+        dtype: "float32", "bfloat16" or "float16".
+    """
+
+    source_key: str = "de"
+    target_key: str = "en"
+    prefix: str = ""
+    num_beams: int = 1
+    max_source_tokens: int = 1024
+    max_new_tokens: int = 128
+    batch_size: int = 64
+    chunk_size: int = 1024
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value < 1:
+                raise BildError(f"{name} must be at least 1, got {value}")
+        if self.dtype not in DTYPES:
+            raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+def label(
+    large: str,
+    data: LoadedData,
+    output: Path,
+    config: LabelConfig,
+    *,
+    tokenizer: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write the large model's output for every source of `data`, in the data's order.
+
+    Called again after it was stopped, it goes on; after it has finished, it does nothing. Under
+    `accelerate launch` the processes share the chunks, and all of them return together.
+
+    Args:
+        large: folder or hub id of the model.
+        data: what to label; its targets are only counted.
+        output: the JSON Lines file to write; `card_path(output)` is written beside it.
+        config: settings; all of them are in the card.
+        tokenizer: folder or hub id; None for the one beside the model.
+        progress: show a progress bar, of the main process' share.
+
+    Returns:
+        The card: model, source, settings, counts, sha256 (`bild.tasks.data.checksum`), environment.
+
+    Raises:
+        BildError: a model that cannot be loaded, or an output that holds something else.
+    """
+    if output.suffix != ".jsonl":
+        raise BildError(f"--output must end in .jsonl, got {str(output)!r}")
+    state = processes()
+    model = load_model(large, getattr(torch, config.dtype), state.device)
+    words = load_tokenizer(large, name=tokenizer)
+    work = {
+        "model": describe_model(large, model),
+        "source": {"file": data.origin, "examples": len(data.examples), "sha256": data.sha256},
+        "settings": asdict(config),
+    }
+    card = card_path(output)
+    is_begun = is_same_work(card, work)
+    if output.exists() and not is_begun:
+        raise BildError(
+            f"{str(output)!r} is there but not its card {card.name}; give another --output"
+        )
+    if not output.exists():
+        parts = output.with_name(output.name + ".parts")
+        _label_chunks(state, model, words, data.examples, parts, work, config, progress)
+        if state.is_main_process:
+            rows = [row for part in sorted(parts.glob("*.jsonl")) for row in _read_rows(part)]
+            labelled = [
+                Example(example.source, row["text"])
+                for example, row in zip(data.examples, rows, strict=True)
+            ]
+            env = environment(state.device, getattr(torch, config.dtype))
+            counts = _counts(rows, data.examples)
+            write_json(
+                card,
+                {**work, **counts, "sha256": checksum(labelled), "env": env, "schema": SCHEMA},
+            )
+            keys = (config.source_key, config.target_key)
+            lines = (
+                json.dumps(dict(zip(keys, (e.source, e.target), strict=True)), ensure_ascii=False)
+                for e in labelled
+            )
+            write_atomically(output, "".join(f"{line}\n" for line in lines))
+            shutil.rmtree(parts)
+        state.wait_for_everyone()
+    return json.loads(card.read_text(encoding="utf-8"))
+
+
+def card_path(output: Path) -> Path:
+    """Where the card of a calibration set is: `x.jsonl` has `x.card.json`."""
+    return output.with_suffix(".card.json")
+
+
+def processes() -> PartialState:
+    """The processes that share this work: those of `accelerate launch`, or this one alone."""
+    return PartialState(
+        cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"),
+        timeout=timedelta(days=7),  # the first to finish waits for the last
+    )
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[str],
+    *,
+    max_source_tokens: int,
+    max_new_tokens: int,
+    num_beams: int = 1,
+) -> list[list[int]]:
+    """One batch of outputs, greedy or by beam search.
+
+    Args:
+        sources: texts, with their prefix.
+        max_source_tokens, max_new_tokens: limits.
+        num_beams: 1 for greedy.
+
+    Returns:
+        The tokens of each output, without the start token, with the end of sequence if it is
+        reached.
+    """
+    inputs = tokenizer(
+        list(sources), truncation=True, max_length=max_source_tokens, padding=True,
+        return_tensors="pt",
+    ).to(model.device)  # fmt: skip
+    written = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        do_sample=False,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+    )
+    ends = end_tokens(model)
+    rows = []
+    for row in written[:, 1:].tolist():
+        end = next((i for i, token in enumerate(row) if token in ends), len(row))
+        rows.append(row[: end + 1])
+    return rows
+
+
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The ids that end an output."""
+    ids = model.generation_config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+
+# ------------------------------------------------------------------------------ chunks
+
+
+def _label_chunks(
+    state: PartialState,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    parts: Path,
+    work: dict[str, Any],
+    config: LabelConfig,
+    progress: bool,
+) -> None:
+    """Label the chunks that `parts` does not hold yet; returns when all processes are done."""
+    starts = range(0, len(examples), config.chunk_size)
+    files = {start: parts / f"{number:06}.jsonl" for number, start in enumerate(starts)}
+    if not is_same_work(parts / "work.json", work) and state.is_main_process:
+        parts.mkdir(parents=True, exist_ok=True)
+        write_json(parts / "work.json", work)
+    missing = [start for start in starts if not files[start].exists()]
+    state.wait_for_everyone()  # nothing is written before everyone knows what is missing
+    own = missing[state.process_index :: state.num_processes]
+    share = [examples[start : start + config.chunk_size] for start in own]
+    bar = tqdm(
+        total=sum(map(len, share)), desc="labelling", unit="example",
+        disable=not (progress and state.is_main_process),
+    )  # fmt: skip
+    with bar:
+        for start, chunk in zip(own, share, strict=True):
+            rows = _label_chunk(model, tokenizer, chunk, config, bar)
+            lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+            write_atomically(files[start], "".join(f"{line}\n" for line in lines))
+    state.wait_for_everyone()
+
+
+def _label_chunk(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    chunk: Sequence[Example],
+    config: LabelConfig,
+    bar: tqdm,
+) -> list[dict[str, Any]]:
+    """A chunk's outputs, in its order; batches are of similar lengths."""
+    sources = [config.prefix + example.source for example in chunk]
+    lengths = [len(ids) for ids in tokenizer(sources)["input_ids"]]
+    order = sorted(range(len(chunk)), key=lengths.__getitem__, reverse=True)
+    ends = end_tokens(model)
+    rows: dict[int, dict[str, Any]] = {}
+    for first in range(0, len(order), config.batch_size):
+        batch = order[first : first + config.batch_size]
+        outputs = generate_tokens(
+            model,
+            tokenizer,
+            [sources[i] for i in batch],
+            max_source_tokens=config.max_source_tokens,
+            max_new_tokens=config.max_new_tokens,
+            num_beams=config.num_beams,
+        )
+        for i, tokens in zip(batch, outputs, strict=True):
+            rows[i] = {
+                "text": tokenizer.decode(tokens, skip_special_tokens=True),
+                "tokens": len(tokens),
+                "finished": tokens[-1] in ends,
+                "cut": lengths[i] > config.max_source_tokens,
+            }
+        bar.update(len(batch))
+    return [rows[i] for i in range(len(chunk))]
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _counts(rows: Sequence[dict[str, Any]], examples: Sequence[Example]) -> dict[str, Any]:
+    pairs = zip(rows, examples, strict=True)
+    return {
+        "counts": {
+            "examples": len(rows),
+            "output_tokens": sum(row["tokens"] for row in rows),
+            "truncated_sources": sum(row["cut"] for row in rows),
+            "unfinished_outputs": sum(not row["finished"] for row in rows),
+            "empty_outputs": sum(not row["text"] for row in rows),
+            "equal_to_the_reference": sum(row["text"] == e.target for row, e in pairs),
+        }
+    }

@@ -1,0 +1,206 @@
+"""Pictures: valid files that say what they show, the same every time; and the published figures."""
+
+from __future__ import annotations
+
+import shutil
+import xml.etree.ElementTree as ET
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from commands import ROOT, run_here
+
+from bild import BildError
+from bild.evaluation.record import PublishedRuns, SearchRecord
+from bild.show.plots import STYLES, draw_folders, published_panel, published_sweeps, save
+from bild.tasks.registry import BENCHMARKS
+
+RESULTS = ROOT / "results"
+PUBLISHED = [name for name, b in BENCHMARKS.items() if b.published]
+PINNED = f"matplotlib=={version('matplotlib')}" in (ROOT / "requirements.txt").read_text()
+
+
+def texts(path: Path) -> list[str]:
+    """The texts of an SVG, which is parsed on the way."""
+    root = ET.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    return ["".join(e.itertext()).strip() for e in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def published(task: str) -> PublishedRuns:
+    return PublishedRuns.load(RESULTS / "published" / f"{task}.json")
+
+
+def search_record(points, data, method="grid") -> SearchRecord:
+    """A search on given pairs: (fallback, rollback, score, speedup)."""
+    found = [
+        {
+            "fallback": fallback, "rollback": rollback, "samples": data["samples"],
+            "score": score, "speedup": speedup, "low": speedup - 0.1, "high": speedup + 0.1,
+        }
+        for fallback, rollback, score, speedup in points
+    ]  # fmt: skip
+    return SearchRecord(
+        config={"task": "demo", "mode": "unaligned", "data_file": None, "max_samples": None},
+        models={},
+        data=data,
+        env={},
+        search={"method": method, "speed": "forwards", "max_loss": 0.5, "percent": False},
+        costs={},
+        quality={"metric": "bleu", "vanilla": {"value": 20.0, "low": 19.0, "high": 21.0}},
+        points=found,
+        front=[0, len(found) - 1],
+        chosen=0,
+        spent={},
+        check=None,
+    )
+
+
+# ------------------------------------------------------------------------------ the README's
+
+
+@pytest.mark.skipif(not PINNED, reason="drawn by another matplotlib than the pinned one")
+def test_docs_show_what_the_records_say(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    done = run_here(
+        monkeypatch, capsys, "--output-dir", tmp_path, name="plot_tradeoff"
+    ).require_success()
+    drawn = sorted(tmp_path.iterdir())
+    assert [str(p) for p in drawn] == sorted(done.out.split())
+    assert {p.name for p in drawn} >= {"tradeoff.svg", "published.svg"}
+    for path in drawn:
+        kept = ROOT / "docs" / path.name
+        assert path.stat().st_size < 150_000
+        assert path.read_bytes() == kept.read_bytes(), (
+            f"docs/{path.name} is not what the records say; run scripts/plot_tradeoff.py"
+        )
+
+
+def test_own_records_are_drawn_with_thresholds_and_both_models_alone(tmp_path):
+    pictures = draw_folders([RESULTS / "demo"])
+    assert [p.name for p in pictures] == ["thresholds-demo", "tradeoff"]
+    for ending in ("svg", "png"):
+        save(pictures[1].figure, tmp_path / f"tradeoff.{ending}", pictures[1].title)
+    shown = texts(tmp_path / "tradeoff.svg")
+    names = {STYLES[name].name for name in ("large", "small", "lossless", "unaligned", "aligned")}
+    assert names <= set(shown)
+    for path in (RESULTS / "demo").glob("run*.json"):
+        _, fallback, rollback = path.stem.removeprefix("run-").split("-")
+        assert f"{fallback}, {rollback}" in shown
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_no_label_stands_on_another():
+    pictures = draw_folders([RESULTS / name for name in ("demo", "multi30k", "tatoeba")])
+    (figure,) = (p.figure for p in pictures if p.name == "tradeoff")
+    figure.draw_without_rendering()
+    for place in figure.axes:
+        boxes = [text.get_window_extent() for text in place.texts if text.get_text()]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_published_picture_has_a_plot_a_task_and_every_kind_of_run(tmp_path):
+    (picture,) = draw_folders([RESULTS / "published"], sweeps_of=[])
+    save(picture.figure, tmp_path / "published.svg", picture.title)
+    shown = texts(tmp_path / "published.svg")
+    for task in PUBLISHED:
+        assert any(text.startswith(BENCHMARKS[task].description.split(",")[0]) for text in shown)
+    for source in ("paper", "reproduction"):
+        assert {f"{source}, unaligned", f"{source}, aligned"} <= set(shown)
+
+
+def test_searches_are_drawn_as_front_and_heat_map(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    pairs = [(f / 10, r, 20 - f / 10 + r / 100, 1 + f / 10) for f in (1, 2, 3) for r in (1, 2, 3)]
+    data = {"sha256": "1", "samples": 50}
+    search_record(pairs, data).save(folder / "search-grid.json")
+    search_record(pairs[:2], data, "optuna").save(folder / "search.json")
+    pictures = {p.name: p for p in draw_folders([folder])}
+    assert list(pictures) == ["thresholds-mine", "tradeoff"]
+    for picture in pictures.values():
+        save(picture.figure, tmp_path / f"{picture.name}.svg", picture.title)
+    heat = texts(tmp_path / "thresholds-mine.svg")
+    for fallback, rollback, score, speedup in pairs:
+        assert heat.count(f"{fallback:g}") >= 2
+        assert heat.count(f"{rollback:g}") >= 2
+        assert f"{score:.1f}" in heat
+        assert f"{speedup:.2f}" in heat
+    assert STYLES["unaligned grid"].name in texts(tmp_path / "tradeoff.svg")
+
+
+def test_series_differ_without_colour():
+    looks = [(s.marker, s.filled, s.line) for name, s in STYLES.items() if name != "small"]
+    assert len(set(looks)) == len(looks)
+
+
+def test_a_folder_without_records_is_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(BildError, match="holds neither run"):
+        draw_folders([tmp_path])
+    shutil.copy(ROOT / "results/demo/near_duplicates.json", tmp_path / "run-1.json")
+    done = run_here(monkeypatch, capsys, tmp_path, name="plot_tradeoff")
+    assert done.code == 2
+    assert "run-1.json is not a run record" in done.err
+
+
+# ------------------------------------------------------------------------------ published runs
+
+
+def test_all_published_runs_are_there():
+    counts = {task: len(published(task).runs) for task in PUBLISHED}
+    assert counts == {"iwslt2017": 215, "wmt2014": 51, "xsum": 75, "cnndm": 13, "api": 2}
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_published_runs_hold_the_rows_that_the_reproduction_printed(task):
+    """Score, rates and length of every row, and its speedup as the ratio of the files' seconds."""
+    runs = published(task).runs
+    for row in BENCHMARKS[task].published:
+        if row.source == "paper":
+            continue
+        like = [
+            run
+            for run in runs
+            if (run["mode"], run["card"]) == (row.mode, row.hardware)
+            and (row.fallback is None or run["fallback"] == row.fallback)
+            and (row.rollback is None or run["rollback"] == row.rollback)
+        ]
+        same = [
+            run
+            for run in like
+            if run["scores"].get(row.metric) == pytest.approx(row.score, abs=0.011)
+            and run["mean_length"] == pytest.approx(row.mean_length, abs=0.11)
+        ]
+        assert same, row
+        for name in ("fallback_rate", "rollback_rate"):
+            value = getattr(row, name)
+            if value is not None:  # one row of XSum has those of fewer examples
+                assert any(run[name] == pytest.approx(value, abs=0.05) for run in like), row
+        if row.speedup is not None:  # IWSLT was timed more than once on this card
+            tolerance = 0.06 if (task, row.hardware) == ("iwslt2017", "RTX 2080 Ti") else 0.011
+            assert any(r["speedup"] == pytest.approx(row.speedup, abs=tolerance) for r in same), row
+
+
+def test_speedups_are_over_the_large_model_on_the_same_card_and_examples():
+    for task in PUBLISHED:
+        runs = published(task).runs
+        alone = {run["card"]: run for run in runs if run["mode"] == "vanilla"}
+        for run in runs:
+            base = alone.get(run["card"])
+            like = base is not None and abs(base["samples"] / run["samples"] - 1) < 0.01
+            assert (run["speedup"] is not None) == like
+            if like:
+                per_example = [r["seconds"] / r["samples"] for r in (base, run)]
+                assert run["speedup"] == pytest.approx(per_example[0] / per_example[1], rel=1e-3)
+
+
+def test_panels_take_one_card_and_whole_data_sets_only():
+    panel = published_panel(published("xsum"))
+    assert panel.title == "XSum, Tesla T4"
+    assert len(panel.series["reproduction aligned"]) == 2  # not the 15 on 4,997 examples
+    assert published_panel(published("wmt2014")).series["untimed small"][0].score == 28.7446
+    (small,) = published_panel(published("iwslt2017")).series["published small"]
+    assert (small.score, small.speedup) == (37.417, pytest.approx(2.789, abs=0.001))
+    sizes = [len(s.scores) for s in published_sweeps(published("iwslt2017"), main_only=True)]
+    assert sizes == [25, 30]

@@ -1,0 +1,356 @@
+"""Examples: every source in its order, every mistake by file and line."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pyarrow
+import pyarrow.parquet
+import pytest
+from huggingface_hub import constants
+
+from bild import data, hub
+from bild.errors import BildError
+from bild.tasks.data import Example, checksum, load_examples, read_jsonl
+from bild.tasks.registry import BENCHMARKS, get
+
+COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+NOWHERE = "http://127.0.0.1:9"
+ROWS = [{"de": f"Satz {i}", "en": f"sentence {i}"} for i in range(5)]
+EXAMPLES = [Example(row["de"], row["en"]) for row in ROWS]
+IWSLT = get("iwslt2017")
+
+
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, tmp_path):
+    """No hub, empty caches, no mirror."""
+    monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(hub, "_failed_at", {})
+    for name in ("BILD_DATA_ROOT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def lines(rows=ROWS):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def mirror(monkeypatch, tmp_path, name, content):
+    monkeypatch.setenv("BILD_DATA_ROOT", str(tmp_path / "mirror"))
+    return write(tmp_path / "mirror" / name, content)
+
+
+def cached_parquet(tmp_path, name, rows):
+    """A split on the parquet branch, as a download leaves it in the hub's cache."""
+    where = get(name).data
+    repo = tmp_path / "hub" / f"datasets--{where.path.replace('/', '--')}"
+    write(repo / "refs" / data.PARQUET_BRANCH, COMMIT)
+    file = f"{where.config or 'default'}/{where.split}/0000.parquet"
+    path = repo / "snapshots" / COMMIT / file
+    path.parent.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def test_read_plain_and_gzip(tmp_path):
+    plain = write(tmp_path / "a.jsonl", lines())
+    packed = write(tmp_path / "a.jsonl.gz", gzip.compress(lines().encode()))
+    assert read_jsonl(plain, "de", "en") == EXAMPLES
+    assert read_jsonl(packed, "de", "en") == EXAMPLES
+
+
+def test_what_else_is_fine(tmp_path):
+    text = (
+        '\ufeff{"de": "", "en": "empty source"}\r\n'
+        ' {"en": "line\\nbreak", "id": 7, "de": "eins\u2028zwei"} \n\n  \n'
+    )
+    path = write(tmp_path / "a.json", text)
+    assert read_jsonl(str(path), "de", "en") == [
+        Example("", "empty source"),
+        Example("eins\u2028zwei", "line\nbreak"),
+    ]
+
+
+GOOD = '{"de": "a", "en": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (GOOD + '{"de": "a", "en": "b"\n', "line 2 is not valid JSON"),
+        ("a\tb\n", "line 1 is not valid JSON"),
+        (GOOD + GOOD + '["a", "b"]\n', "line 3 is a list, not an object.*'de' and 'en'"),
+        (GOOD + '{"de": "a"}\n', r"line 2 has no key 'en' \(its keys: de\)"),
+        ("{}\n", r"line 1 has no key 'de' \(its keys: none\)"),
+        ('{"de": null, "en": "b"}\n', "line 1 has None as 'de'; it must be a string"),
+        (GOOD + '{"de": "a", "en": 3.5}\n', "line 2 has 3.5 as 'en'"),
+        ('{"de": "\\ud800", "en": "b"}\n', "line 1 has half a surrogate pair in 'de'"),
+        (GOOD + "\n" + GOOD, "line 2 is empty; remove it"),
+        ("[" * 100_000 + "\n", "line 1 is (not valid JSON|nested too deeply)"),
+        ("", "holds no examples"),
+        ("\n\n", "holds no examples"),
+        (GOOD.encode() + '{"de": "ä", "en": "b"}'.encode("latin-1"), "line 2 is not UTF-8"),
+        (GOOD.encode("utf-16"), "line 1 is not UTF-8"),
+    ],
+)
+def test_mistakes_are_named_by_file_and_line(tmp_path, content, message):
+    for name, encode in (("bad.jsonl", bytes), ("bad.jsonl.gz", gzip.compress)):
+        raw = content if isinstance(content, bytes) else content.encode()
+        path = write(tmp_path / name, encode(raw))
+        with pytest.raises(BildError, match=message) as error:
+            read_jsonl(path, "de", "en")
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lines(), "is not a gzip file"),
+        (gzip.compress(lines().encode(), mtime=0)[:-12], "damaged or truncated gzip"),
+    ],
+)
+def test_bad_gzip(tmp_path, content, message):
+    path = write(tmp_path / "a.jsonl.gz", content)
+    with pytest.raises(BildError, match=message):
+        read_jsonl(path, "de", "en")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(BildError, match=r"none.jsonl' does not exist"):
+        read_jsonl(tmp_path / "none.jsonl", "de", "en")
+    with pytest.raises(BildError, match="is a folder"):
+        read_jsonl(tmp_path, "de", "en")
+
+
+# ------------------------------------------------------------------------------ sources
+
+
+def test_given_file(tmp_path):
+    path = write(tmp_path / "mine.jsonl", lines())
+    loaded = load_examples(IWSLT, None, data_file=path)
+    assert loaded.examples == tuple(EXAMPLES)
+    assert (loaded.origin, loaded.revision, loaded.split) == (str(path), None, "validation")
+    assert loaded.available == 5
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.available = 6
+
+
+def test_given_file_wins_over_the_mirror(monkeypatch, tmp_path):
+    mirror(monkeypatch, tmp_path, "iwslt2017/validation.jsonl", lines())
+    path = write(tmp_path / "mine.jsonl", lines(ROWS[:1]))
+    assert load_examples(IWSLT, None, data_file=path).available == 1
+
+
+def test_missing_given_file_is_not_replaced(monkeypatch, tmp_path):
+    mirror(monkeypatch, tmp_path, "iwslt2017/validation.jsonl", lines())
+    with pytest.raises(BildError, match=r"mine.jsonl' does not exist"):
+        load_examples(IWSLT, None, data_file=tmp_path / "mine.jsonl")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_mirror(monkeypatch, tmp_path, suffix):
+    content = lines().encode()
+    content = gzip.compress(content) if suffix.endswith("gz") else content
+    mirror(monkeypatch, tmp_path, f"iwslt2017/validation{suffix}", content)
+    loaded = load_examples(IWSLT, None)
+    assert loaded.examples == tuple(EXAMPLES)
+    assert loaded.origin == f"$BILD_DATA_ROOT/iwslt2017/validation{suffix}"
+
+
+def test_mirror_wins_over_the_shipped_file(monkeypatch, tmp_path):
+    mirror(monkeypatch, tmp_path, "demo/test.jsonl", lines())
+    assert load_examples(get("demo"), None).available == 5
+
+
+def test_mirror_that_is_not_a_folder(monkeypatch):
+    monkeypatch.setenv("BILD_DATA_ROOT", "/no/such/data")
+    with pytest.raises(BildError, match="BILD_DATA_ROOT is '/no/such/data'"):
+        load_examples(IWSLT, None)
+
+
+def test_shipped_file_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_examples(get("demo"), 3)
+    assert loaded.origin == "demo/sentences.jsonl"
+    assert loaded.available >= 300
+    assert len(loaded.examples) == 3
+
+
+def test_shipped_file_gone(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "REPOSITORY_ROOT", tmp_path)
+    with pytest.raises(BildError, match=r"demo are not at 'demo/sentences.jsonl'.*--data-file"):
+        load_examples(get("demo"), None)
+
+
+# ------------------------------------------------------------------------------ how many
+
+
+def test_the_first_in_order_whatever_the_seed(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines())
+    for seed in (None, 0, 1):
+        loaded = load_examples(IWSLT, 2, data_file=path, seed=seed)
+        assert loaded.examples == tuple(EXAMPLES[:2])
+        assert loaded.available == 5
+    assert load_examples(IWSLT, 5, data_file=path).examples == tuple(EXAMPLES)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3"])
+def test_bad_counts_are_refused_before_anything_is_read(tmp_path, count):
+    with pytest.raises(BildError, match=f"must be at least 1, got {count!r}"):
+        load_examples(IWSLT, count, data_file=tmp_path / "none.jsonl")
+
+
+def test_too_many(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines())
+    with pytest.raises(BildError, match=r"6 samples were asked for but .*a.jsonl has 5"):
+        load_examples(IWSLT, 6, data_file=path)
+
+
+def test_checksum_is_of_the_examples_returned(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines())
+    packed = write(tmp_path / "b.jsonl.gz", gzip.compress(lines().encode()))
+    whole = load_examples(IWSLT, None, data_file=path)
+    assert whole.sha256 == load_examples(IWSLT, 5, data_file=packed).sha256
+    assert whole.sha256 == checksum(EXAMPLES)
+    assert load_examples(IWSLT, 4, data_file=path).sha256 == checksum(EXAMPLES[:4])
+    assert len({checksum(EXAMPLES), checksum(EXAMPLES[:4]), checksum(EXAMPLES[::-1])}) == 3
+
+
+def test_checksum_is_what_it_says():
+    expected = hashlib.sha256('["ä","b\\nc"]\n["",""]\n'.encode()).hexdigest()
+    assert checksum([Example("ä", "b\nc"), Example("", "")]) == expected
+    assert checksum([Example("a", "bc")]) != checksum([Example("ab", "c")])
+
+
+# ------------------------------------------------------------------------------ the hub
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "example"),
+    [
+        ("iwslt2017", {"translation": {"de": "eins", "en": "one"}}, Example("eins", "one")),
+        ("wmt2014", {"translation": {"de": "eins", "en": "one"}}, Example("eins", "one")),
+        ("xsum", {"document": "d", "summary": "s", "id": "1"}, Example("d", "s")),
+        ("cnndm", {"article": "d", "highlights": "s\nt", "id": "1"}, Example("d", "s\nt")),
+        ("api", {"api": "A.b", "description": "d"}, Example("d", "A.b")),
+        ("api", {"code": "A.b", "docstring": "d", "idx": 3}, Example("d", "A.b")),
+    ],
+)
+def test_cached_data_without_network(tmp_path, name, row, example):
+    cached_parquet(tmp_path, name, [row, row])
+    start = time.perf_counter()
+    loaded = load_examples(get(name), 1)
+    assert time.perf_counter() - start < 10  # no retries
+    assert loaded.examples == (example,)
+    assert (loaded.origin, loaded.revision) == (get(name).data.path, COMMIT)
+    assert loaded.available == 2
+    assert constants.HF_HUB_OFFLINE is False  # put back
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_requests_are_made_only_where_there_is_a_network(monkeypatch, tmp_path, online):
+    cached_parquet(tmp_path, "xsum", [{"document": "d", "summary": "s"}])
+    download, load = huggingface_hub.snapshot_download, data._load
+    seen = []
+
+    def snapshot_download(*args, local_files_only, **kwargs):
+        seen.append(("local_files_only", local_files_only))
+        return download(*args, local_files_only=True, **kwargs)
+
+    def recorded_load(*args, **kwargs):
+        seen.append(("offline", constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(data, "hub_reachable", lambda: online)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(data, "_load", recorded_load)
+    assert load_examples(get("xsum"), None).examples == (Example("d", "s"),)
+    assert seen == [("local_files_only", not online), ("offline", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("api", {"question": "d", "answer": "A"}, "has the columns question, answer instead of"),
+        ("api", {"description": "d", "api": None}, "row 0 .* has None as 'api'"),
+        ("xsum", {"document": "d", "summary": 3}, "row 0 .* has 3 as 'summary'"),
+        ("iwslt2017", {"de": "a", "en": "b"}, "columns de, en instead of translation.de and"),
+    ],
+)
+def test_unexpected_columns(tmp_path, name, row, message):
+    cached_parquet(tmp_path, name, [row])
+    with pytest.raises(BildError, match=message):
+        load_examples(get(name), None)
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "demo"])
+def test_no_mirror_no_cache_no_network(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("BILD_DATA_ROOT", str(tmp_path))
+    start = time.perf_counter()
+    with pytest.raises(BildError) as error:
+        load_examples(get(name), 10)
+    assert time.perf_counter() - start < 3
+    wanted = get(name).data.path
+    for part in (wanted, NOWHERE, str(tmp_path), f"{name}/validation.jsonl", "--data-file"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_that_fails_is_reported_in_one_sentence(monkeypatch):
+    """Reachable, but every request goes wrong."""
+
+    def fail(*_, **__):
+        raise ConnectionResetError("connection reset\nby peer")
+
+    monkeypatch.setattr(data, "hub_reachable", lambda: True)
+    monkeypatch.setattr(data, "_parquet_files", fail)
+    monkeypatch.setattr(data, "_load", fail)
+    for name in ("iwslt2017", "xsum"):
+        with pytest.raises(BildError, match=r"could not be loaded .*\(connection reset\)") as error:
+            load_examples(get(name), None)
+        assert "\n" not in str(error.value)
+
+
+def test_the_repository_is_asked_where_the_parquet_branch_is_missing(monkeypatch):
+    asked = []
+
+    def missing(*_):
+        raise FileNotFoundError("no such branch")
+
+    def load(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list([{"document": "d", "summary": "s"}])
+
+    monkeypatch.setattr(data, "hub_reachable", lambda: True)
+    monkeypatch.setattr(data, "_parquet_files", missing)
+    monkeypatch.setattr(data, "_load", load)
+    assert load_examples(get("xsum"), None).examples == (Example("d", "s"),)
+    assert asked == [(("EdinburghNLP/xsum", None), {"split": "validation"})]
+    with pytest.raises(BildError, match="no such branch"):  # only a script there
+        load_examples(IWSLT, None)
+    assert len(asked) == 1
+
+
+def test_paths_are_paths(tmp_path):
+    path = write(tmp_path / "a.jsonl", lines())
+    assert isinstance(path, Path)
+    assert load_examples(IWSLT, 1, data_file=str(path)).examples == tuple(EXAMPLES[:1])

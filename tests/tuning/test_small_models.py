@@ -1,0 +1,354 @@
+"""Small models compared: the rules, every figure against another way to it, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from commands import run_here, script
+from filelock import FileLock
+from mirror import CALLS, PAIRS
+from toy import COSTS
+from transformers import AutoTokenizer
+
+from bild import BiLDConfig, BildError, BiLDModel, evaluation, metrics, small_models
+from bild.config import EvalConfig, GridConfig
+from bild.evaluation.record import SmallModelsRecord
+from bild.show.plots import draw_folders, save
+from bild.show.tables import small_models_table
+from bild.tasks.registry import BENCHMARKS, Thresholds
+from bild.tasks.sources import locate
+from bild.tuning.small_models import GOALS, Point, RollbackRow, choose
+
+TASK = BENCHMARKS["iwslt2017"]
+SPLITS = {"validation": PAIRS[:5], "test": PAIRS[5:]}
+GRID = [(f, r) for f in (0.5, 0.8) for r in (1.0, 3.0)]
+LENGTH = 6
+
+
+# ------------------------------------------------------------------------------ the rules
+
+
+def point(loss, speedup, fallback=0.5):
+    return Point(fallback, 2.0, {}, loss, speedup, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "points", "chosen", "met"),
+    [
+        # the fastest that loses at most so much; exactly so much is allowed
+        (1.0, [(0.2, 1.3), (1.0, 1.5), (1.01, 1.9)], 1, True),
+        (0.0, [(0.0, 1.1), (-0.4, 1.05), (0.3, 1.4)], 0, True),
+        # equally fast: that which loses least
+        (1.0, [(0.5, 1.5), (-0.1, 1.5), (0.2, 1.5)], 1, True),
+        # all lose more: that which loses least, of equally good ones the fastest
+        (0.0, [(0.6, 1.2), (0.3, 1.1), (0.3, 1.4), (0.9, 2.0)], 2, False),
+        # gains do not make a slow pair the best
+        (0.0, [(-2.0, 1.1), (-0.1, 1.2)], 1, True),
+    ],
+)
+def test_operating_points(allowed, points, chosen, met):
+    points = [point(*p) for p in points]
+    assert choose(points, allowed) == (points[chosen], met)
+
+
+def test_grid_is_sorted_and_each_threshold_once():
+    assert GridConfig((0.6, 0.2, 0.6), (3, 1)) == GridConfig((0.2, 0.6), (1, 3))
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def command(mirror, monkeypatch, capsys, tmp_path):
+    """The script in this process, on tiny models, with prices that are always the same."""
+    for name, value in mirror.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for name, pairs in SPLITS.items():
+        write(tmp_path / f"{name}.jsonl", pairs, "de", "en")
+    monkeypatch.setattr(small_models, "measure_costs", lambda works, _: [COSTS] * len(works))
+    return partial(
+        run_here, monkeypatch, capsys, "iwslt2017", "--max-new-tokens", LENGTH,
+        "--data-file", "validation.jsonl", "--test-file", "test.jsonl",
+        "--small", f"unaligned={TASK.small}", f"control={TASK.small}", f"aligned={TASK.aligned}",
+        "--fallbacks", 0.5, 0.8, "--rollbacks", 1, 3, name="compare_small_models",
+    )  # fmt: skip
+
+
+def write(path, pairs, source, target):
+    lines = (json.dumps({source: s, target: t}, ensure_ascii=False) + "\n" for s, t in pairs)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def loaded(done):
+    return SmallModelsRecord.load(done.require_success().path)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """A list that grows with every example decoded by an arm; `stop` raises at that length."""
+    counted = []
+    original = evaluation._decode
+
+    def decode(*args):
+        if len(counted) == counted_until[0]:
+            raise KeyboardInterrupt
+        counted.append(1)
+        return original(*args)
+
+    counted_until = [None]
+    monkeypatch.setattr(evaluation, "_decode", decode)
+    return counted, counted_until
+
+
+def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
+    record = loaded(command("--record", "small-models.json"))
+    assert SmallModelsRecord.load(tmp_path / "small-models.json") == record
+    timed = [name for name in record.decoding if name.startswith("bild ")]
+    arms = 1 + 3 + len(timed)
+    # The large model once, and "control", which is the same model as "unaligned", not at all.
+    assert len(decoded[0]) == 8 * (1 + 2 * len(GRID)) + 3 * arms
+
+    tokenizer = AutoTokenizer.from_pretrained(mirror.models / TASK.tokenizer)
+    options = {"max_new_tokens": LENGTH, "do_sample": False, "num_beams": 1}
+    options["return_dict_in_generate"] = True
+    for label, small in (("unaligned", TASK.small), ("aligned", TASK.aligned)):
+        pair = BiLDModel.from_pretrained(TASK.large, small)
+        for split, examples in SPLITS.items():
+            references = [target for _, target in examples]
+            sources = [tokenizer(source, return_tensors="pt") for source, _ in examples]
+            text = lambda o: tokenizer.decode(o.sequences[0], skip_special_tokens=True)  # noqa: E731
+            large = metrics.score("bleu", [text(pair.greedy(**s, **options)) for s in sources],
+                                  references).value  # fmt: skip
+            assert record.large[split] == {"bleu": large}
+            points = {(p["fallback"], p["rollback"]): p for p in record.sweeps[label][split]}
+            assert list(points) == GRID
+            for thresholds, p in points.items():
+                outputs = [
+                    pair.generate(**s, bild_config=BiLDConfig(*thresholds), **options)
+                    for s in sources
+                ]
+                score = metrics.score("bleu", [text(o) for o in outputs], references).value
+                assert p["scores"] == {"bleu": score}
+                assert p["loss"] == large - score
+                forwards = sum(o.stats.large_forwards for o in outputs)
+                tokens = sum(o.stats.generated_tokens for o in outputs)
+                assert p["large_forward_rate"] == pytest.approx(100 * forwards / tokens)
+                arm = f"bild {label} {thresholds[0]:g} {thresholds[1]:g}"
+                if split == "test" and arm in timed:
+                    assert record.quality["bleu"][arm]["value"] == score
+                    assert record.decoding[arm]["large_forwards"] == forwards
+    assert record.sweeps["control"] == record.sweeps["unaligned"]
+    for label, points in record.sweeps.items():
+        for goal, allowed in GOALS.items():
+            at = record.chosen[label][goal]
+            kept = [p for p in points["validation"] if p["loss"] <= allowed]
+            assert at["met"] == bool(kept)
+            if kept:
+                best = max(p["speedup"] for p in kept)
+                assert best in [
+                    p["speedup"]
+                    for p in kept
+                    if (p["fallback"], p["rollback"]) == (at["fallback"], at["rollback"])
+                ]
+            assert f"bild {label} {at['fallback']:g} {at['rollback']:g}" in timed
+    assert [(d["goal"], d["model"], d["against"]) for d in record.differences] == [
+        (goal, "aligned", other)
+        for goal in ("small alone", *GOALS)
+        for other in ("unaligned", "control")
+    ]
+    alone = record.quality["bleu"]
+    assert record.differences[0]["quality"]["bleu"]["value"] == pytest.approx(
+        alone["small aligned"]["value"] - alone["small unaligned"]["value"]
+    )
+    assert (record.data["validation"]["samples"], record.data["test"]["samples"]) == (5, 3)
+    assert record.env["engine"].startswith("fast, float32")
+
+
+def test_stopped_anywhere_it_goes_on_and_decodes_nothing_twice(command, tmp_path, decoded):
+    counted, until = decoded
+    whole = loaded(command("--output-dir", "whole"))
+    total, arms = len(counted), len(whole.decoding)
+    # In the large model alone, in the grids of both splits, within the arms of a timed example.
+    stops = [3, 20, 47, 66, total - arms - 2]
+    assert stops == sorted(stops)
+    counted.clear()
+    for stop in stops:
+        until[0] = stop
+        assert command("--output-dir", "stopped").code == 130
+        assert len(counted) == stop
+    until[0] = None
+    (lock,) = tmp_path.glob("stopped/iwslt2017/small-models-*/lock")
+    with FileLock(lock):
+        refused = command("--output-dir", "stopped")
+    assert refused.code == 2
+    assert "another comparison is at work in" in refused.err
+    assert len(counted) == stop
+    resumed = loaded(command("--output-dir", "stopped"))
+    timed_again = len(counted) - total
+    assert 0 < timed_again < arms  # only the example that was being timed
+    for name in ("sweeps", "chosen", "large", "models", "data", "quality", "decoding"):
+        assert getattr(resumed, name) == getattr(whole, name), name
+
+    before = len(counted)
+    again = command("--output-dir", "stopped")
+    assert loaded(again).speed == resumed.speed
+    assert len(counted) == before
+    # A wider grid decodes what is new.
+    command("--output-dir", "stopped", "--rollbacks", 1, 3, 6).require_success()
+    assert len(counted) - before <= 2 * 2 * 8 + 3 * (arms + 6)
+
+
+def test_api_is_scored_by_both_of_its_metrics(mirror, monkeypatch, capsys, tmp_path):
+    for name, value in mirror.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for name, calls in (("validation", CALLS[:2]), ("test", CALLS[2:])):
+        write(tmp_path / f"{name}.jsonl", calls, "description", "api")
+    done = run_here(
+        monkeypatch, capsys, "api", "--max-new-tokens", LENGTH, "--data-file", "validation.jsonl",
+        "--test-file", "test.jsonl", "--small", f"unaligned={BENCHMARKS['api'].small}",
+        "--fallbacks", 0.5, "--rollbacks", 2, name="compare_small_models",
+    )  # fmt: skip
+    record = loaded(done)
+    assert list(record.quality) == list(record.large["test"]) == ["bleu", "rougeL"]
+    (p,) = record.sweeps["unaligned"]["validation"]
+    assert p["loss"] == record.large["validation"]["bleu"] - p["scores"]["bleu"]
+    assert record.differences == []
+    assert "BLEU [95 %]" in done.out
+    assert "ROUGE-L [95 %]" in done.out
+    # One pair is both operating points, and is timed once.
+    assert list(record.speed)[2:] == ["vanilla", "small unaligned", "bild unaligned 0.5 2"]
+    assert min(v for n, v in record.costs["unaligned"].items() if n != "large_token") > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--small", "demo/small"), "--small must be label=model, as aligned=my/aligned"),
+        (("--small", "a b=demo/small"), "--small must be label=model"),
+        (("--small", "a=x", "a=y"), "--small has the label 'a' twice"),
+        (("--fallbacks", "-0.1"), "fallbacks must be thresholds, each at least 0"),
+        (("--rollbacks", "1", "inf"), "rollbacks must be thresholds, each at least 0 and finite"),
+        (("--small", "a=no/such"), "no/such"),
+        (("--test-file", "nowhere.jsonl"), "data file 'nowhere.jsonl' does not exist"),
+        (("--test-file", "validation.jsonl"), "validation and test examples are the same"),
+    ],
+)
+def test_bad_input_is_refused_with_one_sentence(command, arguments, message):
+    done = command(*arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_pair_with_another_small_model_shares_the_large_one(command, mirror):
+    first = BiLDModel.from_pretrained(TASK.large, TASK.small)
+    aligned = evaluation.load_model(TASK.aligned, torch.float32, "cpu")
+    second = first.with_small(aligned)
+    assert second.engine is first.engine
+    assert second.small is aligned
+    assert first.small is not aligned
+    assert second.models["small"].model is aligned
+    aligned.generation_config.eos_token_id = 5
+    with pytest.raises(BildError, match="eos_token_id differ"):
+        first.with_small(aligned)
+
+
+def test_only_thresholds_that_matter_are_decoded(command, monkeypatch):
+    """Rising rollback thresholds, with every variant: the outputs of a decoding each, for less."""
+    calls = []
+    generate = BiLDModel.generate
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return generate(self, *args, **kwargs)
+
+    rollbacks = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
+    for variant in ("authors", "paper", "verified"):
+        config = EvalConfig(
+            "iwslt2017", "aligned", BiLDConfig(variant=variant), max_new_tokens=20,
+            data_file="validation.jsonl",
+        )  # fmt: skip
+        work = evaluation.prepare(config, locate(config))
+        sources = [evaluation.tokenize(work, example)[0] for example in work.data.examples]
+        row, outcomes = RollbackRow(), set()
+        for rollback in rollbacks:
+            pair = work.with_thresholds(Thresholds(0.5, rollback))
+            plain = evaluation.make_arms(pair)["bild"]
+            expected = [plain(source) for source in sources]
+            monkeypatch.setattr(BiLDModel, "generate", counted)
+            decoded = [row.arm(pair)(source) for source in sources]
+            monkeypatch.setattr(BiLDModel, "generate", generate)
+            for ours, theirs in zip(decoded, expected, strict=True):
+                assert torch.equal(ours.sequences, theirs.sequences)
+                assert ours.stats == theirs.stats
+            outcomes.add(tuple(tuple(o.sequences[0].tolist()) for o in decoded))
+        assert len(outcomes) > 2  # the thresholds do matter
+    assert len(calls) < 0.8 * 3 * len(rollbacks) * len(sources)
+
+
+# ------------------------------------------------------------------------------ shown
+
+
+def test_tables_and_picture_show_the_record(command, monkeypatch, tmp_path):
+    record = loaded(command("--record", "results/mine/small-models.json"))
+    point = {"fallback": 0.5, "rollback": 1.0, "met": True}
+    other = {"fallback": 0.8, "rollback": 3.0, "met": False}
+    figures = {"bild aligned 0.5 1": (30.0, 1.5), "bild unaligned 0.8 3": (20.0, 2.5)}
+
+    def arms(of, change):
+        known = of["vanilla"], next(v for k, v in of.items() if k.startswith("bild"))
+        return {
+            "vanilla": known[0],
+            **{k: v for k, v in of.items() if k.startswith("small")},
+            **{k: change(known[1], *f) for k, f in figures.items()},
+        }
+
+    shown = replace(
+        record,
+        chosen={
+            "unaligned": {"no loss": other, "one point": {**other, "met": True}},
+            "aligned": {"no loss": point, "one point": point},
+        },
+        quality={"bleu": arms(record.quality["bleu"], lambda of, q, _: {**of, "value": q})},
+        speed=arms(
+            record.speed,
+            lambda of, _, s: {**of, "speedup": {"value": s, "low": s - 0.1, "high": s + 0.1}},
+        ),
+        decoding=arms(record.decoding, lambda of, *_: of),
+    )
+    lines = small_models_table(shown).splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert names[2:7] == [
+        "large alone",
+        "unaligned alone",
+        "aligned alone",
+        "BiLD unaligned: nearest to no loss, one point (0.8, 3)",
+        "BiLD aligned: no loss, one point (0.5, 1)",
+    ]
+    assert "**2.50x [2.40, 2.60]**" in lines[5]
+    assert "**30.00 [" in lines[6]
+    assert "aligned against control" in small_models_table(record)
+    assert "5 validation examples" in lines[-1]
+    assert "Timed on 3 test examples" in lines[-1]
+
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- small-models: mine -->\n<!-- end -->\n")
+    monkeypatch.setattr("sys.argv", ["make_tables.py", "--readme", str(readme)])
+    script("make_tables").main()
+    assert small_models_table(record) in readme.read_text()
+
+    (picture,) = draw_folders([tmp_path / "results/mine"])
+    assert picture.name == "thresholds-mine"
+    save(picture.figure, tmp_path / "thresholds.svg", picture.title)
+    svg = (tmp_path / "thresholds.svg").read_text()
+    for label, splits in record.sweeps.items():
+        assert f"{label} (large alone" in svg
+        for p in splits["test"]:
+            assert f"{p['scores']['bleu']:.1f}" in svg
+            assert f"{p['speedup']:.2f}" in svg
