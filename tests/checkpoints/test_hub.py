@@ -88,7 +88,7 @@ def test_a_folder_of_this_repository_from_anywhere(monkeypatch, tmp_path):
 
 
 def test_repository_root_holds_the_package():
-    assert (REPOSITORY_ROOT / "bild" / "hub.py").is_file()
+    assert (REPOSITORY_ROOT / "bild" / "checkpoints" / "hub.py").is_file()
 
 
 def index(*shards):
