@@ -25,9 +25,15 @@ class Engine(Protocol):
 
     Attributes:
         model: the model.
+        name: "fast" or "transformers".
+        precision: of the weights it reads.
+        compiled: whether it runs in machine code made on this machine.
     """
 
     model: PreTrainedModel
+    name: str
+    precision: str
+    compiled: bool
 
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         """A decoder for one sequence at a time; arguments as `HuggingFaceDecoder`'s."""
@@ -39,14 +45,18 @@ class Engine(Protocol):
 class HuggingFaceEngine:
     """transformers' own forward and caches."""
 
+    name = "transformers"
+    compiled = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.precision = str(model.dtype).removeprefix("torch.")
 
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         return HuggingFaceDecoder(self.model, name, vocab_size)
 
     def __str__(self) -> str:
-        return f"transformers, {str(self.model.dtype).removeprefix('torch.')}"
+        return f"transformers, {self.precision}"
 
 
 def make_engine(

@@ -73,6 +73,8 @@ class T5Engine:
         compiled: run the decoder in machine code made on this machine (CPU only).
     """
 
+    name = "fast"
+
     def __init__(
         self, model: PreTrainedModel, precision: str | None = None, compiled: bool = False
     ) -> None:
