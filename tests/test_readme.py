@@ -22,7 +22,7 @@ import pytest
 from commands import ROOT, run_here, script
 from toy import PAIRS, save_model, save_tokenizer
 
-from bild import planted
+from bild.benchmark import planted
 from bild.benchmark.arms import arm_names
 from bild.evaluation.record import RunRecord
 from bild.training.trainer import PRESETS
@@ -47,7 +47,7 @@ KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
 
 # Started by no command here, and where else.
 ELSEWHERE = {
-    "scripts/web.py": "test_web.py",
+    "scripts/web.py": "show/test_web.py",
     "scripts/make_tables.py": "test_tables.py",
     "scripts/plot_tradeoff.py": "test_plots.py",
 }

@@ -16,8 +16,9 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
-from bild import data, hub
+from bild.checkpoints import hub
 from bild.errors import BildError
+from bild.tasks import data
 from bild.tasks.data import Example, checksum, load_examples, read_jsonl
 from bild.tasks.registry import BENCHMARKS, get
 
