@@ -43,7 +43,6 @@ LONG_FILES = {
     "bild.engines.t5": 424,
     "bild.evaluation.run": 446,
     "bild.show.plots": 541,
-    "bild.tasks.registry": 473,
     "bild.training.trainer": 640,
     "bild.tuning.search": 613,
     "bild.tuning.small_models": 452,
