@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_t5
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from bild import evaluation
 from bild.errors import BildError
+from bild.evaluation import run as evaluation
 from bild.tasks.registry import TASKS
 
 TASK = "iwslt2017"

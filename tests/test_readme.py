@@ -47,9 +47,9 @@ KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
 
 # Started by no command here, and where else.
 ELSEWHERE = {
-    "scripts/web.py": "test_web.py",
-    "scripts/make_tables.py": "test_tables.py",
-    "scripts/plot_tradeoff.py": "test_plots.py",
+    "scripts/web.py": "show/test_web.py",
+    "scripts/make_tables.py": "show/test_tables.py",
+    "scripts/plot_tradeoff.py": "show/test_plots.py",
 }
 PLAIN = ("mkdir", "head", "tail", "sed", "grep")  # run by the shell itself
 

@@ -14,13 +14,16 @@ from mirror import CALLS, PAIRS
 from toy import COSTS
 from transformers import AutoTokenizer
 
-from bild import BiLDConfig, BildError, BiLDModel, evaluation, metrics, small_models
+from bild import BiLDConfig, BildError, BiLDModel
 from bild.config import EvalConfig, GridConfig
+from bild.evaluation import run as evaluation
 from bild.evaluation.record import SmallModelsRecord
 from bild.show.plots import draw_folders, save
 from bild.show.tables import small_models_table
+from bild.tasks import metrics
 from bild.tasks.registry import TASKS, Thresholds
 from bild.tasks.sources import locate
+from bild.tuning import small_models
 from bild.tuning.small_models import GOALS, Point, RollbackRow, choose
 
 TASK = TASKS["iwslt2017"]
