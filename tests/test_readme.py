@@ -201,7 +201,7 @@ def execute(command: list[str], run) -> None:
             run(Path(file).stem, arguments)
         case ["bash", launcher, *arguments]:
             text = (ROOT / launcher).read_text()  # test_launchers.py runs them as they stand
-            task = re.search(r'scripts/run_eval\.py" (\w+) "\$@"', text)[1]
+            task = re.search(r'python\.sh" run_eval\.py (\w+) "\$@"', text)[1]
             run("run_eval", [task, *arguments])
         case ["python", "-m", "pytest", *_] | ["pre-commit", "run", *_]:
             pass  # this very run; the hooks are downloaded
