@@ -38,7 +38,7 @@ from bild.files import check_writable
 from bild.generation.pair import BiLDModel, SingleModel
 from bild.generation.stats import DecodeStats
 from bild.tasks.data import Example, LoadedData
-from bild.tasks.registry import Benchmark, Thresholds
+from bild.tasks.registry import Task, Thresholds
 from bild.tasks.sources import Sources, locate
 
 Report = Callable[[RunRecord, list[Sample], Path], None]
@@ -49,7 +49,7 @@ class Workload:
     """Everything an evaluation needs, loaded and checked."""
 
     config: EvalConfig
-    benchmark: Benchmark  # with the configuration's limits
+    task: Task  # with the configuration's limits
     data: LoadedData
     runner: BiLDModel | SingleModel  # the pair on its engine, or the large model alone
     tokenizer: PreTrainedTokenizerBase
@@ -153,20 +153,20 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
         small=smalls,
         tokenizer=ModelIdentity(**describe_tokenizer(named)),
     )
-    return Workload(config, sources.benchmark, sources.data, runner, tokenizer, models)
+    return Workload(config, sources.task, sources.data, runner, tokenizer, models)
 
 
 def item(work: Workload, example: Example) -> Item:
     """An example with its source tokens, (1, S), cut to the limit."""
-    limit = work.benchmark.max_source_tokens
-    text = work.benchmark.prefix + example.source
+    limit = work.task.max_source_tokens
+    text = work.task.prefix + example.source
     ids = work.tokenizer(text, return_tensors="pt")["input_ids"]
     truncated = ids.shape[1] > limit
     if truncated:
         ids = work.tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")[
             "input_ids"
         ]
-    case = Case(ids, work.benchmark.max_new_tokens)
+    case = Case(ids, work.task.max_new_tokens)
     return Item(example.source, example.target, case, truncated)
 
 
@@ -249,19 +249,19 @@ def record_of(
     work: Workload, arms: Sequence[Arm], samples: list[Sample], env: Environment
 ) -> RunRecord:
     """The record of a finished run that was made in the environment `env`."""
-    metric = work.benchmark.metric
+    metric = work.task.metric
     return RunRecord(
         models=work.models,
         data=describe_data(work.data, samples),
         env=env,
-        config=describe_config(work.config, work.benchmark),
+        config=describe_config(work.config, work.task),
         metric=metric,
         timing=describe_timing(work.config),
         arms=arm_figures(samples, {arm.id: arm.built for arm in arms}, [metric]),
     )
 
 
-def describe_config(config: EvalConfig, task: Benchmark) -> EvalConfig:
+def describe_config(config: EvalConfig, task: Task) -> EvalConfig:
     """The settings as they ran, without the folders of the machine they were used on."""
     found: dict[str, Any] = {name: short_path(getattr(config, name)) for name in PATHS}
     found |= {name: getattr(task, name) for name in ("max_source_tokens", "max_new_tokens")}
