@@ -57,6 +57,12 @@ class ArmSample:
     encoder_seconds: float | None
     stats: DecodeStats | None
 
+    @property
+    def did(self) -> DecodeStats:
+        """What happened, where the arm is one of ours."""
+        assert self.stats is not None
+        return self.stats
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -86,6 +92,10 @@ class Sample:
     beside: dict[str, Any] = field(default_factory=dict)
 
     BY_ARM = ("arms", "failed", "warmup_seconds")
+
+    def of(self, kind: str) -> ArmSample:
+        """What the first arm of this kind did."""
+        return next(done for arm, done in self.arms.items() if arm.kind == kind)
 
     def to_json(self) -> str:
         """A line; arms by name."""

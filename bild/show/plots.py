@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bild.errors import BildError
-from bild.evaluation.record import PublishedRuns, RunRecord, SearchRecord, SmallModelsRecord
+from bild.evaluation.record import PublishedRuns, RunRecord
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import TASKS
 

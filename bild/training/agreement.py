@@ -27,7 +27,7 @@ from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
 from bild.config import DTYPES
 from bild.errors import BildError
-from bild.evaluation.record import environment
+from bild.evaluation.environment import environment
 from bild.tasks.data import LoadedData
 from bild.training.calibration import generate_tokens, processes
 
@@ -179,7 +179,7 @@ def measure(
             for small, tally in zip(described[1:], tallies, strict=True)
             for text in TEXTS
         ],
-        "env": environment(device, dtype),
+        "env": asdict(environment(device)),
         "schema": SCHEMA,
     }
 

@@ -26,7 +26,7 @@ from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.config import DTYPES
 from bild.errors import BildError
-from bild.evaluation.record import environment
+from bild.evaluation.environment import environment
 from bild.files import is_same_work, write_atomically, write_json
 from bild.tasks.data import Example, LoadedData, checksum
 
@@ -119,7 +119,7 @@ def label(
                 Example(example.source, row["text"])
                 for example, row in zip(data.examples, rows, strict=True)
             ]
-            env = environment(state.device, getattr(torch, config.dtype))
+            env = asdict(environment(state.device))
             counts = _counts(rows, data.examples)
             write_json(
                 card,

@@ -42,7 +42,7 @@ from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizer_size
 from bild.errors import BildError
-from bild.evaluation.record import environment
+from bild.evaluation.environment import environment
 from bild.files import check_writable, is_same_work, moved_when_done, write_atomically, write_json
 from bild.tasks import metrics
 from bild.tasks.data import LoadedData
@@ -472,7 +472,7 @@ def train(
         "validation_loss": validation["eval_loss"],
         "seconds": trained.metrics["train_runtime"],
         "resumed_from_step": 0 if last is None else _step(last),
-        "env": environment(arguments.device, torch.bfloat16 if arguments.bf16 else torch.float32),
+        "env": asdict(environment(arguments.device)),
     }
     if preset.best_by is not None:
         facts[f"validation_{preset.best_by}"] = validation[f"eval_{preset.best_by}"]
