@@ -187,7 +187,7 @@ def test_two_processes_label_and_train_as_one(pair, job, tmp_path):
     assert facts["method"]["labelled"]["sha256"] == alone.train.sha256
     assert facts["train"]["sha256"] != alone.train.sha256
 
-    preset = f"from bild import training; training.PRESETS['toy'] = training.{PRESET!r}\n"
+    preset = f"from bild.training import trainer as t; t.PRESETS['toy'] = t.{PRESET!r}\n"
     (tmp_path / "align.py").write_text(
         preset + f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'align.py')!r}, "
         "run_name='__main__')\n"

@@ -10,8 +10,9 @@ from commands import run_here
 from toy import PAIRS, save_data, save_model, save_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from bild import BildError, calibration
+from bild import BildError
 from bild.tasks.data import checksum, load_file
+from bild.training import calibration
 from bild.training.calibration import LabelConfig, card_path, label
 
 CONFIG = LabelConfig(prefix="Der ", batch_size=4, chunk_size=16, max_new_tokens=9)  # 3 chunks

@@ -17,7 +17,9 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from bild import BildError, metrics, training
+from bild import BildError
+from bild.tasks import metrics
+from bild.training import trainer as training
 from bild.training.trainer import (
     PRESETS,
     TrainingJob,
