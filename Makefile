@@ -1,12 +1,20 @@
 # Each target sets up .venv itself; on a fresh machine only python3 (3.11 or later) is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+# What pip fetches and how large it is, without a line for all that is there already.
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
+	| awk '!/^Requirement already satisfied/ { print; fflush() }'
 
-.PHONY: demo web test check
+.PHONY: help demo web test lint check
 .DELETE_ON_ERROR:
 
-demo: .venv/installed  ## the shipped pair translates the shipped sentences, offline
-	PYTHON=$(BIN)/python bash run_demo.sh unaligned --max-eval-samples 100
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## the shipped pair translates 100 of the shipped sentences, offline
+	bash run_demo.sh unaligned --max-eval-samples 100
 
 web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 8000" and so on
 	$(BIN)/python scripts/web.py $(ARGS)
@@ -14,19 +22,24 @@ web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 
 test: .venv/installed-dev  ## all tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: .venv/installed-dev  ## lint, format, types, secrets, large files; then the tests
+lint: .venv/installed-dev  ## lint, format, types, secrets, large files
 	$(BIN)/pre-commit run --all-files
-	$(MAKE) test
+
+check: lint test  ## both
 
 .venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \
+	|| { echo "error: $(PYTHON) is not Python 3.11 or later; name one: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Setting up .venv, once: PyTorch, transformers and the rest of requirements.txt; some minutes and"
+	@echo "2 GB on disk, or several more where pip takes PyTorch's CUDA build (CPU build: docs/own-data.md)."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(call INSTALL,requirements.txt)
 	touch $@
 
 .venv/installed-web: .venv/installed requirements-web.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	$(call INSTALL,requirements-web.txt)
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-web.txt requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(call INSTALL,requirements-dev.txt)
 	touch $@

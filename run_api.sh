@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 set -euo pipefail
-exec "${PYTHON:-python3}" "$(dirname "$0")/scripts/run_eval.py" api "$@"
+exec "$(dirname "$0")/scripts/python.sh" run_eval.py api "$@"

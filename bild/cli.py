@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bild.config import DTYPES, BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
-from bild.tasks.registry import BENCHMARKS, MODES, get
+from bild.tasks.registry import MODES, TASKS, get
 
 if TYPE_CHECKING:
     from bild.training.config import TrainingJob
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
     """The first two arguments of every script that decodes a data set: a task and a mode."""
-    parser.add_argument("task", choices=BENCHMARKS)
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("mode", nargs="?", default="unaligned", choices=modes)
 
 
@@ -80,7 +80,7 @@ def rule_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose a pair and its thresholds, for `pair_config`; by default the shipped."""
     add = parser.add_argument
-    add("--task", default="demo", choices=BENCHMARKS, help="whose pair, prefix and limits to take")
+    add("--task", default="demo", choices=TASKS, help="whose pair, prefix and limits to take")
     add("--mode", default="unaligned", choices=MODES[1:], help="which of its small models")
     add("--fallback", type=float, help="fallback threshold (default: the task's)")
     add("--rollback", type=float, help="rollback threshold (default: the task's)")

@@ -96,7 +96,7 @@ class EvalConfig:
     """What to evaluate; None stands for the task's own setting.
 
     Attributes:
-        task: a name of `bild.tasks.registry.BENCHMARKS`.
+        task: a name of `bild.tasks.registry.TASKS`.
         mode: "vanilla" (the large model alone), "unaligned" or "aligned".
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; None for all.

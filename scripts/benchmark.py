@@ -33,7 +33,7 @@ from bild.cli import (
 from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.files import check_writable
-from bild.tasks.registry import BENCHMARKS, MODES, Thresholds, get
+from bild.tasks.registry import MODES, TASKS, Thresholds, get
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ def main() -> None:
     add("--pair", help="planted models: t5-large/t5-small or mt5-large/mt5-small")
     add("--rates", metavar="TASK", help="of a planted pair (default: cnndm)")
     add("--mode", default="unaligned", choices=MODES[1:], help="thresholds or rates of this mode")
-    add("--task", choices=BENCHMARKS, help="of a real pair (default: demo)")
+    add("--task", choices=TASKS, help="of a real pair (default: demo)")
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
     add("--samples", type=int, default=8, metavar="N", help="sources (default: 8)")

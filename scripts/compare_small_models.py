@@ -37,7 +37,7 @@ from bild.cli import (
 from bild.config import BiLDConfig, EvalConfig, GridConfig
 from bild.files import check_writable
 from bild.tasks.data import load_examples
-from bild.tasks.registry import BENCHMARKS
+from bild.tasks.registry import TASKS
 from bild.tasks.sources import locate
 
 
@@ -45,7 +45,7 @@ def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
     defaults = GridConfig()
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("task", choices=BENCHMARKS)
+    add("task", choices=TASKS)
     parser.set_defaults(mode="unaligned")
     for name in ("fallbacks", "rollbacks"):
         values = getattr(defaults, name)
@@ -69,7 +69,7 @@ def main() -> None:
     sources = locate(config)
     for model in models.values():
         resolve_model(model)
-    test = load_examples(sources.benchmark, a.max_test_samples, a.test_file)
+    test = load_examples(sources.task, a.max_test_samples, a.test_file)
 
     # Only now: these import torch and transformers, which takes seconds.
     from bild.show.tables import small_models_table

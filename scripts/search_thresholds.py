@@ -111,7 +111,7 @@ def main() -> None:
     sources = locate(config)
     check = None
     if a.check_file is not None:
-        check = load_examples(sources.benchmark, None, Path(a.check_file))
+        check = load_examples(sources.task, None, Path(a.check_file))
 
     # Only now: these import torch and transformers, which takes seconds.
     from bild.evaluation.run import prepare

@@ -1,6 +1,9 @@
-"""Settings of all tests: quiet libraries, one thread a test model, fixed random examples."""
+"""Settings of all tests: quiet libraries, one thread, fixed examples, and no skips in CI."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Generator
 
 import mirror as mirrors
 import pytest
@@ -24,6 +27,34 @@ def pytest_runtest_setup() -> None:
     Some tests leave another number behind: those that run `--threads`.
     """
     torch.set_num_threads(1)
+
+
+# What a machine may lack where CI is set; everything else that skips there is an error.
+MAY_BE_SKIPPED = ("there is a GPU", "a processor without AVX2")
+
+
+def complain_of_skip(report: pytest.CollectReport | pytest.TestReport) -> None:
+    """Turn a skip into a failure where CI is set, so that nothing is green by chance."""
+    if not report.skipped or hasattr(report, "wasxfail") or not os.environ.get("CI"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if reason.removeprefix("Skipped: ") not in MAY_BE_SKIPPED:
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} was skipped, and CI is set: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    complain_of_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    complain_of_skip(report)
+    return report
 
 
 @pytest.fixture(scope="session")

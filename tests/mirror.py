@@ -18,9 +18,9 @@ import torch
 from tiny import tiny_t5
 from transformers import AutoTokenizer, PreTrainedModel, T5Tokenizer
 
-from bild.tasks.registry import BENCHMARKS
+from bild.tasks.registry import TASKS
 
-TASKS = tuple(name for name, b in BENCHMARKS.items() if b.data is not None)
+PUBLISHED = ("iwslt2017", "wmt2014", "xsum", "cnndm", "api")
 MT5_TASKS = ("iwslt2017", "wmt2014")
 
 PAIRS = (
@@ -141,7 +141,7 @@ def tiny_pair(
     models = {}
     for name, (padding, noise) in shapes.items():
         model = tiny_t5(
-            seed=TASKS.index(task) + 11,
+            seed=PUBLISHED.index(task) + 11,
             layers=1,
             decoder_layers=2 if kind == "mt5" else 1,
             vocab=tokens,
@@ -172,7 +172,7 @@ class Mirror:
         return {"BILD_MODELS_ROOT": str(self.models), "BILD_DATA_ROOT": str(self.data)}
 
     def model(self, task: str, role: str = "large") -> Path:
-        return self.models / getattr(BENCHMARKS[task], role)
+        return self.models / getattr(TASKS[task], role)
 
 
 def build_mirror(root: Path) -> Mirror:
@@ -180,17 +180,17 @@ def build_mirror(root: Path) -> Mirror:
     mirror = Mirror(root / "models", root / "data")
     save_mt5_tokenizer(mirror.models / "google/mt5-small")
     save_t5_tokenizer(mirror.models / "google-t5/t5-small")
-    for task in TASKS:
-        benchmark = BENCHMARKS[task]
-        if benchmark.tokenizer is None:
+    for task in PUBLISHED:
+        entry = TASKS[task]
+        if entry.tokenizer is None:
             tokens = save_t5_tokenizer(mirror.model(task))
             save_t5_tokenizer(mirror.model(task, "small"))
         else:
-            tokens = len(AutoTokenizer.from_pretrained(mirror.models / benchmark.tokenizer))
+            tokens = len(AutoTokenizer.from_pretrained(mirror.models / entry.tokenizer))
         for role, model in tiny_pair(task, tokens, 0, 0).items():
-            if getattr(benchmark, role) is not None:
+            if getattr(entry, role) is not None:
                 save_checkpoint(model, mirror.model(task, role))
-        write_examples(mirror.data / task / f"{benchmark.split}.jsonl", task, gz=task == "cnndm")
+        write_examples(mirror.data / task / f"{entry.split}.jsonl", task, gz=task == "cnndm")
     return mirror
 
 
@@ -198,7 +198,7 @@ def write_examples(path: Path, task: str, gz: bool = False) -> Path:
     """A task's examples as JSON Lines."""
     path = path.with_name(path.name + ".gz") if gz else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    keys = (BENCHMARKS[task].source_key, BENCHMARKS[task].target_key)
+    keys = (TASKS[task].source_key, TASKS[task].target_key)
     lines = [
         json.dumps(dict(zip(keys, e, strict=True)), ensure_ascii=False) for e in examples(task)
     ]

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_t5
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-from bild import evaluation
 from bild.errors import BildError
-from bild.tasks.registry import BENCHMARKS
+from bild.evaluation import run as evaluation
+from bild.tasks.registry import TASKS
 
 TASK = "iwslt2017"
 SHORT = ("--max-new-tokens", 6, "--warmup", 0)
@@ -177,7 +177,7 @@ def test_a_bad_data_file_is_named_with_its_line(refuse, tmp_path, content, needl
 
 @pytest.mark.parametrize("task", [TASK, "xsum"])
 def test_an_empty_source_is_decoded_like_any_other(evaluate, tmp_path, task):
-    keys = (BENCHMARKS[task].source_key, BENCHMARKS[task].target_key)
+    keys = (TASKS[task].source_key, TASKS[task].target_key)
     rows = [dict(zip(keys, pair, strict=True)) for pair in (("", "Nothing."), ("  ", ""), PAIRS[0])]
     path = write_lines(tmp_path / "data.jsonl", *rows)
     done = evaluate(task, "unaligned", "--data-file", path).require_success()
@@ -233,10 +233,10 @@ def test_a_checkpoint_without_weights(refuse, mirror, tmp_path):
 
 def test_a_small_checkpoint_without_weights_in_the_mirror(refuse, mirror, tmp_path, monkeypatch):
     models = shutil.copytree(mirror.models, tmp_path / "models")
-    (models / BENCHMARKS[TASK].small / "model.safetensors").unlink()
+    (models / TASKS[TASK].small / "model.safetensors").unlink()
     monkeypatch.setenv("BILD_MODELS_ROOT", str(models))
     sentence = refuse(TASK, "unaligned")
-    assert BENCHMARKS[TASK].small in sentence
+    assert TASKS[TASK].small in sentence
     assert "no weights" in sentence
 
 

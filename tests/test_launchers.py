@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 from commands import ROOT, run_command, run_here, run_two_at_a_time
-from mirror import TASKS, examples
+from mirror import PUBLISHED, examples
 
 from bild.config import BiLDConfig
-from bild.tasks.registry import BENCHMARKS, MODES
+from bild.tasks.registry import MODES, TASKS
 
 SHORT = ("--max-new-tokens", "12")
 
@@ -84,8 +84,8 @@ def run_again(mirror, monkeypatch, capsys, tmp_path):
 
 
 def test_every_published_task_has_a_launcher_and_runs_in_every_mode():
-    assert sorted(COMMANDS) == sorted((task, mode) for task in TASKS for mode in MODES)
-    assert all((ROOT / f"run_{task}.sh").is_file() for task in TASKS)
+    assert sorted(COMMANDS) == sorted((task, mode) for task in PUBLISHED for mode in MODES)
+    assert all((ROOT / f"run_{task}.sh").is_file() for task in PUBLISHED)
 
 
 def test_the_results_are_under_out_in_the_working_folder(run):
@@ -111,14 +111,14 @@ def test_the_record_says_what_was_asked_for(run):
     record = done.record()
     assert (record.config["task"], record.config["mode"]) == (task, mode)
     assert record.config["max_new_tokens"] == 12
-    assert record.models["large"]["id"] == BENCHMARKS[task].large
+    assert record.models["large"]["id"] == TASKS[task].large
     assert record.data["origin"].startswith(f"$BILD_DATA_ROOT/{task}/validation.jsonl")
     if mode == "vanilla":
         assert record.config["bild"] is None
         assert set(record.models) == {"large", "tokenizer"}
         return
     role = {"unaligned": "small", "aligned": "aligned"}[mode]
-    assert record.models["small"]["id"] == getattr(BENCHMARKS[task], role)
+    assert record.models["small"]["id"] == getattr(TASKS[task], role)
     bild = BiLDConfig.from_dict(record.config["bild"])
     assert (bild.fallback_threshold, bild.rollback_threshold) == THRESHOLDS[task, mode]
 
@@ -160,7 +160,7 @@ def test_the_metric_is_that_of_the_published_table(run):
 
 def test_the_published_rows_stand_under_the_table(run):
     (task, mode), done = run
-    rows = [r for r in BENCHMARKS[task].published if r.mode == mode]
+    rows = [r for r in TASKS[task].published if r.mode == mode]
     assert rows
     for row in rows:
         assert f"{row.score:.2f} {row.metric}" in done.out

@@ -22,7 +22,7 @@ import pytest
 from commands import ROOT, run_here, script
 from toy import PAIRS, save_model, save_tokenizer
 
-from bild import planted
+from bild.benchmark import planted
 from bild.benchmark.arms import arm_names
 from bild.evaluation.record import RunRecord
 from bild.training.presets import PRESETS
@@ -47,9 +47,9 @@ KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
 
 # Started by no command here, and where else.
 ELSEWHERE = {
-    "scripts/web.py": "test_web.py",
-    "scripts/make_tables.py": "test_tables.py",
-    "scripts/plot_tradeoff.py": "test_plots.py",
+    "scripts/web.py": "show/test_web.py",
+    "scripts/make_tables.py": "show/test_tables.py",
+    "scripts/plot_tradeoff.py": "show/test_plots.py",
 }
 PLAIN = ("mkdir", "head", "tail", "sed", "grep")  # run by the shell itself
 
@@ -201,7 +201,7 @@ def execute(command: list[str], run) -> None:
             run(Path(file).stem, arguments)
         case ["bash", launcher, *arguments]:
             text = (ROOT / launcher).read_text()  # test_launchers.py runs them as they stand
-            task = re.search(r'scripts/run_eval\.py" (\w+) "\$@"', text)[1]
+            task = re.search(r'python\.sh" run_eval\.py (\w+) "\$@"', text)[1]
             run("run_eval", [task, *arguments])
         case ["python", "-m", "pytest", *_] | ["pre-commit", "run", *_]:
             pass  # this very run; the hooks are downloaded

@@ -1,10 +1,14 @@
 """The repository itself: nothing secret or oversized in it, and a README that tells the truth."""
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import complain_of_skip
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}")
@@ -44,11 +48,113 @@ def test_the_readmes_tree_names_every_wing_and_script():
         assert path.stem in tree, f"{path.name} is not in the README's tree"
 
 
+LAUNCHERS = sorted(ROOT.glob("run_*.sh"))
+
+
 def test_launchers_are_three_lines_and_executable():
-    launchers = sorted(ROOT.glob("run_*.sh"))
-    assert len(launchers) == 6
-    for launcher in launchers:
+    assert len(LAUNCHERS) == 6
+    for launcher in LAUNCHERS:
         lines = launcher.read_text().splitlines()
         assert len(lines) == 3
         assert lines[1] == "set -euo pipefail"
         assert launcher.stat().st_mode & 0o111
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout whose run_eval.py only says what it was given, started from another folder."""
+    root = tmp_path / "a checkout"
+    (root / "scripts").mkdir(parents=True)
+    for name in ("run_demo.sh", "scripts/python.sh"):
+        shutil.copy(ROOT / name, root / name)
+    (root / "scripts" / "run_eval.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    return root
+
+
+def write_python(path, name, works=True):
+    """A program that says its name and then is Python, or a Python without this project."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = f'exec "{sys.executable}" "$@"' if works else "exit 1"
+    path.write_text(f'#!/bin/sh\n[ "$1" = -P ] || echo {name}\n{run}\n')
+    path.chmod(0o755)
+
+
+def launch(checkout, **more):
+    path = f"{checkout}/path:{os.environ['PATH']}"
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), **more}
+    command = ["bash", checkout / "run_demo.sh", "unaligned", "0.6 2"]
+    return subprocess.run(
+        command, cwd=checkout.parent, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_launcher_finds_its_environment(checkout):
+    given = "['demo', 'unaligned', '0.6 2']\n"
+    write_python(checkout / "path" / "python3", "of the path")
+    assert launch(checkout).stdout == f"of the path\n{given}"
+    write_python(checkout / ".venv/bin/python", "of the checkout")
+    assert launch(checkout).stdout == f"of the checkout\n{given}"
+    assert launch(checkout, PYTHON="").stdout == f"of the checkout\n{given}"
+    write_python(checkout / "mine", "named")
+    assert launch(checkout, PYTHON="a checkout/mine").stdout == f"named\n{given}"
+
+
+@pytest.mark.parametrize("named", [{}, {"PYTHON": "nowhere/python"}], ids=["python3", "named"])
+def test_a_launcher_without_an_environment_says_what_to_do(checkout, named):
+    write_python(checkout / "path" / "python3", "of the path", works=False)
+    done = launch(checkout, **named)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {named.get('PYTHON', 'python3')} is not ")
+    assert done.stderr.count("\n") == 1
+    assert "make demo" in done.stderr
+
+
+def test_make_refuses_an_old_python_in_one_sentence(tmp_path):
+    write_python(tmp_path / "old", "old", works=False)
+    command = ["make", "-C", ROOT, "-B", f"PYTHON={tmp_path / 'old'}", ".venv/installed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"error: {tmp_path / 'old'} is not Python 3.11 or later" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_make_names_its_targets():
+    done = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
+    for target in ("demo", "web", "test", "check"):
+        assert f"make {target} " in done.stdout
+
+
+SKIPPED = """
+import pytest
+
+@pytest.mark.skipif(True, reason="not installed: a thing")
+def test_nothing():
+    pass
+
+@pytest.mark.skipif(True, reason="there is a GPU")
+def test_on_a_machine_without_a_gpu():
+    pass
+"""
+
+
+def test_in_ci_a_skipped_test_is_a_failed_one(tmp_path):
+    (tmp_path / "test_skipped.py").write_text(SKIPPED)
+    environment = {**os.environ, "CI": "true", "PYTHONPATH": f"{ROOT}/tests:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", tmp_path],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "1 skipped, 1 error in" in done.stdout
+    assert "was skipped, and CI is set: Skipped: not installed: a thing" in done.stdout
+
+
+def test_elsewhere_a_test_may_be_skipped(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    report = pytest.TestReport(
+        "a test", ("file", 1, "a test"), {}, "skipped", ("file", 1, "Skipped: no browser"), "setup"
+    )
+    complain_of_skip(report)
+    assert report.skipped
+    monkeypatch.setenv("CI", "true")
+    complain_of_skip(report)
+    assert report.failed

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bild.benchmark import costs
 from bild.benchmark.arms import Arm, Case, Kit, Models, Outcome, make_arm
-from bild.benchmark.planted import SOURCE_TOKENS, build_pair, configs, plan_outputs
+from bild.benchmark.planted import build_pair, configs, plan_outputs
 from bild.checkpoints.identity import describe_model, short_path
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
 from bild.checkpoints.vocabulary import shared_vocab_size
@@ -36,7 +36,7 @@ from bild.evaluation.record import environment, peak_memory
 from bild.files import check_writable, open_run, read_lines, write_json, write_lines
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
-from bild.tasks.registry import PublishedRow
+from bild.tasks.registry import PublishedRow, get
 from bild.tasks.sources import locate
 
 SCHEMA = 1
@@ -193,6 +193,9 @@ def _planted_lab(config: ComparisonConfig, device: torch.device, cache: Path) ->
     assert row.fallback_rate is not None
     assert row.rollback_rate is not None
     assert row.mean_length is not None
+    source_tokens = config.source_tokens
+    if source_tokens is None:
+        source_tokens = get(config.task).usual_source_tokens()
     length = max(config.lengths, default=round(row.mean_length))
     plans = plan_outputs(
         row.fallback_rate, row.rollback_rate, length, config.samples, config.bild, config.seed
@@ -201,9 +204,6 @@ def _planted_lab(config: ComparisonConfig, device: torch.device, cache: Path) ->
     ends = not config.lengths
     fallback = config.bild.fallback_threshold
     pair = build_pair(*shapes, plans, fallback, ends=ends, seed=config.seed)
-    source_tokens = config.source_tokens
-    if source_tokens is None:
-        source_tokens = SOURCE_TOKENS[config.task]
     cases = []
     for number, output in enumerate(pair.outputs):
         for wanted in config.lengths or (None,):
@@ -264,7 +264,7 @@ def _task_lab(config: ComparisonConfig, device: torch.device, cache: Path) -> La
         )
     )
     assert sources.small is not None
-    task = sources.benchmark
+    task = sources.task
     tokenizer = load_tokenizer(sources.large, sources.small, sources.tokenizer)
     large, small = (load_model(n, torch.float32, "cpu") for n in (sources.large, sources.small))
     shared_vocab_size(large, small)

@@ -55,10 +55,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 PAIRS = ("t5-large/t5-small", "mt5-large/mt5-small")
 
-# Tokens of a usual source: mean lengths of sentences (translation), of articles cut at 1024 tokens
-# (summaries) and of descriptions (api), rounded. The recorded result files do not hold them.
-SOURCE_TOKENS = {"iwslt2017": 32, "wmt2014": 32, "xsum": 512, "cnndm": 768, "api": 16}
-
 PAD, EOS = 0, 1
 FIRST_FREE_TOKEN = 3  # after padding, end of sequence and unknown
 
@@ -75,7 +71,7 @@ def recorded_rates(task: str, mode: str, thresholds: Thresholds | None = None) -
     """The row of the first reproduction that holds a task's fallback and rollback rates.
 
     Args:
-        task: a name of `bild.tasks.registry.BENCHMARKS`.
+        task: a name of `bild.tasks.registry.TASKS`.
         mode: "unaligned" or "aligned".
         thresholds: of the run; None for the first one recorded.
 

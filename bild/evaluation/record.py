@@ -172,7 +172,7 @@ class PublishedRuns(Record):
     """Runs of a task that others made, as figures (results/published/README.md).
 
     Attributes:
-        task: a name of `bild.tasks.registry.BENCHMARKS`.
+        task: a name of `bild.tasks.registry.TASKS`.
         metric: the one of its published table.
         origin: where the figures come from.
         runs: per run: mode, sweep, card, thresholds, examples, scores, seconds, speedup, rates.

@@ -30,7 +30,7 @@ from bild.generation.pair import BiLDModel, SingleModel
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
 from bild.tasks.data import Example, LoadedData
-from bild.tasks.registry import Benchmark, Thresholds
+from bild.tasks.registry import Task, Thresholds
 from bild.tasks.sources import Sources, locate
 
 EXCLUDED_FROM_TIME = ("loading", "tokenization", "detokenization", "scoring", "warm-up")
@@ -76,7 +76,7 @@ class Workload:
     """Everything an evaluation needs, loaded and checked."""
 
     config: EvalConfig
-    benchmark: Benchmark  # with the configuration's limits
+    benchmark: Task  # with the configuration's limits
     data: LoadedData
     large: PreTrainedModel
     small: PreTrainedModel | None
@@ -149,9 +149,7 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     check_tokenizer_size(tokenizer, rows)
     options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
     runner = SingleModel(large, **options) if small is None else BiLDModel(large, small, **options)
-    return Workload(
-        config, sources.benchmark, sources.data, large, small, runner, tokenizer, models
-    )
+    return Workload(config, sources.task, sources.data, large, small, runner, tokenizer, models)
 
 
 def evaluate(

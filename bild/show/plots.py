@@ -15,7 +15,7 @@ from typing import Any, Literal
 from bild.errors import BildError
 from bild.evaluation.record import PublishedRuns, RunRecord, SearchRecord, SmallModelsRecord
 from bild.tasks.metrics import METRIC_NAMES
-from bild.tasks.registry import BENCHMARKS
+from bild.tasks.registry import TASKS
 
 try:
     import matplotlib as mpl
@@ -166,7 +166,7 @@ def draw_folders(folders: Sequence[Path], sweeps_of: Sequence[str] | None = None
         runs = [RunRecord.load(p) for p in sorted(folder.glob("run*.json"))]
         searches = [SearchRecord.load(p) for p in sorted(folder.glob("search*.json"))]
         compared = [SmallModelsRecord.load(p) for p in folder.glob(SMALL_MODELS)]
-        paths = [p for p in (folder / f"{task}.json" for task in BENCHMARKS) if p.exists()]
+        paths = [p for p in (folder / f"{task}.json" for task in TASKS) if p.exists()]
         if not (runs or searches or compared or paths):
             raise BildError(
                 f"{str(folder)!r} holds neither run*.json nor search*.json; write some with "
@@ -191,7 +191,7 @@ def draw_folders(folders: Sequence[Path], sweeps_of: Sequence[str] | None = None
         if sweeps_of is None or runs_of.task in sweeps_of:
             swept = published_sweeps(runs_of, main_only=sweeps_of is not None)
             if swept:
-                name = BENCHMARKS[runs_of.task].description.split(",")[0]
+                name = TASKS[runs_of.task].description.split(",")[0]
                 title = f"Thresholds: {name}, first reproduction (frames: the paper's presets)"
                 figure = draw_sweeps(swept, title)
                 pictures.append(Picture(f"thresholds-{runs_of.task}", title, figure))
@@ -224,7 +224,7 @@ def _panel(title: str, records: Sequence[RunRecord | SearchRecord]) -> Panel:
             _add_run(series, record)
     metric, config = records[0].quality["metric"], records[0].config
     if config["data_file"] is None and config["max_samples"] is None:
-        for row in BENCHMARKS[config["task"]].published:
+        for row in TASKS[config["task"]].published:
             name = f"{row.source} {row.mode}"
             if name in series and row.metric == metric and not row.note:
                 series[name].append(Point(row.score, row.speedup))
@@ -314,7 +314,7 @@ def _measured(run: RunRecord, arm: str, label: str = "") -> Point:
 
 def published_panel(published: PublishedRuns) -> Panel:
     """The reproduction's runs of a task, on the card it ran most tasks on, and the paper's rows."""
-    task, metric = BENCHMARKS[published.task], published.metric
+    task, metric = TASKS[published.task], published.metric
     cards = {run["card"] for run in published.runs if run["mode"] == "vanilla"}
     card = CARD if CARD in cards else min(c for c in cards if c is not None)
     series: dict[str, list[Point]] = {name: [] for name in STYLES}
@@ -352,7 +352,7 @@ def published_sweeps(published: PublishedRuns, *, main_only: bool) -> list[Sweep
         known = all(run["speedup"] is not None for run in runs)
         name = mode if sweep == "main" else f"{sweep}, {mode or 'small model not named'}"
         presets = (
-            () if sweep == "early stopping" else BENCHMARKS[published.task].thresholds.get(mode, ())
+            () if sweep == "early stopping" else TASKS[published.task].thresholds.get(mode, ())
         )
         sweeps.append(
             Sweep(

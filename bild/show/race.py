@@ -103,7 +103,7 @@ class Racer:
         Raises:
             BildError: whatever cannot be found or does not fit, by name and value.
         """
-        benchmark, large, small, tokenizer_name = locate_models(config)
+        task, large, small, tokenizer_name = locate_models(config)
         if small is None:
             raise BildError("a race needs two models; choose the mode unaligned or aligned")
         tokenizer = load_tokenizer(large, small, tokenizer_name)
@@ -120,9 +120,9 @@ class Racer:
         return cls(
             pair,
             tokenizer,
-            benchmark.prefix,
-            benchmark.max_source_tokens,
-            benchmark.max_new_tokens,
+            task.prefix,
+            task.max_source_tokens,
+            task.max_new_tokens,
         )
 
     def warm_up(self, source: str) -> None:

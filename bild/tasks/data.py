@@ -1,4 +1,4 @@
-"""Examples of a benchmark: from a file, a local mirror, or the hub, always in the data's order."""
+"""Examples of a task: from a file, a local mirror, or the hub, always in the data's order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from bild.checkpoints.hub import REPOSITORY_ROOT, hub_reachable, mirror_root
 from bild.errors import BildError, first_line
-from bild.tasks.registry import Benchmark, HubData
+from bild.tasks.registry import HubData, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,20 +56,20 @@ class LoadedData:
 
 
 def load_examples(
-    benchmark: Benchmark,
+    task: Task,
     max_samples: int | None,
     data_file: Path | None = None,
     seed: int | None = None,
 ) -> LoadedData:
-    """The first examples of a benchmark.
+    """The first examples of a task.
 
     Taken from, in this order: `data_file`; `$BILD_DATA_ROOT/<name>/<split>.jsonl` or `.jsonl.gz`;
     the file that comes with this repository; the hub or its local cache.
 
     Args:
-        benchmark: the task.
+        task: where its examples are.
         max_samples: how many, at least 1; None for all.
-        data_file: JSON Lines with the benchmark's keys, plain or gzip.
+        data_file: JSON Lines with the task's keys, plain or gzip.
         seed: has no effect, since nothing is shuffled; taken so that one set of settings can be
             handed on whole.
 
@@ -84,16 +84,16 @@ def load_examples(
             f"the number of samples must be at least 1, got {max_samples!r}; leave it out for all"
         )
     revision = None
-    found = _find_file(benchmark, data_file)
+    found = _find_file(task, data_file)
     if found is not None:
         path, origin = found
-        available = read_jsonl(path, benchmark.source_key, benchmark.target_key)
-    elif benchmark.data is not None:
-        origin = benchmark.data.path
-        available, revision = _load_from_hub(benchmark.name, benchmark.data)
+        available = read_jsonl(path, task.source_key, task.target_key)
+    elif task.data is not None:
+        origin = task.data.path
+        available, revision = _load_from_hub(task.name, task.data)
     else:
         raise BildError(
-            f"the examples of {benchmark.name} are not at {benchmark.file!r} in this repository; "
+            f"the examples of {task.name} are not at {task.file!r} in this repository; "
             "give --data-file"
         )
     if max_samples is not None and max_samples > len(available):
@@ -106,7 +106,7 @@ def load_examples(
         examples=examples,
         origin=origin,
         revision=revision,
-        split=benchmark.split,
+        split=task.split,
         sha256=checksum(examples),
         available=len(available),
     )
@@ -137,18 +137,18 @@ def checksum(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _find_file(benchmark: Benchmark, data_file: Path | None) -> tuple[Path, str] | None:
+def _find_file(task: Task, data_file: Path | None) -> tuple[Path, str] | None:
     """(path, origin) of the file to read; None when the examples are on the hub."""
     if data_file is not None:
         return Path(data_file).expanduser(), str(data_file)
     root = mirror_root("BILD_DATA_ROOT")
     if root is not None:
         for suffix in (".jsonl", ".jsonl.gz"):
-            path = root / benchmark.name / f"{benchmark.split}{suffix}"
+            path = root / task.name / f"{task.split}{suffix}"
             if path.is_file():
-                return path, f"$BILD_DATA_ROOT/{benchmark.name}/{path.name}"
-    if benchmark.file is not None and (REPOSITORY_ROOT / benchmark.file).is_file():
-        return REPOSITORY_ROOT / benchmark.file, benchmark.file
+                return path, f"$BILD_DATA_ROOT/{task.name}/{path.name}"
+    if task.file is not None and (REPOSITORY_ROOT / task.file).is_file():
+        return REPOSITORY_ROOT / task.file, task.file
     return None
 
 

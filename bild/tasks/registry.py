@@ -1,13 +1,18 @@
 """The tasks as data: where the examples and the checkpoints are, and what was published.
 
-Adding a task is adding an entry to `BENCHMARKS`. Settings and scores of the five published tasks
-are those of Kim et al., "Speculative Decoding with Big Little Decoder" (NeurIPS 2023), and of its
-first reproduction (PopoDev/BiLD); both score the validation split, one example at a time, greedily.
+Adding a task is adding an entry to `TASKS`, and nothing else; what was published for it can stand
+in published.json under its name. Settings and scores of the five published tasks are those of Kim
+et al., "Speculative Decoding with Big Little Decoder" (NeurIPS 2023), and of its first reproduction
+(PopoDev/BiLD); both score the validation split, one example at a time, greedily.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from bild.errors import BildError
 
@@ -78,7 +83,7 @@ class PublishedRow:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Task:
     """A task: examples, checkpoints, limits, metric, and what was published for it.
 
     Attributes:
@@ -99,6 +104,10 @@ class Benchmark:
         split: of the data set, also the name of its file under `BILD_DATA_ROOT`.
         file: examples that come with this repository, relative to its root.
         more_metrics: metrics of the published tables besides `metric`.
+        source_tokens: tokens of a usual source, for pairs that are simulated without data: the
+            mean length of sentences (translation), of articles cut at 1024 tokens (summaries) or
+            of descriptions (api), rounded; the published result files do not hold it. None: not
+            known.
     """
 
     name: str
@@ -119,6 +128,7 @@ class Benchmark:
     split: str = "validation"
     file: str | None = None
     more_metrics: tuple[str, ...] = ()
+    source_tokens: int | None = None
 
     def small_model(self, mode: str) -> str | None:
         """The small checkpoint of a mode; None for "vanilla".
@@ -142,80 +152,47 @@ class Benchmark:
         """
         return None if self.small_model(mode) is None else self.thresholds[mode][0]
 
+    def usual_source_tokens(self) -> int:
+        """`source_tokens`.
 
-def get(name: str) -> Benchmark:
-    """The benchmark of that name.
+        Raises:
+            BildError: the entry does not say.
+        """
+        if self.source_tokens is None:
+            raise BildError(
+                f"the usual length of the sources of {self.name} is not known; give --source-tokens"
+            )
+        return self.source_tokens
+
+
+@cache
+def _published() -> dict[str, Any]:
+    """published.json: of each task its rows, and remarks for people."""
+    text = Path(__file__).with_name("published.json").read_text(encoding="utf-8")
+    tasks: dict[str, Any] = json.loads(text)
+    return tasks
+
+
+def published_rows(task: str) -> tuple[PublishedRow, ...]:
+    """What was published for a task, in the order of the tables; empty where nothing was."""
+    return tuple(PublishedRow(**row) for row in _published().get(task, {"rows": ()})["rows"])
+
+
+def get(name: str) -> Task:
+    """The task of that name.
 
     Raises:
         BildError: there is none; the known names are listed.
     """
-    if name not in BENCHMARKS:
-        raise BildError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
+    if name not in TASKS:
+        raise BildError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
+    return TASKS[name]
 
 
-T4 = "Tesla T4"
-RTX = "RTX 2080 Ti"
-OWN_SMALL = "small model trained by the reproduction, 100k steps"
-
-
-# (rollback, fallback, score, speedup) as the paper's table prints them.
-PaperRow = tuple[float, float, float, float]
-# The same and (fallback %, rollback %, mean length) from the reproduction's result files.
-ReproductionRow = tuple[float | None, float | None, float, float, float | None, float | None, float]
-
-
-def _paper(metric: str, **modes: tuple[PaperRow, ...]) -> list[PublishedRow]:
-    return [
-        PublishedRow("paper", mode, fallback, rollback, metric, score, speedup, hardware=T4)
-        for mode, rows in modes.items()
-        for rollback, fallback, score, speedup in rows
-    ]
-
-
-def _reproduction(
-    metric: str, hardware: str | None, note: str = "", **modes: tuple[ReproductionRow, ...]
-) -> list[PublishedRow]:
-    return [
-        PublishedRow(
-            source="reproduction",
-            mode=mode,
-            fallback=fallback,
-            rollback=rollback,
-            metric=metric,
-            score=score,
-            speedup=speedup,
-            fallback_rate=fallback_rate,
-            rollback_rate=rollback_rate,
-            mean_length=length,
-            hardware=hardware,
-            note=note,
-        )
-        for mode, rows in modes.items()
-        for rollback, fallback, score, speedup, fallback_rate, rollback_rate, length in rows
-    ]
-
-
-def _small_alone(metric: str, score: float, length: float) -> PublishedRow:
-    """The aligned small model without the large one: what a quality-speed plot must show."""
-    return PublishedRow(
-        "reproduction",
-        "small",
-        None,
-        None,
-        metric,
-        score,
-        None,
-        mean_length=length,
-        hardware=RTX,
-        note="aligned small model alone",
-    )
-
-
-BENCHMARKS: dict[str, Benchmark] = {
-    b.name: b
-    for b in (
-        Benchmark(
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
             name="iwslt2017",
             description="IWSLT 2017, German to English talks",
             data=HubData(
@@ -237,43 +214,10 @@ BENCHMARKS: dict[str, Benchmark] = {
                 "unaligned": (Thresholds(0.6, 2), Thresholds(0.5, 3)),
                 "aligned": (Thresholds(0.9, 3), Thresholds(0.6, 4)),
             },
-            published=(
-                *_paper(
-                    "bleu",
-                    unaligned=((2, 0.6, 40.33, 1.43), (3, 0.5, 39.44, 1.58)),
-                    aligned=((3, 0.9, 40.24, 1.62), (4, 0.6, 39.13, 1.78)),
-                ),
-                *_reproduction(
-                    "bleu",
-                    RTX,
-                    vanilla=((None, None, 40.33, 1.0, None, None, 29.1),),
-                    unaligned=(
-                        (2, 0.6, 40.33, 1.46, 16.8, 1.53, 29.1),
-                        (3, 0.5, 39.44, 1.61, 10.5, 1.34, 29.1),
-                    ),
-                    aligned=(
-                        (3, 0.9, 40.09, 1.52, 18.9, 0.65, 29.0),
-                        (4, 0.6, 39.15, 1.73, 5.9, 0.97, 28.8),
-                    ),
-                ),
-                # The same runs, timed on the card of the reproduction's other tables.
-                *_reproduction(
-                    "bleu",
-                    T4,
-                    vanilla=((None, None, 40.33, 1.0, None, None, 29.1),),
-                    unaligned=(
-                        (2, 0.6, 40.33, 1.26, 16.8, 1.53, 29.1),
-                        (3, 0.5, 39.44, 1.39, 10.5, 1.34, 29.1),
-                    ),
-                    aligned=(
-                        (3, 0.9, 40.09, 1.35, 18.9, 0.65, 29.0),
-                        (4, 0.6, 39.15, 1.54, 5.9, 0.97, 28.8),
-                    ),
-                ),
-                _small_alone("bleu", 37.42, 28.8),
-            ),
+            published=published_rows("iwslt2017"),
+            source_tokens=32,
         ),
-        Benchmark(
+        Task(
             name="wmt2014",
             description="WMT 2014, German to English news",
             data=HubData(
@@ -294,37 +238,10 @@ BENCHMARKS: dict[str, Benchmark] = {
                 "unaligned": (Thresholds(0.6, 2), Thresholds(0.5, 3)),
                 "aligned": (Thresholds(0.8, 2), Thresholds(0.6, 5)),
             },
-            published=(
-                *_paper(
-                    "bleu",
-                    unaligned=((2, 0.6, 31.28, 1.34), (3, 0.5, 30.47, 1.43)),
-                    aligned=((2, 0.8, 31.26, 1.47), (5, 0.6, 30.33, 1.70)),
-                ),
-                *_reproduction(
-                    "bleu",
-                    T4,
-                    vanilla=((None, None, 31.88, 1.0, None, None, 29.4),),
-                    unaligned=(
-                        (2, 0.6, 31.65, 1.27, 24.8, 0.94, 29.3),
-                        (3, 0.5, 30.83, 1.34, 17.3, 0.83, 29.2),
-                    ),
-                    aligned=(
-                        (2, 0.8, 31.65, 1.37, 18.1, 0.96, 29.2),
-                        (5, 0.6, 30.54, 1.65, 9.0, 0.28, 29.2),
-                    ),
-                ),
-                # The result file of the unaligned run does not hold its thresholds.
-                *_reproduction(
-                    "bleu",
-                    None,
-                    OWN_SMALL,
-                    aligned=((4, 0.4, 28.71, 1.60, 3.230, 2.327, 29.7),),
-                    unaligned=((None, None, 27.81, 1.41, 16.36, 2.359, 29.4),),
-                ),
-                _small_alone("bleu", 28.74, 29.0),
-            ),
+            published=published_rows("wmt2014"),
+            source_tokens=32,
         ),
-        Benchmark(
+        Task(
             name="xsum",
             description="XSum, one-sentence summaries of BBC articles",
             data=HubData(
@@ -342,37 +259,10 @@ BENCHMARKS: dict[str, Benchmark] = {
                 "unaligned": (Thresholds(0.5, 3), Thresholds(0.3, 5)),
                 "aligned": (Thresholds(0.6, 2), Thresholds(0.4, 5)),
             },
-            published=(
-                *_paper(
-                    "rougeL",
-                    unaligned=((3, 0.5, 35.12, 1.48), (5, 0.3, 34.02, 1.72)),
-                    aligned=((2, 0.6, 35.05, 1.50), (5, 0.4, 33.95, 1.80)),
-                ),
-                # The rates of the aligned (2, 0.6) run are those of 4,997 samples.
-                *_reproduction(
-                    "rougeL",
-                    T4,
-                    vanilla=((None, None, 35.10, 1.0, None, None, 28.2),),
-                    unaligned=(
-                        (3, 0.5, 35.12, 1.40, None, None, 27.3),
-                        (5, 0.3, 34.02, 1.54, 12.8, 3.42, 27.1),
-                    ),
-                    aligned=(
-                        (2, 0.6, 34.96, 1.41, 21.1, 5.16, 27.2),
-                        (5, 0.4, 33.96, 1.73, 8.5, 3.41, 27.1),
-                    ),
-                ),
-                *_reproduction(
-                    "rougeL",
-                    None,
-                    OWN_SMALL,
-                    aligned=((4, 0.4, 34.28, 1.62, 10.90, 4.125, 26.9),),
-                    unaligned=((4, 0.4, 34.26, 1.35, 30.43, 3.008, 27.2),),
-                ),
-                _small_alone("rougeL", 31.23, 27.2),
-            ),
+            published=published_rows("xsum"),
+            source_tokens=512,
         ),
-        Benchmark(
+        Task(
             name="cnndm",
             description="CNN/DailyMail, summaries of news articles",
             data=HubData(
@@ -393,29 +283,10 @@ BENCHMARKS: dict[str, Benchmark] = {
                 "unaligned": (Thresholds(0.4, 3), Thresholds(0.2, 6)),
                 "aligned": (Thresholds(0.3, 3), Thresholds(0.2, 6)),
             },
-            published=(
-                *_paper(
-                    "rougeLsum",
-                    unaligned=((3, 0.4, 41.44, 1.71), (6, 0.2, 40.57, 2.05)),
-                    aligned=((3, 0.3, 41.52, 1.85), (6, 0.2, 40.96, 2.12)),
-                ),
-                *_reproduction(
-                    "rougeLsum",
-                    T4,
-                    vanilla=((None, None, 41.54, 1.0, None, None, 74.8),),
-                    unaligned=(
-                        (3, 0.4, 41.44, 1.54, 8.1, 1.67, 76.1),
-                        (6, 0.2, 40.56, 1.87, 1.4, 0.59, 76.9),
-                    ),
-                    aligned=(
-                        (3, 0.3, 41.33, 1.48, 0.88, 4.54, 75.7),
-                        (6, 0.2, 40.79, 1.67, 0.16, 3.03, 77.2),
-                    ),
-                ),
-                _small_alone("rougeLsum", 40.43, 73.8),
-            ),
+            published=published_rows("cnndm"),
+            source_tokens=768,
         ),
-        Benchmark(
+        Task(
             name="api",
             description="DeepAPI, Java API sequences from descriptions",
             # "docstring", "code" is the reproduction's spelling for this data set.
@@ -435,22 +306,10 @@ BENCHMARKS: dict[str, Benchmark] = {
             tokenizer=None,
             thresholds={"unaligned": (Thresholds(0.5, 5),)},
             more_metrics=("rougeL",),
-            published=(
-                *_reproduction(
-                    "bleu",
-                    RTX,
-                    vanilla=((None, None, 20.00, 1.0, None, None, 20.8),),
-                    unaligned=((5, 0.5, 19.33, 2.06, 6.3, 0.18, 20.6),),
-                ),
-                *_reproduction(
-                    "rougeL",
-                    RTX,
-                    vanilla=((None, None, 40.83, 1.0, None, None, 20.8),),
-                    unaligned=((5, 0.5, 40.20, 2.06, 6.3, 0.18, 20.6),),
-                ),
-            ),
+            published=published_rows("api"),
+            source_tokens=16,
         ),
-        Benchmark(
+        Task(
             name="demo",
             description="the shipped pair on the shipped sentences, German to English",
             data=None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from bild.checkpoints.hub import resolve_model, resolve_tokenizer
 from bild.config import EvalConfig
 from bild.tasks.data import LoadedData, load_examples
-from bild.tasks.registry import Benchmark, get
+from bild.tasks.registry import Task, get
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Sources:
     """What an evaluation reads.
 
     Attributes:
-        benchmark: the task, with the configuration's limits.
+        task: the task, with the configuration's limits.
         data: its examples.
         large, small: checkpoints by name; no small one in mode "vanilla".
         tokenizer: its name; None for the one beside the large model.
     """
 
-    benchmark: Benchmark
+    task: Task
     data: LoadedData
     large: str
     small: str | None
@@ -38,27 +38,27 @@ def locate(config: EvalConfig) -> Sources:
     Raises:
         BildError: whatever is missing, by name, with the way out.
     """
-    benchmark, large, small, tokenizer = locate_models(config)
+    task, large, small, tokenizer = locate_models(config)
     data_file = None if config.data_file is None else Path(config.data_file)
-    data = load_examples(benchmark, config.max_samples, data_file)
-    return Sources(benchmark, data, large, small, tokenizer)
+    data = load_examples(task, config.max_samples, data_file)
+    return Sources(task, data, large, small, tokenizer)
 
 
-def locate_models(config: EvalConfig) -> tuple[Benchmark, str, str | None, str | None]:
+def locate_models(config: EvalConfig) -> tuple[Task, str, str | None, str | None]:
     """The task with the configuration's limits, and the names of large, small and tokenizer.
 
     As in `Sources`; the same errors, for the checkpoints alone.
     """
-    benchmark = get(config.task)
+    task = get(config.task)
     limits = {n: getattr(config, n) for n in ("max_source_tokens", "max_new_tokens")}
-    benchmark = replace(benchmark, **{n: v for n, v in limits.items() if v is not None})
-    small = benchmark.small_model(config.mode)
+    task = replace(task, **{n: v for n, v in limits.items() if v is not None})
+    small = task.small_model(config.mode)
     if config.small is not None and config.mode != "vanilla":
         small = config.small
-    large = benchmark.large if config.large is None else config.large
-    tokenizer = benchmark.tokenizer if config.tokenizer is None else config.tokenizer
+    large = task.large if config.large is None else config.large
+    tokenizer = task.tokenizer if config.tokenizer is None else config.tokenizer
     for name in (large, small):
         if name is not None:
             resolve_model(name)
     resolve_tokenizer(large if tokenizer is None else tokenizer)
-    return benchmark, large, small, tokenizer
+    return task, large, small, tokenizer

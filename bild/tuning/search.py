@@ -57,7 +57,7 @@ from bild.files import check_writable, sole_user, write_atomically
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
 from bild.tasks.data import LoadedData
-from bild.tasks.registry import Benchmark, Thresholds
+from bild.tasks.registry import Task, Thresholds
 
 FIRST_LOOK = 32  # examples; each later look has half as many again
 RESAMPLES = 1000  # of a bootstrap
@@ -594,9 +594,9 @@ def _costs(work: Workload, config: SearchConfig, path: Path) -> Costs:
     return Costs(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _presets(benchmark: Benchmark) -> tuple[Thresholds, ...]:
+def _presets(task: Task) -> tuple[Thresholds, ...]:
     """Thresholds known for this task, each once, in order."""
-    return tuple(dict.fromkeys(t for some in benchmark.thresholds.values() for t in some))
+    return tuple(dict.fromkeys(t for some in task.thresholds.values() for t in some))
 
 
 def _check(work: Workload, data: LoadedData, folder: Path, progress: bool) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bild import arms, cli, planted
+from bild import cli
+from bild.benchmark import arms, planted
 from bild.engines import native
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,8 @@ from tables import TableDecoder, rows
 from test_planted import RECORDED
 from tiny import tiny_bart, tiny_t5
 
-from bild import BiLDConfig, DecodeStats, costs
+from bild import BiLDConfig, DecodeStats
+from bild.benchmark import costs
 from bild.benchmark.costs import (
     DecoderSize,
     MemoryCeiling,

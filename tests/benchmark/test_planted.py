@@ -7,16 +7,16 @@ from transformers import MT5Config, T5Config
 from bild import BiLDConfig, BildError, BiLDModel, DecodeStats
 from bild.benchmark.planted import EOS, PAIRS, build_pair, configs, plan_outputs, recorded_rates
 from bild.engines import native
-from bild.tasks.registry import BENCHMARKS, Thresholds
+from bild.tasks.registry import TASKS, Thresholds
 
 CONFIG = BiLDConfig(0.4, 3.0)
 LENGTH = 30
 
 RECORDED = [
     (task, mode)
-    for task in BENCHMARKS
+    for task in TASKS
     for mode in ("unaligned", "aligned")
-    if any(r.mode == mode and r.fallback_rate is not None for r in BENCHMARKS[task].published)
+    if any(r.mode == mode and r.fallback_rate is not None for r in TASKS[task].published)
 ]
 
 ENGINES = {

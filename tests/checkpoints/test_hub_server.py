@@ -17,9 +17,9 @@ from mirror import examples, save_checkpoint, save_mt5_tokenizer, save_t5_tokeni
 
 from bild.evaluation.record import comparable
 from bild.tasks.data import Example, checksum
-from bild.tasks.registry import BENCHMARKS
+from bild.tasks.registry import TASKS
 
-IWSLT, CNNDM = BENCHMARKS["iwslt2017"], BENCHMARKS["cnndm"]
+IWSLT, CNNDM = TASKS["iwslt2017"], TASKS["cnndm"]
 
 # Python runs this first of all: connections and look-ups beyond this machine fail and are noted.
 WATCH = """
@@ -163,13 +163,13 @@ def test_ids_and_commits_are_recorded(runs, task, which):
     small = {"iwslt2017": "small", "cnndm": "aligned"}[task]
     for part, role in (("large", "large"), ("small", small)):
         model = record.models[part]
-        assert (model["id"], model["revision"]) == (getattr(BENCHMARKS[task], role), commits[role])
+        assert (model["id"], model["revision"]) == (getattr(TASKS[task], role), commits[role])
     tokenizer = record.models["tokenizer"]
     assert (tokenizer["id"], tokenizer["revision"]) == (
-        BENCHMARKS[task].tokenizer,
+        TASKS[task].tokenizer,
         commits["tokenizer"],
     )
-    assert record.data["origin"] == BENCHMARKS[task].data.path
+    assert record.data["origin"] == TASKS[task].data.path
     assert record.data["revision"] == commits["data"]
 
 
@@ -250,13 +250,13 @@ def test_an_id_that_the_hub_lacks_is_named(tmp_path, data_file):
 @pytest.mark.parametrize("task", ["iwslt2017", "cnndm"])
 def test_with_neither_mirror_nor_network_the_end_comes_at_once(tmp_path, task):
     done = evaluate(tmp_path, NOWHERE, task, "unaligned")
-    refused(done, repr(BENCHMARKS[task].large), "BILD_MODELS_ROOT", "connect to the network")
+    refused(done, repr(TASKS[task].large), "BILD_MODELS_ROOT", "connect to the network")
     assert done.seconds < 3  # the whole process
 
 
 @pytest.mark.parametrize("task", ["iwslt2017", "cnndm"])
 def test_with_models_but_neither_data_nor_network_the_end_comes_at_once(tmp_path, mirror, task):
     done = evaluate(tmp_path, NOWHERE, task, "unaligned", BILD_MODELS_ROOT=str(mirror.models))
-    refused(done, repr(BENCHMARKS[task].data.path), "BILD_DATA_ROOT", "connect to the network")
+    refused(done, repr(TASKS[task].data.path), "BILD_DATA_ROOT", "connect to the network")
     assert f"{task}/validation.jsonl" in done.err
     assert done.seconds < 3

@@ -14,10 +14,10 @@ from commands import ROOT, run_here
 from bild import BildError
 from bild.evaluation.record import PublishedRuns, SearchRecord
 from bild.show.plots import STYLES, draw_folders, published_panel, published_sweeps, save
-from bild.tasks.registry import BENCHMARKS
+from bild.tasks.registry import TASKS
 
 RESULTS = ROOT / "results"
-PUBLISHED = [name for name, b in BENCHMARKS.items() if b.published]
+PUBLISHED = [name for name, b in TASKS.items() if b.published]
 PINNED = f"matplotlib=={version('matplotlib')}" in (ROOT / "requirements.txt").read_text()
 
 
@@ -105,7 +105,7 @@ def test_published_picture_has_a_plot_a_task_and_every_kind_of_run(tmp_path):
     save(picture.figure, tmp_path / "published.svg", picture.title)
     shown = texts(tmp_path / "published.svg")
     for task in PUBLISHED:
-        assert any(text.startswith(BENCHMARKS[task].description.split(",")[0]) for text in shown)
+        assert any(text.startswith(TASKS[task].description.split(",")[0]) for text in shown)
     for source in ("paper", "reproduction"):
         assert {f"{source}, unaligned", f"{source}, aligned"} <= set(shown)
 
@@ -156,7 +156,7 @@ def test_all_published_runs_are_there():
 def test_published_runs_hold_the_rows_that_the_reproduction_printed(task):
     """Score, rates and length of every row, and its speedup as the ratio of the files' seconds."""
     runs = published(task).runs
-    for row in BENCHMARKS[task].published:
+    for row in TASKS[task].published:
         if row.source == "paper":
             continue
         like = [

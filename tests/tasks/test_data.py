@@ -16,10 +16,11 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
-from bild import data, hub
+from bild.checkpoints import hub
 from bild.errors import BildError
+from bild.tasks import data
 from bild.tasks.data import Example, checksum, load_examples, read_jsonl
-from bild.tasks.registry import BENCHMARKS, get
+from bild.tasks.registry import TASKS, get
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 NOWHERE = "http://127.0.0.1:9"
@@ -302,7 +303,7 @@ def test_unexpected_columns(tmp_path, name, row, message):
         load_examples(get(name), None)
 
 
-@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "demo"])
+@pytest.mark.parametrize("name", [n for n, task in TASKS.items() if task.data is not None])
 def test_no_mirror_no_cache_no_network(monkeypatch, tmp_path, name):
     monkeypatch.setenv("BILD_DATA_ROOT", str(tmp_path))
     start = time.perf_counter()

@@ -13,12 +13,13 @@ from mirror import PAIRS
 from oracle import Oracle
 from toy import COSTS
 
-from bild import BildError, search
+from bild import BildError
 from bild.config import SearchConfig
 from bild.evaluation.record import SearchRecord
 from bild.evaluation.run import ArmSample, SampleRecord
 from bild.generation.stats import DecodeStats
 from bild.tasks.registry import Thresholds
+from bild.tuning import search
 from bild.tuning.search import Search, grid, propose, sweep
 
 SMALL = SearchConfig(max_loss=2, fallbacks=(0.4, 0.8), rollbacks=(1, 3), budget=0.5)

@@ -14,16 +14,19 @@ from mirror import CALLS, PAIRS
 from toy import COSTS
 from transformers import AutoTokenizer
 
-from bild import BiLDConfig, BildError, BiLDModel, evaluation, metrics, small_models
+from bild import BiLDConfig, BildError, BiLDModel
 from bild.config import EvalConfig, GridConfig
+from bild.evaluation import run as evaluation
 from bild.evaluation.record import SmallModelsRecord
 from bild.show.plots import draw_folders, save
 from bild.show.tables import small_models_table
-from bild.tasks.registry import BENCHMARKS, Thresholds
+from bild.tasks import metrics
+from bild.tasks.registry import TASKS, Thresholds
 from bild.tasks.sources import locate
+from bild.tuning import small_models
 from bild.tuning.small_models import GOALS, Point, RollbackRow, choose
 
-TASK = BENCHMARKS["iwslt2017"]
+TASK = TASKS["iwslt2017"]
 SPLITS = {"validation": PAIRS[:5], "test": PAIRS[5:]}
 GRID = [(f, r) for f in (0.5, 0.8) for r in (1.0, 3.0)]
 LENGTH = 6
@@ -211,7 +214,7 @@ def test_api_is_scored_by_both_of_its_metrics(mirror, monkeypatch, capsys, tmp_p
         write(tmp_path / f"{name}.jsonl", calls, "description", "api")
     done = run_here(
         monkeypatch, capsys, "api", "--max-new-tokens", LENGTH, "--data-file", "validation.jsonl",
-        "--test-file", "test.jsonl", "--small", f"unaligned={BENCHMARKS['api'].small}",
+        "--test-file", "test.jsonl", "--small", f"unaligned={TASKS['api'].small}",
         "--fallbacks", 0.5, "--rollbacks", 2, name="compare_small_models",
     )  # fmt: skip
     record = loaded(done)

@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, asdict
 
 import pytest
+from mirror import PUBLISHED
 
 from bild.checkpoints.hub import REPOSITORY_ROOT
 from bild.errors import BildError
 from bild.tasks.metrics import METRICS
-from bild.tasks.registry import BENCHMARKS, MODES, Thresholds, get
-
-PUBLISHED = [name for name in BENCHMARKS if name != "demo"]
+from bild.tasks.registry import MODES, TASKS, Thresholds, get, published_rows
 
 
 def test_names():
-    assert list(BENCHMARKS) == ["iwslt2017", "wmt2014", "xsum", "cnndm", "api", "demo"]
-    assert all(get(name).name == name for name in BENCHMARKS)
+    assert {*PUBLISHED, "demo"} <= set(TASKS)
+    assert all(get(name).name == name for name in TASKS)
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(BildError, match=r"unknown benchmark 'iwslt'.*iwslt2017.*demo"):
+    with pytest.raises(BildError, match=r"unknown task 'iwslt'.*iwslt2017.*demo"):
         get("iwslt")
 
 
 def test_entries_are_frozen_and_json_ready():
     with pytest.raises(FrozenInstanceError):
         get("xsum").prefix = ""
-    for benchmark in BENCHMARKS.values():
-        assert json.loads(json.dumps(asdict(benchmark)))["name"] == benchmark.name
+    for task in TASKS.values():
+        assert json.loads(json.dumps(asdict(task)))["name"] == task.name
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name):
-    benchmark = get(name)
-    assert (benchmark.max_source_tokens, benchmark.max_new_tokens) == (1024, 128)
-    assert benchmark.split == "validation" == benchmark.data.split
-    checkpoints = (benchmark.large, benchmark.small, benchmark.aligned)
+    task = get(name)
+    assert (task.max_source_tokens, task.max_new_tokens) == (1024, 128)
+    assert task.split == "validation" == task.data.split
+    checkpoints = (task.large, task.small, task.aligned)
     assert len(set(checkpoints)) == 3
     assert all(id.count("/") == 1 for id in checkpoints if id is not None)
 
@@ -54,20 +56,20 @@ def test_published_settings(name):
     ],
 )
 def test_text_settings(name, prefix, metric, tokenizer, keys):
-    benchmark = get(name)
-    assert benchmark.prefix == prefix
-    assert benchmark.metric == metric
-    assert benchmark.tokenizer == tokenizer
-    assert (benchmark.source_key, benchmark.target_key) == keys
+    task = get(name)
+    assert task.prefix == prefix
+    assert task.metric == metric
+    assert task.tokenizer == tokenizer
+    assert (task.source_key, task.target_key) == keys
 
 
-@pytest.mark.parametrize("name", list(BENCHMARKS))
+@pytest.mark.parametrize("name", list(TASKS))
 def test_metrics_are_known(name):
-    benchmark = get(name)
-    assert {benchmark.metric, *benchmark.more_metrics} <= set(METRICS)
-    assert {row.metric for row in benchmark.published} <= {
-        benchmark.metric,
-        *benchmark.more_metrics,
+    task = get(name)
+    assert {task.metric, *task.more_metrics} <= set(METRICS)
+    assert {row.metric for row in task.published} <= {
+        task.metric,
+        *task.more_metrics,
     }
 
 
@@ -93,23 +95,23 @@ def test_presets(name, mode, presets):
     assert get(name).default_thresholds(mode) == Thresholds(*presets[0])
 
 
-@pytest.mark.parametrize("name", list(BENCHMARKS))
+@pytest.mark.parametrize("name", list(TASKS))
 def test_a_mode_has_presets_exactly_when_it_has_a_small_model(name):
-    benchmark = get(name)
-    two_models = {"unaligned"} | ({"aligned"} if benchmark.aligned is not None else set())
-    assert set(benchmark.thresholds) == two_models
-    assert {row.mode for row in benchmark.published} <= {*MODES, "small"}
+    task = get(name)
+    two_models = {"unaligned"} | ({"aligned"} if task.aligned is not None else set())
+    assert set(task.thresholds) == two_models
+    assert {row.mode for row in task.published} <= {*MODES, "small"}
 
 
 def test_presets_are_the_rows_of_the_published_tables():
     for name in PUBLISHED:
-        benchmark = get(name)
-        for mode, presets in benchmark.thresholds.items():
+        task = get(name)
+        for mode, presets in task.thresholds.items():
             for source in ("paper", "reproduction") if name != "api" else ("reproduction",):
                 rows = [
                     Thresholds(row.fallback, row.rollback)
-                    for row in benchmark.published
-                    if (row.source, row.mode, row.metric) == (source, mode, benchmark.metric)
+                    for row in task.published
+                    if (row.source, row.mode, row.metric) == (source, mode, task.metric)
                     and not row.note
                 ]
                 assert set(rows) == set(presets), (name, mode, source)
@@ -134,7 +136,7 @@ aligned   39.15 1.73 (4,0.6) 30.54 1.65 (5,0.6) 33.96 1.73 (5,0.4) 40.79 1.67 (6
 @pytest.mark.parametrize(("source", "table"), [("paper", PAPER), ("reproduction", REPRODUCTION)])
 @pytest.mark.parametrize("column", range(4))
 def test_published_tables(source, table, column):
-    benchmark = get(PUBLISHED[column])
+    task = get(PUBLISHED[column])
     printed = []
     for line in table.strip().splitlines():
         mode, *cells = line.split()
@@ -146,7 +148,7 @@ def test_published_tables(source, table, column):
     hardware = "RTX 2080 Ti" if (source, column) == ("reproduction", 0) else "Tesla T4"
     assert printed == [
         (row.mode, row.rollback, row.fallback, row.score, row.speedup)
-        for row in benchmark.published
+        for row in task.published
         if (row.source, row.hardware, row.note) == (source, hardware, "")
     ]
 
@@ -229,3 +231,23 @@ def test_demo_file_is_in_the_repository():
     assert demo.data is None
     assert demo.published == ()
     assert (REPOSITORY_ROOT / demo.file).is_file()
+
+
+def test_the_published_rows_are_all_of_a_task_and_say_what_they_are():
+    file = REPOSITORY_ROOT / "bild" / "tasks" / "published.json"
+    tasks = json.loads(file.read_text(encoding="utf-8"))
+    assert set(tasks) == set(PUBLISHED)
+    for name, entry in tasks.items():
+        assert set(entry) <= {"remarks", "rows"}
+        assert len(published_rows(name)) == len(entry["rows"]) == len(set(published_rows(name)))
+    assert published_rows("nobody's") == ()
+
+
+@pytest.mark.parametrize("module", ["registry", "metrics", "data"])
+def test_tasks_are_read_without_torch(module):
+    code = f"import sys, bild.tasks.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY_ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
