@@ -195,11 +195,7 @@ def _planted_lab(config: ComparisonConfig, device: torch.device, cache: Path) ->
     assert row.mean_length is not None
     source_tokens = config.source_tokens
     if source_tokens is None:
-        source_tokens = get(config.task).source_tokens
-    if source_tokens is None:
-        raise BildError(
-            f"the usual length of the sources of {config.task} is not known; give --source-tokens"
-        )
+        source_tokens = get(config.task).usual_source_tokens()
     length = max(config.lengths, default=round(row.mean_length))
     plans = plan_outputs(
         row.fallback_rate, row.rollback_rate, length, config.samples, config.bild, config.seed

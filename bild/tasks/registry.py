@@ -152,6 +152,18 @@ class Task:
         """
         return None if self.small_model(mode) is None else self.thresholds[mode][0]
 
+    def usual_source_tokens(self) -> int:
+        """`source_tokens`.
+
+        Raises:
+            BildError: the entry does not say.
+        """
+        if self.source_tokens is None:
+            raise BildError(
+                f"the usual length of the sources of {self.name} is not known; give --source-tokens"
+            )
+        return self.source_tokens
+
 
 @cache
 def _published() -> dict[str, Any]:
