@@ -17,7 +17,7 @@ from bild.files import check_writable
 from bild.tasks.registry import MODES, TASKS, get
 
 if TYPE_CHECKING:
-    from bild.training.trainer import TrainingJob
+    from bild.training.config import TrainingJob
 
 
 class Parser(argparse.ArgumentParser):
@@ -170,8 +170,14 @@ def _pair_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in PAIR_OPTIONS}
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`: mistakes of the user end with one sentence and exit code 2."""
+def run(main: Callable[[], None], *, resumes: bool = False) -> None:
+    """Run a script's `main`: mistakes of the user end with one sentence and exit code 2.
+
+    Args:
+        main: the script.
+        resumes: whether the same command, given again after it was interrupted, goes on where it
+            stopped; only then is that said.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         main()
@@ -179,7 +185,8 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        more = "; the same command goes on from here" if resumes else ""
+        print(f"\nstopped{more}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -195,7 +202,7 @@ def quiet_loading() -> None:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every script that trains; `training_job` reads them."""
     from bild.tasks.metrics import METRICS
-    from bild.training.trainer import PRESETS
+    from bild.training.presets import PRESETS
 
     add = parser.add_argument
     add(
@@ -241,10 +248,9 @@ def training_job(a: argparse.Namespace) -> TrainingJob:
     Raises:
         BildError: a value, file or folder that cannot be used.
     """
-    import torch
-
     from bild.tasks.data import load_file
-    from bild.training.trainer import PRESETS, TrainingJob
+    from bild.training.config import TrainingJob
+    from bild.training.presets import PRESETS
 
     tokenizer = a.init_from if a.tokenizer is None else a.tokenizer
     if tokenizer is None:
@@ -265,7 +271,7 @@ def training_job(a: argparse.Namespace) -> TrainingJob:
         max_length=a.max_length,
         max_source_length=a.max_source_length,
         save_steps=a.save_steps,
-        save_dtype=getattr(torch, a.save_dtype),
+        save_dtype=a.save_dtype,
         bf16=a.bf16,
         seed=a.seed,
     )

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from bild.errors import BildError
+
+UNFINISHED = ".unfinished-"  # how the names of scratch folders begin
 
 Line = TypeVar("Line")
 
@@ -105,8 +108,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def moved_when_done(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `folder`, each whole, when the block has succeeded."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as scratch:
+    """A scratch folder whose files move into `folder`, each whole, when the block has succeeded.
+
+    The caller must be the only one at work in `folder`: what a killed process has left there
+    half-written is removed.
+    """
+    for left_over in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as scratch:
         yield Path(scratch)
         for file in sorted(Path(scratch).iterdir()):
             os.replace(file, folder / file.name)
@@ -277,8 +286,7 @@ def sole_user(folder: Path, what: str) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise BildError(
-            f"another {what} is at work in {str(folder)!r}; wait for it, or choose another "
-            "folder with --output-dir"
+            f"another {what} is at work in {str(folder)!r}; wait for it, or write to another place"
         ) from None
     try:
         yield

@@ -23,6 +23,12 @@ from bild.evaluation.record import RunRecord
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9"
 
+# The scripts that go on where they were stopped, which their last line says.
+RESUMING = {
+    "align", "benchmark", "compare_small_models", "finetune", "make_calibration", "run_eval",
+    "search_thresholds",
+}  # fmt: skip
+
 # As tqdm writes it: "xsum:  50%|###  | 2/4 [00:00<00:00, 2.25example/s, ...]" and nothing after it.
 PROGRESS = r"[^|\[]*(\d+%\||\d+ examples ).*\[\d\d:\d\d[^\]]*\]"
 
@@ -56,10 +62,12 @@ class Finished:
         return RunRecord.load(self.path)
 
     def samples(self) -> list[dict[str, Any]]:
-        """The lines of samples.jsonl."""
+        """The lines of samples.jsonl, the arms by their kind."""
         text = self.path.with_name("samples.jsonl").read_text(encoding="utf-8")
         assert text.endswith("\n")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        kinds = {str(arm.id): arm.id.kind for arm in self.record().arms}
+        lines = [json.loads(line) for line in text.split("\n")[:-1]]
+        return [{**s, "arms": {kinds[n]: arm for n, arm in s["arms"].items()}} for s in lines]
 
     def outcome(self) -> list[dict[str, Any]]:
         """What must not differ between two equal runs: tokens, texts and counts of every arm."""
@@ -84,7 +92,7 @@ def run_here(monkeypatch, capsys, *arguments: object, name: str = "run_eval") ->
     capsys.readouterr()
     code = 0
     try:
-        cli.run(script(name).main)
+        cli.run(script(name).main, resumes=name in RESUMING)
     except SystemExit as end:
         code = end.code
     captured = capsys.readouterr()

@@ -42,7 +42,6 @@ LONG_FILES = {
     "bild.engines.t5": 450,
     "bild.evaluation.run": 460,
     "bild.show.plots": 541,
-    "bild.training.trainer": 660,
     "bild.tuning.search": 630,
     "bild.tuning.small_models": 470,
 }
@@ -50,7 +49,6 @@ LONG_FUNCTIONS = {
     "bild.benchmark.comparison._planted_lab": 70,
     "bild.generation.decoding.decode": 91,
     "bild.show.web.build_page": 67,
-    "bild.training.trainer.train": 110,
 }
 CIRCLES = {
     frozenset({"bild.engines.native", "bild.engines.t5"}),

@@ -25,7 +25,7 @@ from toy import PAIRS, save_model, save_tokenizer
 from bild.benchmark import planted
 from bild.benchmark.arms import arm_names
 from bild.evaluation.record import RunRecord
-from bild.training.trainer import PRESETS
+from bild.training.presets import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bild import policy
+from bild.errors import BildError
 
 
 class Draft(NamedTuple):
@@ -49,9 +50,9 @@ class Verdict(NamedTuple):
 class Decoder(ABC):
     """An encoder-decoder model with the KV cache of ONE sequence.
 
-    The cache is addressed by lengths alone: `feed` appends to it, `rollback_to` cuts it. `draft`
-    and `verify` are the two uses of `feed` that BiLD makes; an engine that can do without the
-    logits in Python overrides them.
+    A source goes in by `read`. The cache is addressed by lengths alone: `feed` appends to it,
+    `rollback_to` cuts it. `draft` and `verify` are the two uses of `feed` that BiLD makes; an
+    engine that can do without the logits in Python overrides them.
 
     Attributes:
         name: "large" or "small", for messages.
@@ -71,6 +72,29 @@ class Decoder(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Where the logits lie."""
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+    ) -> None:
+        """Start a new sequence over a source: `encode`, then `begin`.
+
+        Args:
+            input_ids: source tokens, (1, S).
+            attention_mask: (1, S), 0 for padding and anything else for tokens; None for no
+                padding.
+            encoder_outputs: of this source, where they are there already; None to run the encoder.
+
+        Raises:
+            BildError: a mask of another shape, or one that keeps no token.
+        """
+        if attention_mask is not None:
+            check_mask(attention_mask, input_ids)
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(input_ids, attention_mask)
+        self.begin(encoder_outputs, attention_mask)
 
     @abstractmethod
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
@@ -128,8 +152,30 @@ class Decoder(ABC):
             first_row: the row of the logits that scores the first drafted token; as many rows
                 as there are drafted tokens start there, or one more.
         """
+        check_ids(drafted, self.vocab_size, "scored tokens")
         rows = self.feed(pending)[first_row:]  # (T or T + 1, V)
         return judge(rows, rows, drafted)
+
+
+def check_mask(mask: Tensor, input_ids: Tensor) -> None:
+    """Refuse an attention mask that does not fit its source, or that hides all of it."""
+    if mask.shape != input_ids.shape:
+        raise BildError(
+            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
+    if not bool((mask != 0).any()):
+        raise BildError(
+            "attention_mask hides every token of the source; give at least one token, "
+            "if only the end-of-sequence token"
+        )
+
+
+def check_ids(tokens: Sequence[int], known: int, what: str) -> None:
+    """Refuse token ids that are not among the `known` first ones; `what` those are, in words."""
+    for token in tokens:
+        if not 0 <= token < known:
+            raise BildError(f"token id {token} is not one of the model's {known} {what}")
 
 
 def judge(scores: Tensor, raw: Tensor, drafted: Sequence[int]) -> Verdict:

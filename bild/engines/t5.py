@@ -232,14 +232,12 @@ class T5Encoder:
         return tables
 
     @torch.inference_mode()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(1, S) source tokens -> (S, D) states."""
+    def __call__(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+        """(S,) source tokens -> (S, D) states; `hidden` (S,) are tokens that none sees."""
         w = self.stack
-        x = w.embed(input_ids[0])  # (S, D)
+        x = w.embed(tokens)  # (S, D)
         size = len(x)
-        hidden = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            hidden = attention_mask[0].to(x.device) == 0  # (S,)
+        hidden = None if hidden is None else hidden.to(x.device)
         previous, bias = None, x
         for layer, table in zip(w.layers, self._bias(size), strict=True):
             if layer["buckets"] is not previous:
@@ -292,8 +290,22 @@ class _T5Session(Decoder):
     def device(self) -> torch.device:
         return self.engine.device
 
+    @torch.inference_mode()
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        return (self.engine.encoder(input_ids, attention_mask)[None],)
+        if attention_mask is None or bool(attention_mask.all()):
+            return (self._encode(input_ids[0], None)[None],)
+        # Positions are relative: without the padding around it a source is the same source, to the
+        # last bit. What is hidden inside it counts as distance, and stays.
+        hidden = attention_mask[0].cpu() == 0  # (S,)
+        kept = (~hidden).nonzero()[:, 0].tolist()
+        first, end = kept[0], kept[-1] + 1
+        inside = hidden[first:end] if len(kept) < end - first else None
+        states = self._encode(input_ids[0, first:end], inside)
+        return (functional.pad(states, (0, 0, first, len(hidden) - end))[None],)
+
+    def _encode(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+        """The encoder's states (S, D) of source tokens (S,), none of which sees the hidden."""
+        return self.engine.encoder(tokens, hidden)
 
     def _states(self, encoder_outputs: Any, attention_mask: Tensor | None) -> Tensor:
         """The encoder's states (S, D), without those of padding."""
@@ -342,7 +354,9 @@ class T5Decoder(_T5Session):
         if self.length:
             cache[:, :, :, : self.length] = self._cache[:, :, :, : self.length]
         self._cache = cache
-        future = torch.full((w.heads, capacity - 1), -torch.inf, device=self.device)
+        future = torch.full(
+            (w.heads, capacity - 1), -torch.inf, dtype=torch.float32, device=self.device
+        )
         self._bias = [
             torch.cat((past, future), 1).to(w.head.dtype) for past in w.position_bias(capacity)
         ]  # per layer (H, 2 P - 1)
@@ -354,7 +368,7 @@ class T5Decoder(_T5Session):
         count, start = len(tokens), self.length
         end = start + count
         self._reserve(end)
-        x = w.embed(torch.tensor(tokens))  # (T, D)
+        x = w.embed(torch.tensor(tokens, device="cpu"))  # (T, D)
         for i, layer in enumerate(w.layers):
             h = _norm(x, layer["self_norm"], w.epsilon)
             projected = functional.linear(h, self.engine.projections[i]).view(count, 3, w.heads, -1)
@@ -390,12 +404,9 @@ class NativeT5Decoder(_T5Session):
         assert engine.native is not None
         self._session = NativeSession(engine.native, vocab_size)
 
-    @torch.inference_mode()
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        if attention_mask is not None and not bool(attention_mask.all()):
-            return super().encode(input_ids, attention_mask)
+    def _encode(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
         assert self.engine.native_encoder is not None
-        return (self.engine.native_encoder.encode(input_ids[0].tolist())[None],)
+        return self.engine.native_encoder.encode(tokens.tolist(), hidden)
 
     @torch.inference_mode()
     def begin(self, encoder_outputs: Any, attention_mask: Tensor | None) -> None:

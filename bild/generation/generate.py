@@ -150,8 +150,8 @@ def bild_generate(
     attention_mask = model_kwargs.get("attention_mask")
     large = HuggingFaceDecoder(model, "large", vocab_size)
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
-    large.begin(model_kwargs["encoder_outputs"], attention_mask)
-    small.begin(small.encode(inputs_tensor, attention_mask), attention_mask)
+    large.read(inputs_tensor, attention_mask, model_kwargs["encoder_outputs"])
+    small.read(inputs_tensor, attention_mask)
     return decode_with_pair(plan, large, small, bild_config, bild_streamer, output_trace)
 
 
@@ -183,7 +183,7 @@ def greedy_generate(
     plan = make_plan(model, input_ids, logits_processor, stopping_criteria, generation_config)
     check_source(inputs_tensor)
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
-    decoder.begin(model_kwargs["encoder_outputs"], model_kwargs.get("attention_mask"))
+    decoder.read(inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs["encoder_outputs"])
     return decode_alone(plan, decoder, bild_streamer, output_trace)
 
 
@@ -271,7 +271,7 @@ def _streaming(streamer: BaseStreamer | None, prompt: Tensor) -> Callable[[list[
 
     def commit(tokens: list[int]) -> None:
         for token in tokens:
-            streamer.put(torch.tensor([token]))
+            streamer.put(torch.tensor([token], device="cpu"))
 
     return commit
 

@@ -219,7 +219,7 @@ class SingleModel:
     def begin(self, source: Tensor, attention_mask: Tensor | None) -> Decoder:
         """A decoder that has read the source, (1, S)."""
         decoder = self.engine.decoder(self.name, self.vocab_size)
-        decoder.begin(decoder.encode(source, attention_mask), attention_mask)
+        decoder.read(source, attention_mask)
         return decoder
 
     def plan(self, source: Tensor, kwargs: dict[str, Any]) -> Plan:

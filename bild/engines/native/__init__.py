@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bild.engines.base import Draft, Verdict
+from bild.engines.base import Draft, Verdict, check_ids
 from bild.errors import BildError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class _Model(ctypes.Structure):
 class _Session(ctypes.Structure):
     _fields_ = (
         *((n, _int) for n in ("capacity", "length", "source", "source_stride")),
-        *((n, _int) for n in ("cross_type", "max_tokens")),
+        *((n, _int) for n in ("cross_type",)),
         *((n, _pointer) for n in ("keys", "values", "cross_keys", "cross_values")),
         *((n, _pointer) for n in ("logits", "scratch")),
     )
@@ -169,11 +169,17 @@ class _Session(ctypes.Structure):
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     model, session = ctypes.POINTER(_Model), ctypes.POINTER(_Session)
+    library.bild_t5_layout.argtypes = (ctypes.POINTER(_int),)
+    library.bild_t5_layout.restype = None
+    layout = (_int * 6)()
+    library.bild_t5_layout(layout)
+    ours = (*map(ctypes.sizeof, (_Matrix, _Layer, _Model, _Session)), MULTIPLE, MAX_TOKENS)
+    assert layout[:] == list(ours), f"t5.cpp has {layout[:]}, Python {ours}"
     library.bild_t5_scratch_floats.argtypes = (model, session)
     library.bild_t5_scratch_floats.restype = ctypes.c_int64
     library.bild_t5_encode_floats.argtypes = (model, _int, _int)
     library.bild_t5_encode_floats.restype = ctypes.c_int64
-    library.bild_t5_encode.argtypes = (model, _pointer, _int, _int, _pointer, _pointer)
+    library.bild_t5_encode.argtypes = (model, _pointer, _int, _int, *(_pointer,) * 3)
     library.bild_t5_encode.restype = None
     library.bild_t5_begin.argtypes = (model, session, _pointer)
     library.bild_t5_begin.restype = None
@@ -252,27 +258,26 @@ class NativeStack:
             c_layer.bias = bias.data_ptr()
         return layers
 
-    def encode(self, tokens: Sequence[int]) -> Tensor:
-        """An encoder's states (S, D) of S source tokens."""
+    def encode(self, tokens: Sequence[int], hidden: Tensor | None = None) -> Tensor:
+        """An encoder's states (S, D) of S source tokens; of those `hidden` (S,) none is seen."""
         size = len(tokens)
         positions = -(-size // 128) * 128  # few different ones: their biases are kept
         struct = _Model.from_buffer_copy(self.struct)
         struct.threads = torch.get_num_threads()
         layers = self.layers_with_bias(positions)
         struct.layers = layers
-        states = torch.empty(size, self.weights.width)
-        scratch = torch.empty(self.library.bild_t5_encode_floats(struct, size, positions))
+        states = buffer(size, self.weights.width)
+        scratch = buffer(self.library.bild_t5_encode_floats(struct, size, positions))
+        mask = None if hidden is None else buffer(size).zero_().masked_fill_(hidden, -torch.inf)
         self.library.bild_t5_encode(
-            *(struct, self.ids(tokens), size, positions, states.data_ptr(), scratch.data_ptr())
+            *(struct, self.ids(tokens), size, positions),
+            *(None if mask is None else mask.data_ptr(), states.data_ptr(), scratch.data_ptr()),
         )
         return states
 
     def ids(self, tokens: Sequence[int]) -> Any:
         """Token ids as the library reads them, which does not check them itself."""
-        known = self.weights.embedding.shape[0]
-        for token in tokens:
-            if not 0 <= token < known:
-                raise BildError(f"token id {token} is not one of the model's {known} embeddings")
+        check_ids(tokens, self.weights.embedding.shape[0], "embeddings")
         return _ints(tokens)
 
     def _matrix(self, weight: Tensor, precision: str) -> _Matrix:
@@ -315,12 +320,10 @@ class NativeSession:
         # The source is read by every forward, beside the weights: in half precision with them.
         exact = model.precision == "float32"
         self._cross_type = torch.float32 if exact else torch.bfloat16
-        self._session = _Session(
-            max_tokens=MAX_TOKENS, cross_type=PRECISIONS["float32" if exact else "bfloat16"]
-        )
+        self._session = _Session(cross_type=PRECISIONS["float32" if exact else "bfloat16"])
         self._cache: tuple[Tensor, Tensor]  # per layer (H, P / 16, C, 16) and (H, P, C)
         self._row = -(-vocab_size // MULTIPLE) * MULTIPLE  # of the logits
-        self._logits = torch.empty(MAX_TOKENS, self._row)
+        self._logits = buffer(MAX_TOKENS, self._row)
         self._session.logits = self._logits.data_ptr()
 
     def begin(self, states: Tensor) -> None:
@@ -330,7 +333,7 @@ class NativeSession:
         size = len(states)
         stride = -(-size // MULTIPLE) * MULTIPLE
         shape = len(w.layers), w.heads, stride, w.head_width
-        self._cross = [torch.empty(shape, dtype=self._cross_type) for _ in range(2)]
+        self._cross = [buffer(*shape, dtype=self._cross_type) for _ in range(2)]
         self._session.source, self._session.source_stride = size, stride
         self._session.cross_keys, self._session.cross_values = (t.data_ptr() for t in self._cross)
         if self._session.capacity:
@@ -342,7 +345,7 @@ class NativeSession:
     def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
         """Logits (T, V) of `tokens`, fed after the first `length` cached ones."""
         self._move_to(length, len(tokens))
-        logits = torch.empty(len(tokens), self._row)
+        logits = buffer(len(tokens), self._row)
         self._library.bild_t5_feed(
             self._struct, self._session, self._model.ids(tokens), len(tokens), logits.data_ptr()
         )
@@ -381,12 +384,13 @@ class NativeSession:
     ) -> Verdict:
         """`Decoder.verify`, after the first `length` cached tokens."""
         self._move_to(length, len(pending))
+        check_ids(drafted, self._struct.vocabulary, "scored tokens")
         rows = len(pending) - first_row
         tokens, probabilities = (_int * rows)(), (ctypes.c_double * rows)()
         distances = (ctypes.c_double * len(drafted))()
         self._library.bild_t5_verify(
             *(self._struct, self._session, self._model.ids(pending), len(pending)),
-            *(self._model.ids(drafted), len(drafted), first_row, tokens, probabilities, distances),
+            *(_ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
         )
         return Verdict(tokens[:], probabilities[:], distances[:])
 
@@ -400,7 +404,7 @@ class NativeSession:
             return
         w = self._model.weights
         capacity = max(128, -(-2 * length // MULTIPLE) * MULTIPLE)
-        keys, values = (torch.empty(len(w.layers), w.heads, capacity, w.head_width) for _ in "kv")
+        keys, values = (buffer(len(w.layers), w.heads, capacity, w.head_width) for _ in "kv")
         if old:  # positions lie in blocks of 16, those of keys too
             keys[:, :, :old], values[:, :, :old] = self._cache
         self._cache = keys, values
@@ -412,8 +416,18 @@ class NativeSession:
 
     def _allocate_scratch(self) -> None:
         floats = self._library.bild_t5_scratch_floats(self._struct, self._session)
-        self._scratch = torch.empty(floats)
+        self._scratch = buffer(floats)
         self._session.scratch = self._scratch.data_ptr()
+
+
+def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for the library to read and write.
+
+    All of it is made here: `torch.empty` alone follows the process's default dtype and device,
+    which another thread may change at any time (transformers does while it loads a model), and
+    the library would then run past the end of what it was given.
+    """
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _ints(values: Collection[int]) -> Any:

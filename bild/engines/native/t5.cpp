@@ -27,7 +27,7 @@
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kMaxTokens = 64;  // of one forward
+constexpr int kMaxTokens = 16;  // of one forward; longer feeds go in pieces
 constexpr int kTogether = 12;   // tokens that one pass over weights serves
 constexpr int kQueries = 4;     // that one pass over keys and values serves
 constexpr int kAhead = 4096;    // bytes to prefetch ahead in each group of rows
@@ -156,10 +156,9 @@ struct Session {
   int32_t length;                         // tokens cached
   int32_t source, source_stride;          // S, and S rounded up to a multiple of 16
   int32_t cross_type;                     // of what is cached of the source: float32 or bfloat16
-  int32_t max_tokens;                     // T at most; longer feeds go in pieces
   float *keys, *values;                   // per layer (H, P / 16, C, 16) and (H, P, C)
   char *cross_keys, *cross_values;        // the same of the source, with source_stride for P
-  float* logits;                          // (max_tokens, V rounded up to 16)
+  float* logits;                          // (kMaxTokens, V rounded up to 16)
   float* scratch;                         // bild_t5_scratch_floats() of them
 };
 }
@@ -354,6 +353,7 @@ void panels(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* 
 template <int type>
 void product(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
              int64_t out_stride, bool add) {
+  if (x.tokens <= 0) return;
   const int passes = (x.tokens + kTogether - 1) / kTogether;
   const int tokens = (x.tokens + passes - 1) / passes;
   const auto with = tokens == 1   ? panels<type, 8, 1>
@@ -413,12 +413,12 @@ float soften(float* scores, int count, int end) {
 
 // What the queries of one head see: keys (P / 16, C, 16) and values (P, C) of the first `count`
 // positions, and each query one more than the one before it if `causal`. The first query's biases
-// by position, the second's are one earlier, and so on; or none.
+// by position, the second's are one earlier, and so on; or none. `mask` is added to all scores.
 struct View {
   const char *keys, *values;
   int count;
   bool causal;
-  const float* bias;
+  const float *bias, *mask;
 };
 
 // Queries (T, stride) of one head, Q at a time, then fewer -> out (T, stride).
@@ -447,6 +447,8 @@ void attend(const float* queries, int T, int64_t stride, View view, int C, float
       const int count = view.count + (view.causal ? q : 0);
       if (view.bias != nullptr)
         for (int j = 0; j < count; ++j) row[j] += view.bias[j - q];
+      if (view.mask != nullptr)
+        for (int j = 0; j < count; ++j) row[j] += view.mask[j];
       scales[q] = soften(row, count, end);
     }
     for (int c = 0; c < C; c += kLanes) {
@@ -588,8 +590,9 @@ struct Worker : Thread {
   }
 
   // A thread makes the queries, keys and values of its own heads, so that it need not wait for the
-  // others before it attends. The tokens stand at `start` and after it.
-  void self_attention(const Layer& layer, const Cache& cache, int start, bool causal) const {
+  // others before it attends. The tokens stand at `start` and after it. `mask` is (T), 0 or -inf.
+  void self_attention(const Layer& layer, const Cache& cache, int start, bool causal,
+                      const float* mask = nullptr) const {
     const Input input = normalized(layer.self_norm);
     const int64_t P = cache.positions, biases = causal ? P : 2 * P - 1;
     product(layer.q, h0 * C, h1 * C, input, query, HC);
@@ -603,7 +606,8 @@ struct Worker : Thread {
       for (int64_t t = 0; t < T; ++t)
         std::memcpy(values + (start + t) * C, context + t * HC + h * C, 4 * C);
       const View view = {reinterpret_cast<const char*>(keys), reinterpret_cast<char*>(values),
-                         start + (causal ? 1 : T), causal, layer.bias + h * biases + P - 1 - start};
+                         start + (causal ? 1 : T), causal, layer.bias + h * biases + P - 1 - start,
+                         mask};
       attend<kFloat32>(query + h * C, T, HC, view, C, scores, positions, context + h * C);
     }
     add(layer.o, context);
@@ -616,8 +620,8 @@ struct Worker : Thread {
     const auto over = s.cross_type == kFloat32 ? attend<kFloat32> : attend<kBFloat16>;
     const int64_t head = int64_t(s.source_stride) * C * size_of(s.cross_type);
     for (int64_t h = h0; h < h1; ++h)
-      over(query + h * C, T, HC, {keys + h * head, values + h * head, s.source, false, nullptr}, C,
-           scores, positions, context + h * C);
+      over(query + h * C, T, HC, {keys + h * head, values + h * head, s.source, false, nullptr, nullptr},
+           C, scores, positions, context + h * C);
     add(layer.cross_o, context);
   }
 
@@ -643,7 +647,7 @@ struct Scratch {
   int64_t positions, floats;
 
   Scratch(const Model& m, const Session& s) {
-    const int64_t T = s.max_tokens;
+    const int64_t T = kMaxTokens;
     positions = std::max(s.capacity, s.source_stride);
     x = s.scratch;
     parts = reinterpret_cast<Best*>(x + T * m.width);
@@ -652,7 +656,7 @@ struct Scratch {
   }
 };
 
-// Feeds T <= max_tokens tokens. Rows first_row.. of the logits are made, (T - first_row, V rounded
+// Feeds T <= kMaxTokens tokens. Rows first_row.. of the logits are made, (T - first_row, V rounded
 // up), and for each of them the best token.
 void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first_row,
              float* logits, Best* best) {
@@ -693,12 +697,12 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
         sums += exp_negative(load<Floats>(row + v) - part.logit);
       for (; v < v1; ++v) part.sum += std::exp(row[v] - part.logit);
       part.sum += sum(sums);
-      scratch.parts[worker.index * s.max_tokens + r] = part;
+      scratch.parts[worker.index * kMaxTokens + r] = part;
     }
 #pragma omp barrier
 #pragma omp single
     for (int r = 0; r < rows; ++r) {
-      const auto part = [&](int i) { return scratch.parts[i * s.max_tokens + r]; };
+      const auto part = [&](int i) { return scratch.parts[i * kMaxTokens + r]; };
       Best b = part(0);
       for (int i = 1; i < worker.count; ++i)
         if (part(i).logit > b.logit) b = part(i);
@@ -753,8 +757,9 @@ int64_t encode_floats(const Model& m, int64_t S, int64_t P) {
   return 2 * int64_t(m.heads) * m.head_width * P + Worker::floats(m, S, P);
 }
 
-// The encoder: tokens (S) -> states (S, D). Biases are (H, 2 P - 1), P >= S.
-void encode(const Model& m, const int32_t* tokens, int S, int64_t P, float* x, float* scratch) {
+// The encoder: tokens (S) -> states (S, D). Biases are (H, 2 P - 1), P >= S; the mask is (S) or none.
+void encode(const Model& m, const int32_t* tokens, int S, int64_t P, const float* mask, float* x,
+            float* scratch) {
   const int64_t size = int64_t(m.heads) * m.head_width * P;
   const Cache cache = {scratch, scratch + size, P};
 #pragma omp parallel num_threads(m.threads)
@@ -762,7 +767,7 @@ void encode(const Model& m, const int32_t* tokens, int S, int64_t P, float* x, f
     const Worker worker(m, S, x, P, scratch + 2 * size);
     worker.embed(tokens);
     for (int l = 0; l < m.layer_count; ++l) {
-      worker.self_attention(m.layers[l], cache, 0, false);
+      worker.self_attention(m.layers[l], cache, 0, false, mask);
       worker.feed_forward(m.layers[l]);
     }
     int64_t t0, t1;
@@ -779,14 +784,22 @@ double probability(const Best& b) { return 1.0 / b.sum; }
 
 extern "C" {
 
+// What the caller has to know the same: sizes of the structures above, and two limits.
+void bild_t5_layout(int32_t* layout) {
+  const int32_t sizes[] = {sizeof(Matrix),  sizeof(Layer), sizeof(Model),
+                           sizeof(Session), kLanes,        kMaxTokens};
+  std::memcpy(layout, sizes, sizeof sizes);
+}
+
 int64_t bild_t5_encode_floats(const Model* m, int32_t source, int32_t positions) {
   return encode_floats(*m, source, positions);
 }
 
-// The encoder's states (S, D) of S tokens; `positions` is P of its biases.
+// The encoder's states (S, D) of S tokens; `positions` is P of its biases. `mask` is (S), 0 for
+// tokens and -inf for padding, or null.
 void bild_t5_encode(const Model* m, const int32_t* tokens, int32_t source, int32_t positions,
-                    float* states, float* scratch) {
-  encode(*m, tokens, source, positions, states, scratch);
+                    const float* mask, float* states, float* scratch) {
+  if (source > 0) encode(*m, tokens, source, positions, mask, states, scratch);
 }
 
 int64_t bild_t5_scratch_floats(const Model* m, const Session* s) {
@@ -795,15 +808,15 @@ int64_t bild_t5_scratch_floats(const Model* m, const Session* s) {
 
 // Starts a sequence over the encoder's states (S, D).
 void bild_t5_begin(const Model* m, Session* s, const float* states) {
-  begin(*m, *s, states);
+  if (s->source > 0) begin(*m, *s, states);
   s->length = 0;
 }
 
 // Feeds `count` tokens; their logits go to `logits`, (count, V rounded up to 16).
 void bild_t5_feed(const Model* m, Session* s, const int32_t* tokens, int32_t count, float* logits) {
   Best best[kMaxTokens];
-  for (int32_t i = 0; i < count; i += s->max_tokens)
-    forward(*m, *s, tokens + i, std::min(s->max_tokens, count - i), 0,
+  for (int32_t i = 0; i < count; i += kMaxTokens)
+    forward(*m, *s, tokens + i, std::min(kMaxTokens, count - i), 0,
             logits + i * rounded_up(m->vocabulary), best);
 }
 
@@ -815,10 +828,11 @@ int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_
                       int32_t limit, double threshold, const int32_t* eos, int32_t eos_count,
                       int32_t* written, double* probabilities, int32_t* written_count) {
   *written_count = 0;
+  if (count <= 0) return 0;
   for (int32_t i = 0; i < limit; ++i) {
     Best best = {};
     for (int32_t at = 0, T; at < count; at += T) {
-      T = std::min(s->max_tokens, count - at);
+      T = std::min(kMaxTokens, count - at);
       forward(*m, *s, pending + at, T, T - 1, s->logits, &best);
     }
     probabilities[i] = probability(best);
@@ -839,7 +853,7 @@ void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t 
                     int32_t* tokens, double* probabilities, double* distances) {
   Best best[kMaxTokens];
   for (int32_t at = 0, T; at < count; at += T) {
-    T = std::min(s->max_tokens, count - at);
+    T = std::min(kMaxTokens, count - at);
     const int32_t first = std::min(std::max(first_row - at, 0), T - 1);
     forward(*m, *s, pending + at, T, first, s->logits, best);
     for (int32_t r = std::max(first_row, at + first); r < at + T; ++r) {
