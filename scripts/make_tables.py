@@ -34,9 +34,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     a = parser.parse_args()
 
-    from bild.evaluation.record import RunRecord, SmallModelsRecord
+    from bild.evaluation.record import RunRecord
     from bild.show.speed_tables import speed_summary
     from bild.show.tables import agreement_table, results_table, small_models_table
+    from bild.tuning.record import SmallModelsRecord
 
     def there(path: Path) -> Path:
         if not path.is_file():

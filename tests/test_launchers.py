@@ -126,7 +126,7 @@ def test_the_sample_limit_holds_in_every_mode(run):
     (task, mode), done = run
     expected = SAMPLES.get((task, mode), 4)
     data = done.record().data
-    assert (data["samples"], data["available"]) == (expected, 4)
+    assert (data.samples, data.available) == (expected, 4)
     found = [(s["index"], s["source"], s["reference"]) for s in done.samples()]
     assert found == [(i, *pair) for i, pair in enumerate(examples(task)[:expected])]
 

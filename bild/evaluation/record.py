@@ -131,18 +131,27 @@ class Speed:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a pair did, per 100 generated tokens; drafted tokens kept per verification."""
+    """What a pair did, per 100 generated tokens.
+
+    Attributes:
+        fallback_rate, rollback_rate, large_forward_rate: as of `DecodeStats`.
+        mean_accepted_length: drafted tokens kept per verification; None where there was none.
+    """
 
     fallback_rate: float
     rollback_rate: float
     large_forward_rate: float
-    mean_accepted_length: float
+    mean_accepted_length: float | None
 
     @classmethod
     def of(cls, stats: DecodeStats) -> Rates:
         """The rates that counts make."""
-        names = cls.__dataclass_fields__
-        return cls(**{name: getattr(stats, name) for name in names})
+        return cls(
+            stats.fallback_rate,
+            stats.rollback_rate,
+            stats.large_forward_rate,
+            stats.mean_accepted_length if stats.verifications else None,
+        )
 
 
 @dataclass(frozen=True)
