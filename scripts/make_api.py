@@ -20,7 +20,7 @@ from bild.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """# The public names
 
-Written by `python scripts/make_api.py` from the docstrings; `from bild import ...` gives all of these.
+Written by `python scripts/make_api.py` from the docstrings; `from bild import` gives all of them.
 
 """
 LAYOUT = {
