@@ -1,4 +1,4 @@
-"""A race of the pair against the large model alone, and how it is shown, on a console and a page."""
+"""A race of the pair against the large model alone, and how it is shown: console, page."""
 
 from __future__ import annotations
 
