@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, get_args
 
 from bild.config import BiLDConfig, Variant
 from bild.errors import BildError
+from bild.show.html import race_css, race_html
 from bild.show.race import Race, Racer, Runner
-from bild.show.rendering import race_css, race_html
 
 if TYPE_CHECKING:
     import gradio
