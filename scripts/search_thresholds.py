@@ -38,6 +38,7 @@ from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.tasks.data import load_examples
+from bild.tasks.registry import get
 from bild.tasks.sources import locate
 from bild.tuning.record import TriedPair
 
@@ -93,7 +94,10 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
 
 def launch_command(a: Namespace, pair: TriedPair) -> str:
     """The command that decodes with a pair of thresholds as it was searched for."""
-    usual = {**asdict(BiLDConfig()), "dtype": "float32", "device": "auto", "engine": "auto"}
+    usual = {
+        **asdict(BiLDConfig(variant=get(a.task).variant)),
+        **{"dtype": "float32", "device": "auto", "engine": "auto"},
+    }
     command = ["bash", f"run_{a.task}.sh", a.mode]
     command += [f"{pair.fallback:g}", f"{pair.rollback:g}"]
     for name in PAIR_FLAGS:

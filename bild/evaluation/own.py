@@ -10,12 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bild.config import BiLDConfig, Writer
+from bild.config import BiLDConfig
 from bild.engines import Engine
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, Case, Outcome, limits
 from bild.evaluation.timing import timed
 from bild.generation.generate import BiLDOutput
 from bild.generation.pair import BiLDModel, SingleModel
+from bild.policy import Writer
 from bild.tasks.registry import Thresholds
 
 

@@ -240,10 +240,9 @@ def _add_run(series: dict[str, list[Point]], run: RunRecord) -> None:
     if not series["small"] and small is not None:
         series["small"].append(_measured(small, run.metric))
     if pair is not None and bild is not None:
-        fallback, rollback = bild.fallback_threshold, bild.rollback_threshold
-        lossless = fallback > 1 or (bild.variant == "verified" and rollback == 0)
-        series["lossless" if lossless else run.config.mode].append(
-            _measured(pair, run.metric, f"{fallback:g}, {rollback:g}")
+        label = f"{bild.fallback_threshold:g}, {bild.rollback_threshold:g}"
+        series["lossless" if bild.is_lossless else run.config.mode].append(
+            _measured(pair, run.metric, label)
         )
 
 

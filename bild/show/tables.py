@@ -20,6 +20,7 @@ from bild.evaluation.record import (
     arm_of,
     comparable,
 )
+from bild.policy import PUBLISHED, RULES
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import PublishedRow, Thresholds, get
 from bild.tuning.record import SearchRecord, SmallModelsRecord
@@ -169,7 +170,8 @@ def _sizes(large: ModelIdentity, small: ModelIdentity | None) -> str:
 def _name(record: RunRecord) -> str:
     asked = record.config.bild
     assert asked is not None
-    rules = "" if asked.variant == "authors" else f", {asked.variant} rules"
+    published = asked.acceptance_rule == RULES[PUBLISHED](asked.rollback_threshold)
+    rules = "" if published else f", {asked.variant} rules"
     thresholds = f"{asked.fallback_threshold:g}, {asked.rollback_threshold:g}"
     return f"BiLD {record.config.mode} ({thresholds}){rules}"
 

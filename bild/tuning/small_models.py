@@ -26,7 +26,7 @@ from statistics import median_low
 import torch
 from tqdm.auto import tqdm
 
-from bild.config import EvalConfig, GridConfig
+from bild.config import BiLDConfig, EvalConfig, GridConfig
 from bild.errors import BildError
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, Case, Outcome
 from bild.evaluation.environment import environment, peak_memory
@@ -73,9 +73,8 @@ def choose(points: Sequence[GridPoint], allowed: float) -> tuple[GridPoint, bool
 class RollbackRow:
     """Decodes with one fallback threshold and rising rollback thresholds, where these matter.
 
-    The rollback test asks of each distance whether it exceeds the threshold (`bild.policy`). Any
-    threshold from the one decoded with up to the smallest distance that exceeded it gets the same
-    answers, so the same output: on Tatoeba three outputs in four, over rollbacks of 1, 2, 3 and 5.
+    The rules say up to which threshold an output stays the same (`AcceptanceRule.same_below`): on
+    Tatoeba that spares three outputs in four, over rollbacks of 1, 2, 3 and 5.
     """
 
     def __init__(self) -> None:
@@ -85,7 +84,7 @@ class RollbackRow:
         """The pair's arm with the workload's thresholds, whose rollback is at least the last."""
         assert work.config.bild is not None
         own = OwnArm(BILD, work.runner, work.config.bild)
-        return RollbackArm(own, work.config.bild.rollback_threshold, self._known)
+        return RollbackArm(own, work.config.bild, self._known)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class RollbackArm:
     """A pair that decodes where its rollback threshold matters; its seconds mean nothing."""
 
     own: OwnArm
-    rollback: float
+    bild: BiLDConfig
     known: dict[tuple[int, ...], tuple[float, Outcome]]
 
     @property
@@ -106,14 +105,14 @@ class RollbackArm:
 
     def run(self, case: Case) -> Outcome:
         source = tuple(case.input_ids[0].tolist())
-        if source not in self.known or self.rollback >= self.known[source][0]:
+        if source not in self.known or self.bild.rollback_threshold >= self.known[source][0]:
             ids = case.input_ids.to(self.own.engine.model.device)
             options = {"max_new_tokens": case.max_new_tokens, "output_trace": True}
             output = self.own.decoder(ids, torch.ones_like(ids), **options)()
             assert output.trace is not None
             assert output.sequences is not None
-            distances = (t.distance for t in output.trace.tokens if t.distance is not None)
-            limit = min((d for d in distances if d > self.rollback), default=math.inf)
+            distances = [t.distance for t in output.trace.tokens if t.distance is not None]
+            limit = self.bild.acceptance_rule.same_below(distances)
             tokens = output.sequences[0, 1:].tolist()
             # No seconds: most outputs are looked up.
             self.known[source] = limit, Outcome(tokens, math.nan, None, output.stats)
