@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from bild.config import BiLDConfig, Variant
+from bild.config import BiLDConfig
 from bild.errors import BildError
+from bild.policy import RULES
 from bild.show.html import race_html
 from bild.show.race import Race, Racer, Runner
 from bild.show.serving import import_gradio
@@ -32,11 +33,11 @@ CSS = """
 .gradio-container .html-container { padding: 0 !important; }
 #variant .wrap { flex-direction: column; align-items: stretch; }
 """
-# What the page says of each set of rules.
-RULES = {
-    "authors": "authors: as the published code; a drafted end of the text is believed",
-    "paper": "paper: as the paper's algorithm; the small model goes on right after a correction",
-    "verified": "verified: as paper, and the large model also checks the end of the text",
+# What the page says of sets of rules.
+EXPLAINED = {
+    "verified": "the large model checks every drafted token before the text may end",
+    "paper": "as the paper's algorithm; a drafted end of the text is believed",
+    "authors": "as the published code; of a draft only the first doubtful token is looked at",
 }
 NOTHING: Frame = ("", "", "", "", "")
 CLEAR = '() => ["", "", "", "", ""]'  # the same, in the browser
@@ -85,7 +86,7 @@ def build_page(
 def racing(racer: Racer, config: BiLDConfig) -> Callable[..., Iterator[Frame]]:
     """What happens when a race is asked for: a function of what stands in the page's controls."""
 
-    def race(source: str, fallback: float, rollback: float, variant: Variant) -> Iterator[Frame]:
+    def race(source: str, fallback: float, rollback: float, variant: str) -> Iterator[Frame]:
         yield NOTHING  # what stood there is of another race
         shown = 0.0
         try:
@@ -140,13 +141,17 @@ def _inputs(gr: ModuleType, config: BiLDConfig, examples: Sequence[str]) -> list
             info="The large model takes back what is farther off, in nats.",
         )
     variant = gr.Radio(
-        [(RULES[name], name) for name in get_args(Variant)],
+        [(_explained(name), name) for name in sorted(RULES, key=[*EXPLAINED, *RULES].index)],
         value=config.variant,
         label="Variant",
         info="Which rules decide the details.",
         elem_id="variant",
     )
     return [source, fallback, rollback, variant]
+
+
+def _explained(name: str) -> str:
+    return f"{name}: {EXPLAINED[name]}" if name in EXPLAINED else name
 
 
 def _outputs(gr: ModuleType) -> list[Any]:

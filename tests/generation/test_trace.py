@@ -41,14 +41,14 @@ def fates(trace):
 class Engine(TableDecoder):
     """Drafts and judges without handing out logits, as a compiled decoder would."""
 
-    def draft(self, pending, limit, threshold, eos_token_ids=()):
+    def draft(self, pending, limit, rule, eos_token_ids=()):
         tokens, probabilities = [], []
         self.cached += pending
         while len(tokens) < limit:
             p = self.rows[len(self.cached) - 1].softmax(-1)
             token = int(p.argmax())
             probabilities.append(float(p[token]))
-            if probabilities[-1] < threshold:
+            if rule.should_stop(probabilities[-1]):
                 return self._end(Draft(tokens, probabilities, token), pending)
             tokens.append(token)
             if token in eos_token_ids or len(tokens) == limit:

@@ -199,7 +199,7 @@ def test_the_script_prints_it_and_writes_page_and_picture(monkeypatch, capsys, t
         "--rollback", 0.5, name="show_trace",
     )  # fmt: skip
     done.require_success()
-    for words in (SENTENCE, "large alone", "BiLD, small", "fallback 0.4, rollback 0.5"):
+    for words in (SENTENCE, "large alone", "BiLD, small", "fallback 0.6, rollback 0.5"):
         assert words in done.out
     for mark in ("s .", "L .", "x .", "? ."):
         assert mark in done.out, "a mark that is nowhere printed"
