@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bild.config import DTYPES, BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
+from bild.policy import RULES
 from bild.tasks.registry import MODES, TASKS, get
 
 if TYPE_CHECKING:
-    from bild.training.trainer import TrainingJob
+    from bild.training.config import TrainingJob
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,7 +75,13 @@ def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def rule_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The `BiLDConfig` fields that the flags set: all but the thresholds."""
-    return {name: getattr(arguments, name) for name in ("num_small_iters", "variant", "start")}
+    options = {name: getattr(arguments, name) for name in ("num_small_iters", "start")}
+    return {**options, "variant": chosen_variant(arguments.variant, arguments.task)}
+
+
+def chosen_variant(given: str | None, task: str) -> str:
+    """The rules that --variant names; without it the task's own."""
+    return get(task).variant if given is None else given
 
 
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +115,7 @@ PAIR_OPTIONS = (
 def add_model_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
     """The flags of every script that decodes with a pair: its models, rules and device."""
     add = parser.add_argument
-    add("--variant", default=BiLDConfig().variant, help="authors, paper or verified")
+    add("--variant", help=f"rules: {', '.join(RULES)} (default: the task's)")
     add("--large", help="folder or hub id of the large model")
     if several_small:
         add(
@@ -177,8 +184,14 @@ def check_record(path: Path | None) -> None:
             raise BildError(f"--record {str(path)!r} is a folder; name a file")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`: mistakes of the user end with one sentence and exit code 2."""
+def run(main: Callable[[], None], *, resumes: bool = False) -> None:
+    """Run a script's `main`: mistakes of the user end with one sentence and exit code 2.
+
+    Args:
+        main: the script.
+        resumes: whether the same command, given again after it was interrupted, goes on where it
+            stopped; only then is that said.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         main()
@@ -186,7 +199,8 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        more = "; the same command goes on from here" if resumes else ""
+        print(f"\nstopped{more}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -202,7 +216,7 @@ def quiet_loading() -> None:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every script that trains; `training_job` reads them."""
     from bild.tasks.metrics import METRICS
-    from bild.training.trainer import PRESETS
+    from bild.training.presets import PRESETS
 
     add = parser.add_argument
     add(
@@ -248,10 +262,9 @@ def training_job(a: argparse.Namespace) -> TrainingJob:
     Raises:
         BildError: a value, file or folder that cannot be used.
     """
-    import torch
-
     from bild.tasks.data import load_file
-    from bild.training.trainer import PRESETS, TrainingJob
+    from bild.training.config import TrainingJob
+    from bild.training.presets import PRESETS
 
     tokenizer = a.init_from if a.tokenizer is None else a.tokenizer
     if tokenizer is None:
@@ -272,7 +285,7 @@ def training_job(a: argparse.Namespace) -> TrainingJob:
         max_length=a.max_length,
         max_source_length=a.max_source_length,
         save_steps=a.save_steps,
-        save_dtype=getattr(torch, a.save_dtype),
+        save_dtype=a.save_dtype,
         bf16=a.bf16,
         seed=a.seed,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any, Protocol, TypeVar
 from filelock import FileLock, Timeout
 
 from bild.errors import BildError
+
+UNFINISHED = ".unfinished-"  # how the names of scratch folders begin
 
 
 class JsonLine(Protocol):
@@ -43,8 +46,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def moved_when_done(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `folder`, each whole, when the block has succeeded."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as scratch:
+    """A scratch folder whose files move into `folder`, each whole, when the block has succeeded.
+
+    The caller must be the only one at work in `folder`: what a killed process has left there
+    half-written is removed.
+    """
+    for left_over in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as scratch:
         yield Path(scratch)
         for file in sorted(Path(scratch).iterdir()):
             os.replace(file, folder / file.name)
@@ -115,8 +124,7 @@ def sole_user(folder: Path, what: str) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise BildError(
-            f"another {what} is at work in {str(folder)!r}; wait for it, or choose another "
-            "folder with --output-dir"
+            f"another {what} is at work in {str(folder)!r}; wait for it, or write to another place"
         ) from None
     try:
         yield

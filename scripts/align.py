@@ -20,17 +20,10 @@ on-policy takes references or a calibration set of scripts/make_calibration.py a
 from __future__ import annotations
 
 from bild.cli import Parser, add_training_arguments, print_facts, quiet_loading, run, training_job
+from bild.training.config import DIVERGENCES, LabelConfig, OnPolicyConfig
 
 
 def main() -> None:
-    from bild.training.alignment import (
-        DIVERGENCES,
-        OnPolicyConfig,
-        align_by_sequence,
-        align_on_policy,
-    )
-    from bild.training.calibration import LabelConfig
-
     own = OnPolicyConfig()
     parser = Parser(__doc__)
     add_training_arguments(parser)
@@ -69,6 +62,10 @@ def main() -> None:
         batch_size=a.label_batch_size,
     )
     job = training_job(a)
+
+    # Only now: these import torch and transformers, which takes seconds.
+    from bild.training.alignment import align_by_sequence, align_on_policy
+
     quiet_loading()
     if a.method == "sequence":
         print_facts(align_by_sequence(a.large, job, label_config))
@@ -77,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

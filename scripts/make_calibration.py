@@ -22,6 +22,7 @@ from bild.cli import Parser, print_facts, quiet_loading, run
 from bild.config import DTYPES
 from bild.files import check_writable
 from bild.tasks.data import load_file
+from bild.training.config import LabelConfig
 
 
 def main() -> None:
@@ -41,16 +42,17 @@ def main() -> None:
     add("--chunk-size", type=int, default=1024, metavar="N", help="written at once (default: 1024)")
     add("--dtype", default="float32", choices=DTYPES)
     a = parser.parse_args()
-
-    from bild.training.calibration import LabelConfig, label
-
     config = LabelConfig(**{f.name: getattr(a, f.name) for f in fields(LabelConfig)})
     data = load_file(a.data_file, a.source_key, a.target_key, "train")
     check_writable(a.output.parent)
+
+    # Only now: this imports torch and transformers, which takes seconds.
+    from bild.training.labelling import label
+
     quiet_loading()
     card = label(a.large, data, a.output, config, tokenizer=a.tokenizer)
     print_facts({**card["counts"], "sha256": card["sha256"], "output": a.output})
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

@@ -19,6 +19,7 @@ from bild.config import DTYPES
 from bild.errors import BildError
 from bild.files import check_writable, write_json
 from bild.tasks.data import load_file
+from bild.training.config import AgreementConfig
 
 
 def main() -> None:
@@ -39,14 +40,14 @@ def main() -> None:
     a = parser.parse_args()
     if a.record.suffix != ".json":
         raise BildError(f"--record must end in .json, got {str(a.record)!r}")
+    config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
     data = load_file(a.data_file, a.source_key, a.target_key, "test")
     check_writable(a.record.parent)
 
     from bild.show.tables import agreement_table
-    from bild.training.agreement import AgreementConfig, measure
+    from bild.training.agreement import measure
     from bild.training.curves import reliability_diagram
 
-    config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
     quiet_loading()
     record = measure(a.large, a.small, data, config, tokenizer=a.tokenizer)
     write_json(a.record, record)

@@ -26,7 +26,7 @@ def main() -> None:
     examples = read_jsonl(a.data_file, a.source_key, a.target_key)
     check_writable(a.output_dir)
 
-    from bild.training.trainer import train_tokenizer
+    from bild.training.tokenizer import train_tokenizer
 
     texts = (text for e in examples for text in (e.source, e.target))
     tokenizer = train_tokenizer(texts, a.vocab_size, a.output_dir)

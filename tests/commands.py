@@ -23,6 +23,12 @@ from bild.evaluation.record import RunRecord
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9"
 
+# The scripts that go on where they were stopped, which their last line says.
+RESUMING = {
+    "align", "benchmark", "compare_small_models", "finetune", "make_calibration", "run_eval",
+    "search_thresholds",
+}  # fmt: skip
+
 # As tqdm writes it: "xsum:  50%|###  | 2/4 [00:00<00:00, 2.25example/s, ...]" and nothing after it.
 PROGRESS = r"[^|\[]*(\d+%\||\d+ examples ).*\[\d\d:\d\d[^\]]*\]"
 
@@ -84,7 +90,7 @@ def run_here(monkeypatch, capsys, *arguments: object, name: str = "run_eval") ->
     capsys.readouterr()
     code = 0
     try:
-        cli.run(script(name).main)
+        cli.run(script(name).main, resumes=name in RESUMING)
     except SystemExit as end:
         code = end.code
     captured = capsys.readouterr()

@@ -9,7 +9,7 @@ from tiny import tiny_t5
 from transformers import AutoTokenizer
 
 from bild.tasks.data import LoadedData, load_file
-from bild.training.trainer import train_tokenizer
+from bild.training.tokenizer import train_tokenizer
 from bild.tuning.search import Costs
 
 NOUNS = ["Hund", "Baum", "Fluss", "Zug", "Mond", "Garten", "Koffer", "Vogel", "Brief", "Schuh"]

@@ -299,7 +299,7 @@ class CTranslate2Arm(Arm):
         try:
             import ctranslate2
         except ImportError:
-            raise BildError("ctranslate2 is not installed; pip install 'bild[bench]'") from None
+            raise BildError("ctranslate2 is not installed; pip install -e '.[bench]'") from None
         device = kit.device.type
         known = ctranslate2.get_supported_compute_types(device)
         if precision not in known:

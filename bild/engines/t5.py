@@ -27,6 +27,7 @@ from bild.engines.t5_native import NativeSession, NativeStack
 from bild.engines.t5_torch import TorchEncoder, TorchSession
 from bild.engines.t5_weights import read_stack
 from bild.errors import BildError
+from bild.policy import FallbackRule, MaxProbability
 
 
 class Session(Protocol):
@@ -236,10 +237,13 @@ class NativeT5Decoder(T5Decoder):
         self,
         pending: Sequence[int],
         limit: int,
-        threshold: float,
+        rule: FallbackRule,
         eos_token_ids: Collection[int] = (),
     ) -> Draft:
-        draft = self._session.draft(self.length, pending, limit, threshold, eos_token_ids)
+        # The one rule that t5.cpp knows; a class made of it may decide otherwise.
+        if type(rule) is not MaxProbability:
+            return super().draft(pending, limit, rule, eos_token_ids)
+        draft = self._session.draft(self.length, pending, limit, rule.threshold, eos_token_ids)
         forwards = len(draft.probabilities)
         if forwards:
             self._count(len(pending) + forwards - 1, forwards)

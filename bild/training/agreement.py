@@ -12,7 +12,7 @@ Letters used for shapes: B examples, T tokens, N positions that are not padding,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,41 +25,15 @@ from transformers import PreTrainedModel
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
-from bild.config import DTYPES
-from bild.errors import BildError
 from bild.evaluation.record import environment
 from bild.tasks.data import LoadedData
-from bild.training.calibration import generate_tokens, processes
+from bild.training.config import AgreementConfig
+from bild.training.corpus import describe_data
+from bild.training.labelling import generate_tokens, processes
 
 SCHEMA = 1
 BINS = 10
 TEXTS = ("references", "large model's outputs")
-
-
-@dataclass(frozen=True)
-class AgreementConfig:
-    """How agreement is measured.
-
-    Attributes:
-        prefix: put before every source.
-        max_source_tokens: longer sources are cut, prefix included.
-        max_new_tokens: longer references are cut, and the limit of the large model's outputs.
-        batch_size: examples in one forward.
-        dtype: "float32", "bfloat16" or "float16".
-    """
-
-    prefix: str = ""
-    max_source_tokens: int = 1024
-    max_new_tokens: int = 128
-    batch_size: int = 16
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("max_source_tokens", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise BildError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dtype not in DTYPES:
-            raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 class Tally:
@@ -173,7 +147,7 @@ def measure(
     return {
         "config": asdict(config),
         "models": {"large": described[0], "small": described[1:]},
-        "data": {"file": data.origin, "examples": len(data.examples), "sha256": data.sha256},
+        "data": describe_data(data),
         "results": [
             {"model": small["id"], "text": text, **tally[text].result()}
             for small, tally in zip(described[1:], tallies, strict=True)

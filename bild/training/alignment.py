@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import PreTrainedModel
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
@@ -27,11 +27,9 @@ from bild.checkpoints.vocabulary import check_tokenizers, shared_vocab_size
 from bild.errors import BildError
 from bild.files import check_writable
 from bild.tasks.data import load_file
-from bild.training.calibration import LabelConfig, label
-from bild.training.trainer import TrainingJob, train
-
-DIVERGENCES = ("forward-kl", "reverse-kl", "jsd")
-
+from bild.training.config import LabelConfig, OnPolicyConfig, TrainingJob
+from bild.training.labelling import label
+from bild.training.trainer import TokenLossTrainer, train
 
 # ------------------------------------------------------------------------------ sequence
 
@@ -73,35 +71,6 @@ def _require_one_tokenizer(large: str, job: TrainingJob) -> None:
 # ------------------------------------------------------------------------------ on-policy
 
 
-@dataclass(frozen=True)
-class OnPolicyConfig:
-    """How distributions are drawn together.
-
-    Attributes:
-        divergence: "forward-kl" (large to small), "reverse-kl" (small to large) or "jsd".
-        own_share: share of the steps, 0 to 1, whose targets the small model writes itself; the
-            others have those of the training file.
-        temperature: of its sampling; 0 for greedy.
-        max_new_tokens: limit of its outputs.
-    """
-
-    divergence: str = "forward-kl"
-    own_share: float = 0.5
-    temperature: float = 1.0
-    max_new_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        if self.divergence not in DIVERGENCES:
-            names = ", ".join(DIVERGENCES)
-            raise BildError(f"divergence must be one of {names}, got {self.divergence!r}")
-        if not 0 <= self.own_share <= 1:
-            raise BildError(f"own_share must be between 0 and 1, got {self.own_share}")
-        if not 0 <= self.temperature < math.inf:
-            raise BildError(f"temperature must be a number >= 0, got {self.temperature}")
-        if self.max_new_tokens < 1:
-            raise BildError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-
-
 def align_on_policy(large: str, job: TrainingJob, config: OnPolicyConfig) -> dict[str, Any]:
     """Train the small model towards the large one's distribution.
 
@@ -128,7 +97,7 @@ def divergence(kind: str, small: Tensor, large: Tensor) -> Tensor:
     """How far two models' distributions are apart at each position.
 
     Args:
-        kind: one of `DIVERGENCES`.
+        kind: one of `bild.training.config.DIVERGENCES`.
         small, large: logits, (N, V).
 
     Returns:
@@ -146,8 +115,8 @@ def divergence(kind: str, small: Tensor, large: Tensor) -> Tensor:
     return pointwise.sum(-1)
 
 
-class OnPolicyTrainer(Seq2SeqTrainer):
-    """A trainer whose loss is the divergence to a teacher, averaged over a batch's tokens.
+class OnPolicyTrainer(TokenLossTrainer):
+    """A trainer whose loss is the divergence to a teacher, averaged over tokens.
 
     Args:
         teacher: the large model; moved to the training's device.
@@ -185,27 +154,22 @@ class OnPolicyTrainer(Seq2SeqTrainer):
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor | tuple[Tensor, Any]:
-        """The mean divergence over the positions of the labels that are not padding."""
+    ) -> Tensor:
+        """The mean divergence over the positions of the batch's labels that are not padding."""
+        assert not return_outputs, "prediction_step, which would ask for them, does not call this"
+        return self.token_losses(model, inputs).sum() / (inputs["labels"] != -100).sum()
+
+    def token_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The divergence at each label, in nats: (B, T), 0 where the label is padding."""
         names = ("input_ids", "attention_mask", "decoder_input_ids")
         given = {name: inputs[name] for name in names}
-        outputs = model(**given)
+        logits = model(**given).logits  # (B, T, V)
         with torch.no_grad(), self.accelerator.autocast():
             target = self.teacher(**given).logits  # (B, T, V)
         counted = inputs["labels"] != -100  # (B, T)
-        pair = (x[counted][:, : self.vocab_size] for x in (outputs.logits, target))  # (N, V) each
-        loss = divergence(self.config.divergence, *pair).mean()
-        return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """As the base's; the loss is the divergence also where outputs are generated."""
-        loss, tokens, labels = super().prediction_step(model, inputs, *args, **kwargs)
-        if tokens is not None:
-            with torch.no_grad():
-                loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss, tokens, labels
+        pair = (x[counted][:, : self.vocab_size] for x in (logits, target))  # (N, V) each
+        losses = torch.zeros(counted.shape, device=counted.device)
+        return losses.masked_scatter(counted, divergence(self.config.divergence, *pair))
 
     def _with_own_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch with outputs that the model samples as it stands, instead of its targets."""

@@ -32,7 +32,7 @@ def benchmark(monkeypatch, capsys, tmp_path):
         capsys.readouterr()
         code = 0
         try:
-            cli.run(script.main)
+            cli.run(script.main, resumes=True)
         except SystemExit as end:
             code = end.code
         captured = capsys.readouterr()

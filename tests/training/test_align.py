@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from commands import ROOT, run_command, run_here
+from commands import RESUMING, ROOT, run_command, run_here
 from safetensors.torch import load_file
 from torch.distributions import Categorical, kl_divergence
 from toy import PAIRS, save_data, save_model, save_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 from bild import BildError
-from bild.training.agreement import TEXTS, AgreementConfig, measure
+from bild.training import agreement, alignment
+from bild.training.agreement import TEXTS, measure
 from bild.training.alignment import (
-    DIVERGENCES,
-    OnPolicyConfig,
     OnPolicyTrainer,
     align_by_sequence,
     align_on_policy,
     divergence,
 )
-from bild.training.calibration import LabelConfig
-from bild.training.trainer import PRESETS, TrainingJob
+from bild.training.config import (
+    DIVERGENCES,
+    AgreementConfig,
+    LabelConfig,
+    OnPolicyConfig,
+    TrainingJob,
+)
+from bild.training.presets import PRESETS
 
 PRESET = replace(PRESETS["finetune"], batch_size=8, warmup_steps=1, dropout=0.0, learning_rate=3e-3)
 SHORT = 10  # tokens of an output
@@ -187,7 +193,7 @@ def test_two_processes_label_and_train_as_one(pair, job, tmp_path):
     assert facts["method"]["labelled"]["sha256"] == alone.train.sha256
     assert facts["train"]["sha256"] != alone.train.sha256
 
-    preset = f"from bild.training import trainer as t; t.PRESETS['toy'] = t.{PRESET!r}\n"
+    preset = f"from bild.training import presets; presets.PRESETS['toy'] = presets.{PRESET!r}\n"
     (tmp_path / "align.py").write_text(
         preset + f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'align.py')!r}, "
         "run_name='__main__')\n"
@@ -294,6 +300,40 @@ def test_the_script_compares_several_models_in_a_record_and_a_picture(
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
     assert {f"on {text}" for text in TEXTS} <= set(texts)
     assert sum("(100.0 % agree)" in text for text in texts) == 2
+
+
+def test_scripts_promise_to_go_on_where_the_tests_say_so():
+    scripts = (ROOT / "scripts").glob("*.py")
+    assert {p.stem for p in scripts if "run(main, resumes=True)" in p.read_text()} == RESUMING
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_an_interrupted_script_promises_to_go_on_only_where_it_does(
+    pair, job, tmp_path, monkeypatch, capsys, resumes
+):
+    job("x")  # writes the data
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for module, name in ((agreement, "measure"), (alignment, "align_by_sequence")):
+        monkeypatch.setattr(module, name, interrupted)
+    aligning = (
+        "finetune", "--init-from", pair / "small", "--train-file", tmp_path / "train.jsonl",
+        "--validation-file", tmp_path / "validation.jsonl", "--output-dir", tmp_path / "out",
+    )  # fmt: skip
+    measuring = (
+        "--small", pair / "small", "--data-file", tmp_path / "validation.jsonl",
+        "--record", tmp_path / "agreement.json",
+    )  # fmt: skip
+    flags, name = (aligning, "align") if resumes else (measuring, "measure_agreement")
+    flags = map(str, (*flags, "--large", pair / "large"))
+    monkeypatch.setattr(sys, "argv", [name, *flags])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    assert end.value.code == 130
+    promise = "; the same command goes on from here" if resumes else ""
+    assert capsys.readouterr().err == f"\nstopped{promise}\n"
 
 
 # ------------------------------------------------------------------------------ mistakes

@@ -1,6 +1,8 @@
-"""Corpus splits, and a training small enough to watch, killed and gone on with."""
+"""A training small enough to watch: killed, damaged, gone on with; and what its figures mean."""
 
 import json
+import shutil
+import zipfile
 from dataclasses import replace
 from functools import partial
 from xml.etree import ElementTree
@@ -18,49 +20,14 @@ from transformers import (
 )
 
 from bild import BildError
+from bild.files import sole_user
 from bild.tasks import metrics
-from bild.training import trainer as training
-from bild.training.trainer import (
-    PRESETS,
-    TrainingJob,
-    concatenate,
-    split_by_sentence,
-    train,
-    train_tokenizer,
-)
-
-
-def test_split_keeps_sentences_on_one_side():
-    # Chains: one English sentence with two German ones, one of which has a second English one.
-    chained = [(f"a{i}", f"x{i}") for i in range(300)]
-    chained += [(f"A{i} ", f"y{i}") for i in range(0, 300, 3)]
-    chained += [(f"b{i}", f"y{i}") for i in range(0, 300, 6)]
-    train_pairs, validation, test = split_by_sentence(chained, 40, seed=0)
-    assert len(validation) == len(test) == 40
-    assert sorted(train_pairs + validation + test) == sorted(chained)
-    sides = [
-        {text.strip().lower() for pair in part for text in pair}
-        for part in (train_pairs, validation, test)
-    ]
-    assert not sides[0] & sides[1]
-    assert not sides[0] & sides[2]
-    assert not sides[1] & sides[2]
-    assert split_by_sentence(chained, 40, seed=1)[1] != validation
-
-
-def test_split_refuses_more_than_there_is():
-    with pytest.raises(BildError, match="cannot hold out 2 x 30 pairs from 40"):
-        split_by_sentence(PAIRS, 30, seed=0)
-
-
-def test_concatenation_uses_every_pair_once_in_lines_of_one_to_four():
-    lines = concatenate(PAIRS, seed=3)
-    count = [source.count(".") for source, _ in lines]
-    assert sum(count) == len(PAIRS)
-    assert set(count) <= {1, 2, 3, 4}
-    assert len(set(count)) > 1
-    assert all(s.count(".") == t.count(".") for s, t in lines)
-    assert concatenate(PAIRS, seed=3) == lines != concatenate(PAIRS, seed=4)
+from bild.training import trainer
+from bild.training.batches import training_set
+from bild.training.config import TrainingJob
+from bild.training.presets import PRESETS
+from bild.training.tokenizer import train_tokenizer
+from bild.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +59,10 @@ def job(tokenizer, tmp_path):
     validation = save_data(tmp_path / "validation.jsonl", PAIRS[32:])
 
     def make(folder, preset=SIX_STEPS, **fields):
-        fields = {"save_steps": 2, "bf16": False, **fields}
-        return TrainingJob(preset, data, validation, str(tokenizer), tmp_path / folder, **fields)
+        fields = {"validation": validation, "save_steps": 2, "bf16": False, **fields}
+        return TrainingJob(
+            preset, data, tokenizer=str(tokenizer), output_dir=tmp_path / folder, **fields
+        )
 
     return make
 
@@ -145,6 +114,55 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(job, step
     assert steps == []  # it is finished
 
 
+DAMAGES = (
+    "weights cut off", "weights gone", "state of nothing", "state of no object", "optimizer gone",
+    "optimizer changed",
+)  # fmt: skip
+
+
+def damage(checkpoint, kind):
+    weights, state = checkpoint / "model.safetensors", checkpoint / "trainer_state.json"
+    optimizer = checkpoint / "optimizer.pt"
+    if kind == "weights cut off":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "weights gone":
+        weights.unlink()
+    elif kind == "state of nothing":
+        state.write_text("{}")
+    elif kind == "state of no object":
+        state.write_text("[]")
+    elif kind == "optimizer gone":  # the trainer would begin it anew without a word
+        optimizer.unlink()
+    else:
+        with zipfile.ZipFile(optimizer) as archive:
+            largest = archive.read(max(archive.infolist(), key=lambda entry: entry.file_size))
+        content = optimizer.read_bytes()
+        at = content.index(largest) + len(largest) // 2
+        optimizer.write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(job, steps, capsys):
+    whole = job("whole")
+    train(whole)
+    steps.clear()
+    steps.limit = 5
+    killed = job("killed")
+    with pytest.raises(KeyboardInterrupt):
+        train(killed)
+    for kind in DAMAGES:
+        copy = job(kind)
+        shutil.copytree(killed.output_dir, copy.output_dir)
+        damage(copy.output_dir / "checkpoints" / "checkpoint-4", kind)
+        steps.clear()
+        steps.limit = None
+        capsys.readouterr()
+        facts = train(copy)
+        assert (facts["resumed_from_step"], len(steps)) == (2, 4), kind
+        assert "checkpoint-4 is not whole" in capsys.readouterr().err
+        ours, theirs = (load_file(j.output_dir / "model.safetensors") for j in (copy, whole))
+        assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs), kind
+
+
 def test_another_training_does_not_go_on_from_these_checkpoints(job, steps):
     steps.limit = 3
     with pytest.raises(KeyboardInterrupt):
@@ -155,11 +173,55 @@ def test_another_training_does_not_go_on_from_these_checkpoints(job, steps):
         train(job("model", preset=TINY.for_steps(7)))
 
 
+def test_two_trainings_do_not_share_a_folder(job):
+    """A second process is refused in a sentence; when the first is done, it finds its work."""
+    shared = job("shared")
+    shared.checkpoints.mkdir(parents=True)
+    with (
+        sole_user(shared.checkpoints, "training"),
+        pytest.raises(BildError, match=r"another training is at work in '.*checkpoints'"),
+    ):
+        train(shared)
+    facts = train(shared)
+    assert train(shared) == json.loads(json.dumps(facts))
+
+
+def test_what_a_killed_training_left_half_written_is_removed(job):
+    made = job("made")
+    left = made.output_dir / ".unfinished-abc"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    train(made)
+    assert not any(p.name.startswith(".unfinished-") for p in made.output_dir.iterdir())
+
+
+def test_the_validation_loss_is_per_token_of_the_whole_set(job, tmp_path):
+    """A batch of long lines and one of short: the mean of their means is another number."""
+    short = [("Der Hund ist alt.", "The dog is old.")] * 64
+    long = [("Ja.", 4 * "train moon river ")] * 64
+    validation = save_data(tmp_path / "mixed.jsonl", short + long)
+    preset = replace(TINY.for_steps(10), concatenate=False)
+    facts = train(job("made", preset=preset, validation=validation))
+    folder = job("made").output_dir
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    means, counts = [], []
+    for source, target in (short[0], long[0]):
+        inputs = tokenizer(source, return_tensors="pt")
+        labels = tokenizer(text_target=target, return_tensors="pt").input_ids
+        with torch.no_grad():
+            means.append(model(**inputs, labels=labels).loss.item())
+        counts.append(labels.numel())
+    expected = sum(m * n for m, n in zip(means, counts, strict=True)) / sum(counts)
+    assert abs(expected - sum(means) / 2) > 0.1
+    assert facts["validation_loss"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_finetuning_starts_from_a_checkpoint_and_saves_half_precision(job):
     base = job("base", preset=TINY.for_steps(2))
     train(base)
     preset = replace(PRESETS["finetune"].for_steps(1), batch_size=8, learning_rate=1e-6)
-    tuned = job("tuned", preset=preset, init_from=str(base.output_dir), save_dtype=torch.float16)
+    tuned = job("tuned", preset=preset, init_from=str(base.output_dir), save_dtype="float16")
     facts = train(tuned)
     before = AutoModelForSeq2SeqLM.from_pretrained(base.output_dir, dtype=torch.float32)
     after = AutoModelForSeq2SeqLM.from_pretrained(tuned.output_dir, dtype="auto")
@@ -172,7 +234,7 @@ def test_finetuning_starts_from_a_checkpoint_and_saves_half_precision(job):
 
 def test_the_best_checkpoint_is_kept_not_the_last(job, monkeypatch):
     scores = iter([1.0, 3.0, 2.0, 3.0])  # after steps 2, 4, 6; of the model that is kept
-    monkeypatch.setattr(training, "_scorer", lambda *_: lambda _: {"bleu": next(scores)})
+    monkeypatch.setattr(trainer, "scorer", lambda *_: lambda _: {"bleu": next(scores)})
     by_metric = job("best", preset=replace(SIX_STEPS, best_by="bleu"))
     facts = train(by_metric)
     assert (facts["best_step"], facts["validation_bleu"]) == (4, 3.0)
@@ -187,14 +249,14 @@ def test_the_best_checkpoint_is_kept_not_the_last(job, monkeypatch):
 
 def test_a_training_killed_before_it_was_saved_is_saved_by_the_next(job, steps, monkeypatch):
     scores = iter([1.0, 3.0, 2.0, 3.0, 3.0])
-    monkeypatch.setattr(training, "_scorer", lambda *_: lambda _: {"bleu": next(scores)})
+    monkeypatch.setattr(trainer, "scorer", lambda *_: lambda _: {"bleu": next(scores)})
     killed = job("killed", preset=replace(SIX_STEPS, best_by="bleu"))
 
     def dies(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_save", dies)
+        patch.setattr(trainer, "save", dies)
         with pytest.raises(KeyboardInterrupt):
             train(killed)
     steps.clear()
@@ -246,7 +308,7 @@ def test_each_pass_uses_every_example_once_in_batches_of_similar_lengths(job):
     preset = replace(TINY.for_steps(8), concatenate=False)  # 64 lines: two passes over 32
     longer = job("longer", preset=preset)
     tokenizer = AutoTokenizer.from_pretrained(longer.tokenizer)
-    one_pass, lines = training._training_set(longer, tokenizer)
+    one_pass, lines = training_set(longer, tokenizer)
     assert one_pass == 32
     sources = [tokenizer.decode(ids, skip_special_tokens=True) for ids in lines["input_ids"]]
     assert sorted(sources) == sorted([source for source, _ in PAIRS[:32]] * 2)

@@ -11,9 +11,11 @@ from toy import PAIRS, save_data, save_model, save_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bild import BildError
+from bild.files import sole_user
 from bild.tasks.data import checksum, load_file
-from bild.training import calibration
-from bild.training.calibration import LabelConfig, card_path, label
+from bild.training import labelling
+from bild.training.config import LabelConfig
+from bild.training.labelling import card_path, label
 
 CONFIG = LabelConfig(prefix="Der ", batch_size=4, chunk_size=16, max_new_tokens=9)  # 3 chunks
 
@@ -37,7 +39,7 @@ def batches(monkeypatch):
         limit = None
 
     done = Batches()
-    generate = calibration.generate_tokens
+    generate = labelling.generate_tokens
 
     def counted(model, tokenizer, sources, **options):
         if len(done) == done.limit:
@@ -45,7 +47,7 @@ def batches(monkeypatch):
         done.append(len(sources))
         return generate(model, tokenizer, sources, **options)
 
-    monkeypatch.setattr(calibration, "generate_tokens", counted)
+    monkeypatch.setattr(labelling, "generate_tokens", counted)
     return done
 
 
@@ -104,6 +106,45 @@ def test_a_killed_labelling_goes_on_and_gives_the_same_file(large, data, tmp_pat
     batches.clear()
     label(str(large), data, killed, CONFIG, progress=False)
     assert batches == []  # it is finished
+
+
+@pytest.mark.parametrize("kind", ["cut in half", "emptied", "a line less", "another text"])
+def test_a_damaged_calibration_set_is_not_taken_for_a_finished_one(
+    large, data, tmp_path, batches, kind
+):
+    output = tmp_path / "out.jsonl"
+    label(str(large), data, output, CONFIG, progress=False)
+    whole = output.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    output.write_bytes(
+        {
+            "cut in half": whole[: len(whole) // 2],
+            "emptied": b"",
+            "a line less": b"".join(lines[:-1]),
+            "another text": b"".join([*lines[:-1], lines[0]]),
+        }[kind]
+    )
+    with pytest.raises(BildError, match=r"out\.jsonl.*remove it"):
+        label(str(large), data, output, CONFIG, progress=False)
+    output.unlink()
+    batches.clear()
+    label(str(large), data, output, CONFIG, progress=False)
+    assert len(batches) == 10
+    assert output.read_bytes() == whole
+
+
+def test_two_labellings_do_not_share_an_output(large, data, tmp_path):
+    output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
+    parts.mkdir()
+    with (
+        sole_user(parts, "labelling"),
+        pytest.raises(BildError, match=r"another labelling is at work in '.*out\.jsonl\.parts'"),
+    ):
+        label(str(large), data, output, CONFIG, progress=False)
+    label(str(large), data, output, CONFIG, progress=False)
+    parts.mkdir()  # as a process leaves it that is stopped after its last step
+    label(str(large), data, output, CONFIG, progress=False)
+    assert not parts.exists()
 
 
 def test_other_work_is_not_mixed_in_or_written_over(large, data, tmp_path, batches):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,46 +25,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
-from bild.config import DTYPES
 from bild.errors import BildError
 from bild.evaluation.record import environment
-from bild.files import is_same_work, write_atomically, write_json
-from bild.tasks.data import Example, LoadedData, checksum
+from bild.files import is_same_work, sole_user, write_atomically, write_json
+from bild.tasks.data import Example, LoadedData, checksum, read_jsonl
+from bild.training.config import LabelConfig
+from bild.training.corpus import describe_data
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class LabelConfig:
-    """How a training set is labelled.
-
-    Attributes:
-        source_key, target_key: keys of a record.
-        prefix: put before every source; it is not written to the calibration set.
-        num_beams: 1 for greedy, as the paper; more for beam search.
-        max_source_tokens: longer sources are cut, prefix included.
-        max_new_tokens: limit of an output.
-        batch_size: sources in one forward.
-        chunk_size: examples that are sorted by length, labelled and written together.
-        dtype: "float32", "bfloat16" or "float16".
-    """
-
-    source_key: str = "de"
-    target_key: str = "en"
-    prefix: str = ""
-    num_beams: int = 1
-    max_source_tokens: int = 1024
-    max_new_tokens: int = 128
-    batch_size: int = 64
-    chunk_size: int = 1024
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1:
-                raise BildError(f"{name} must be at least 1, got {value}")
-        if self.dtype not in DTYPES:
-            raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
 def label(
@@ -92,7 +61,8 @@ def label(
         The card: model, source, settings, counts, sha256 (`bild.tasks.data.checksum`), environment.
 
     Raises:
-        BildError: a model that cannot be loaded, or an output that holds something else.
+        BildError: a model that cannot be loaded; an output that holds something else, or not what
+            its card says; another process that labels for this output.
     """
     if output.suffix != ".jsonl":
         raise BildError(f"--output must end in .jsonl, got {str(output)!r}")
@@ -101,38 +71,21 @@ def label(
     words = load_tokenizer(large, name=tokenizer)
     work = {
         "model": describe_model(large, model),
-        "source": {"file": data.origin, "examples": len(data.examples), "sha256": data.sha256},
+        "source": describe_data(data),
         "settings": asdict(config),
     }
-    card = card_path(output)
-    is_begun = is_same_work(card, work)
-    if output.exists() and not is_begun:
-        raise BildError(
-            f"{str(output)!r} is there but not its card {card.name}; give another --output"
-        )
-    if not output.exists():
-        parts = output.with_name(output.name + ".parts")
-        _label_chunks(state, model, words, data.examples, parts, work, config, progress)
-        if state.is_main_process:
-            rows = [row for part in sorted(parts.glob("*.jsonl")) for row in _read_rows(part)]
-            labelled = [
-                Example(example.source, row["text"])
-                for example, row in zip(data.examples, rows, strict=True)
-            ]
-            env = environment(state.device, getattr(torch, config.dtype))
-            counts = _counts(rows, data.examples)
-            write_json(
-                card,
-                {**work, **counts, "sha256": checksum(labelled), "env": env, "schema": SCHEMA},
-            )
-            keys = (config.source_key, config.target_key)
-            lines = (
-                json.dumps(dict(zip(keys, (e.source, e.target), strict=True)), ensure_ascii=False)
-                for e in labelled
-            )
-            write_atomically(output, "".join(f"{line}\n" for line in lines))
-            shutil.rmtree(parts)
-        state.wait_for_everyone()
+    card, parts = card_path(output), output.with_name(output.name + ".parts")
+    if not _is_finished(output, card, work):
+        parts.mkdir(parents=True, exist_ok=True)
+        # The processes of one labelling share the folder: one of them holds it for all.
+        with sole_user(parts, "labelling") if state.is_main_process else nullcontext():
+            _label_chunks(state, model, words, data.examples, parts, work, config, progress)
+            if state.is_main_process:
+                env = environment(state.device, getattr(torch, config.dtype))
+                _assemble(parts, data.examples, output, work, config, env)
+            state.wait_for_everyone()
+    if state.is_main_process:  # also where a process was stopped just before
+        shutil.rmtree(parts, ignore_errors=True)
     return json.loads(card.read_text(encoding="utf-8"))
 
 
@@ -193,6 +146,58 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     """The ids that end an output."""
     ids = model.generation_config.eos_token_id
     return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def _is_finished(output: Path, card: Path, work: dict[str, Any]) -> bool:
+    """Whether the calibration set is there, and is what its card says.
+
+    Raises:
+        BildError: something else is there.
+    """
+    is_begun = is_same_work(card, work)
+    if not output.exists():
+        return False
+    if not is_begun:
+        raise BildError(
+            f"{str(output)!r} is there but not its card {card.name}; give another --output"
+        )
+    settings = work["settings"]
+    try:
+        examples = read_jsonl(output, settings["source_key"], settings["target_key"])
+    except BildError as error:
+        raise BildError(f"{error}; the calibration set is damaged, remove it") from None
+    known = json.loads(card.read_text(encoding="utf-8")).get("sha256")
+    if checksum(examples) != known:
+        raise BildError(
+            f"{str(output)!r} holds {len(examples)} examples of sha256 {checksum(examples)}, but "
+            f"its card {card.name} says {known}; remove it to begin anew"
+        )
+    return True
+
+
+def _assemble(
+    parts: Path,
+    examples: Sequence[Example],
+    output: Path,
+    work: dict[str, Any],
+    config: LabelConfig,
+    env: dict[str, Any],
+) -> None:
+    """Write the card and, last, the calibration set from its finished chunks."""
+    rows = [row for part in sorted(parts.glob("*.jsonl")) for row in _read_rows(part)]
+    pairs = zip(examples, rows, strict=True)
+    labelled = [Example(example.source, row["text"]) for example, row in pairs]
+    facts = {**_counts(rows, examples), "sha256": checksum(labelled), "env": env, "schema": SCHEMA}
+    write_json(card_path(output), {**work, **facts})
+    keys = (config.source_key, config.target_key)
+    lines = (
+        json.dumps(dict(zip(keys, (e.source, e.target), strict=True)), ensure_ascii=False)
+        for e in labelled
+    )
+    write_atomically(output, "".join(f"{line}\n" for line in lines))
 
 
 # ------------------------------------------------------------------------------ chunks
