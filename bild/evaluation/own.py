@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -97,8 +96,11 @@ class OwnArm:
         names = {BILD: ("large", "small"), SMALL: ("small",), VANILLA: ("large",)}[self.kind]
         runner = self.runner
         models = [runner] if isinstance(runner, SingleModel) else [runner.models[n] for n in names]
-        device = self.engine.model.device
-        return sum(timed(device, partial(model.begin, ids, mask))[1] for model in models)
+        seconds = 0.0
+        for model in models:
+            with model.reading(ids, mask) as decoder:
+                seconds += decoder.encoder_seconds
+        return seconds
 
 
 def own_arms(
