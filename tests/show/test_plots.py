@@ -14,7 +14,10 @@ from records import run_record, search_record
 
 from bild import BildError
 from bild.evaluation.record import PublishedRuns
-from bild.show.plots import STYLES, draw_folders, published_panel, published_sweeps, save
+from bild.pictures import save
+from bild.show.plots import draw_folders
+from bild.show.published import published_panel, published_sweeps
+from bild.show.tradeoff import STYLES
 from bild.tasks.registry import TASKS
 
 RESULTS = ROOT / "results"
