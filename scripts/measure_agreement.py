@@ -17,7 +17,7 @@ from pathlib import Path
 from bild.cli import Parser, quiet_loading, run
 from bild.config import DTYPES
 from bild.errors import BildError
-from bild.files import check_writable, write_json
+from bild.files import check_file, write_json
 from bild.tasks.data import load_file
 from bild.training.config import AgreementConfig
 
@@ -42,7 +42,7 @@ def main() -> None:
         raise BildError(f"--record must end in .json, got {str(a.record)!r}")
     config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
     data = load_file(a.data_file, a.source_key, a.target_key, "test")
-    check_writable(a.record.parent)
+    check_file(a.record, "--record")
 
     from bild.show.tables import agreement_table
     from bild.training.agreement import measure
