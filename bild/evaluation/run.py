@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bild.checkpoints.identity import describe_model, describe_tokenizer, short_path
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
+from bild.checkpoints.names import resolve_model
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
 from bild.config import EvalConfig
 from bild.evaluation import timing
@@ -111,8 +112,9 @@ class Workload:
             BildError: as `prepare`.
         """
         assert isinstance(self.runner, BiLDModel)
-        load_tokenizer(sources.large, name, sources.tokenizer)  # it compares the two models'
-        small = load_model(name, self.large.dtype, self.large.device)
+        checkpoint = resolve_model(name)
+        load_tokenizer(sources.large, checkpoint, sources.tokenizer)  # it compares the two's
+        small = load_model(checkpoint, self.large.dtype, self.large.device)
         runner = self.runner.with_small(small)
         check_tokenizer_size(self.tokenizer, runner.vocab_size)
         return replace(
@@ -120,7 +122,7 @@ class Workload:
             config=replace(self.config, small=name),
             small=small,
             runner=runner,
-            models={**self.models, "small": describe_model(name, small)},
+            models={**self.models, "small": describe_model(checkpoint, small)},
         )
 
 

@@ -14,6 +14,7 @@ from transformers.generation import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.checkpoints.loading import load_model
+from bild.checkpoints.names import Checkpoint
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig, Writer
 from bild.engines import Decoder, Engine, EngineName, make_engine
@@ -70,8 +71,8 @@ class BiLDModel:
     @classmethod
     def from_pretrained(
         cls,
-        large: str,
-        small: str,
+        large: str | Checkpoint,
+        small: str | Checkpoint,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
