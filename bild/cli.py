@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bild.config import DTYPES, BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
+from bild.policy import RULES
 from bild.tasks.registry import MODES, TASKS, get
 
 if TYPE_CHECKING:
@@ -74,7 +75,13 @@ def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def rule_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The `BiLDConfig` fields that the flags set: all but the thresholds."""
-    return {name: getattr(arguments, name) for name in ("num_small_iters", "variant", "start")}
+    options = {name: getattr(arguments, name) for name in ("num_small_iters", "start")}
+    return {**options, "variant": chosen_variant(arguments.variant, arguments.task)}
+
+
+def chosen_variant(given: str | None, task: str) -> str:
+    """The rules that --variant names; without it the task's own."""
+    return get(task).variant if given is None else given
 
 
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +115,7 @@ PAIR_OPTIONS = (
 def add_model_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
     """The flags of every script that decodes with a pair: its models, rules and device."""
     add = parser.add_argument
-    add("--variant", default=BiLDConfig().variant, help="authors, paper or verified")
+    add("--variant", help=f"rules: {', '.join(RULES)} (default: the task's)")
     add("--large", help="folder or hub id of the large model")
     if several_small:
         add(

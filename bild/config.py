@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from bild.errors import BildError
-
-Variant = Literal["authors", "paper", "verified"]
-Writer = Literal["large", "small"]
+from bild.policy import RULES, AcceptanceRule, MaxProbability, Writer
 
 SEARCH_STEPS = {
     "optuna": {"fallback": 0.05, "rollback": 0.5},
@@ -34,14 +32,14 @@ class BiLDConfig:
             (paper, Eq. 2). At least 0.
         num_small_iters: tokens the small model may write in a row before the large one looks;
             `math.inf` for no limit, 0 for none at all.
-        variant: which rules decide the details.
+        variant: which rules decide the details, a name of `bild.policy.RULES`.
+            "verified": the earliest position that is over the rollback threshold and differs
+            counts; the small model resumes at once; the large model checks the last window before
+            the output may end.
+            "paper": as "verified", but a drafted end of sequence ends the output unchecked.
             "authors": as the published code, which made the published numbers. Only the first
             position over the rollback threshold is looked at; after a rollback the large model
             writes one more token; a drafted end of sequence ends the output unchecked.
-            "paper": the earliest position that is over the threshold and differs counts; the
-            small model resumes at once.
-            "verified": as "paper", but the large model checks the last window before the output
-            may end.
         start: the model that makes the first token ("large" as in the published code, or
             "small" as in the paper's Figure 1).
 
@@ -52,7 +50,7 @@ class BiLDConfig:
     fallback_threshold: float = 0.6
     rollback_threshold: float = 2.0
     num_small_iters: float = 10
-    variant: Variant = "authors"
+    variant: str = "verified"
     start: Writer = "large"
 
     def __post_init__(self) -> None:
@@ -63,10 +61,25 @@ class BiLDConfig:
         iters = self.num_small_iters
         if not _is_number(iters) or not iters >= 0 or (iters != math.inf and iters != int(iters)):
             raise BildError(f"num_small_iters must be a whole number >= 0 or inf, got {iters!r}")
-        for name, choices in (("variant", get_args(Variant)), ("start", get_args(Writer))):
+        for name, choices in (("variant", tuple(RULES)), ("start", get_args(Writer))):
             value = getattr(self, name)
             if value not in choices:
                 raise BildError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+    @property
+    def fallback_rule(self) -> MaxProbability:
+        """When the small model hands over."""
+        return MaxProbability(self.fallback_threshold)
+
+    @property
+    def acceptance_rule(self) -> AcceptanceRule:
+        """What the large model does with a draft."""
+        return RULES[self.variant](self.rollback_threshold)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every output is the large model's own greedy output by these settings."""
+        return self.fallback_rule.never_writes or self.acceptance_rule.is_lossless
 
     def without_thresholds(self) -> BiLDConfig:
         """The same rules with the default thresholds, for work that tries many."""

@@ -27,6 +27,7 @@ from bild.cli import (
     add_model_options,
     add_record_options,
     check_record,
+    chosen_variant,
     quiet_loading,
     run,
 )
@@ -99,7 +100,9 @@ def main() -> None:
         small = None
     config = ComparisonConfig(
         arms=arm_names(ARMS if a.arms is None else a.arms, a.precisions),
-        bild=BiLDConfig(thresholds.fallback, thresholds.rollback, variant=a.variant),
+        bild=BiLDConfig(
+            thresholds.fallback, thresholds.rollback, variant=chosen_variant(a.variant, task)
+        ),
         samples=a.samples,
         task=task,
         large=a.large,

@@ -38,6 +38,7 @@ from bild.config import BiLDConfig, EvalConfig, SearchConfig
 from bild.errors import BildError
 from bild.files import check_writable
 from bild.tasks.data import load_examples
+from bild.tasks.registry import get
 from bild.tasks.sources import locate
 
 MODES = ("unaligned", "aligned")
@@ -92,7 +93,10 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
 
 def launch_command(a: Namespace, pair: dict[str, Any]) -> str:
     """The command that decodes with a pair of thresholds as it was searched for."""
-    usual = {**asdict(BiLDConfig()), "dtype": "float32", "device": "auto", "engine": "auto"}
+    usual = {
+        **asdict(BiLDConfig(variant=get(a.task).variant)),
+        **{"dtype": "float32", "device": "auto", "engine": "auto"},
+    }
     command = ["bash", f"run_{a.task}.sh", a.mode]
     command += [f"{pair[name]:g}" for name in ("fallback", "rollback")]
     for name in PAIR_FLAGS:

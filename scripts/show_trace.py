@@ -13,6 +13,7 @@ page without external resources, --svg as a picture.
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,20 @@ from pathlib import Path
 from bild.cli import Parser, add_pair_flags, pair_config, quiet_loading, run
 from bild.errors import BildError
 from bild.files import check_file, write_atomically
+
+NARROWEST = 30  # columns
+
+
+def read_sentences() -> list[str]:
+    """The lines of the standard input that are not empty."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BildError(
+            f"the standard input is not UTF-8 ({error.reason} at byte {error.start}); "
+            "convert it first"
+        ) from None
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
 
 
 def main() -> None:
@@ -31,34 +46,41 @@ def main() -> None:
     add_pair_flags(parser)
     a = parser.parse_args()
     config, bild = pair_config(a)
+    if a.width is not None and a.width < NARROWEST:
+        raise BildError(f"--width must be at least {NARROWEST} columns, got {a.width}")
     for path in (a.html, a.svg):
         if path is not None:
             check_file(path)
-    sentences = a.sentence or [line.strip() for line in sys.stdin if line.strip()]
+    sentences = a.sentence or read_sentences()
     if not sentences:
         raise BildError("there is no sentence; give one, or lines on the standard input")
 
     # Only now: these import torch and transformers, which takes seconds.
     from rich.console import Console
 
+    from bild.show.html import page_html
     from bild.show.race import Racer
-    from bild.show.rendering import page_html, race_text
+    from bild.show.terminal import RaceText
 
     quiet_loading()
-    console = Console(width=a.width, record=a.svg is not None)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a letter that it cannot show is no reason to end
+    console = Console(width=a.width)
+    drawing = Console(width=console.width, record=True, file=io.StringIO())
     racer = Racer.load(config)
     racer.warm_up(sentences[0])
     races = []
     for sentence in sentences:
         *_, race = racer.run(sentence, bild)
         races.append(race)
-        console.print(race_text(race))
-        console.print()
+        for each in (console, drawing):
+            each.print(RaceText(race))
+            each.print()
     if a.html is not None:
         write_atomically(a.html, page_html(races))
         print(a.html)
     if a.svg is not None:
-        svg = console.export_svg(title="scripts/show_trace.py")
+        svg = drawing.export_svg(title="scripts/show_trace.py")
         # Rich points to a web font; the picture is to need nothing but itself.
         write_atomically(a.svg, re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
         print(a.svg)

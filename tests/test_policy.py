@@ -1,36 +1,29 @@
+"""The two decisions as pure functions, and a rule of one's own."""
+
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
-from tables import distance, sure
+from tables import EOS, TableDecoder, distance, rows, sure
 
-from bild import policy
-
-
-def test_top_token_is_argmax_with_its_softmax_probability():
-    scores = torch.tensor([0.0, 2.0, 1.0])
-    token, probability = policy.top_token(scores)
-    assert token == 1
-    assert probability == pytest.approx(math.exp(2) / (1 + math.exp(2) + math.exp(1)), rel=1e-6)
-
-
-def test_top_token_ignores_banned_tokens_and_passes_nan_on():
-    token, probability = policy.top_token(torch.tensor([-math.inf, 1.0, -math.inf]))
-    assert (token, probability) == (1, 1.0)
-    assert math.isnan(policy.top_token(torch.tensor([0.0, math.nan]))[1])
+from bild import BiLDConfig, BildError
+from bild.engines.base import distances_from
+from bild.generation.decoding import Stopping, decode
+from bild.policy import RULES, AcceptanceRule, DistanceRule, MaxProbability
 
 
 def test_fallback_is_strict():
-    assert policy.should_fall_back(0.59, 0.6)
-    assert not policy.should_fall_back(0.6, 0.6)
-    assert not policy.should_fall_back(0.0, 0.0)
-    assert policy.should_fall_back(1.0, 1.1)
+    assert MaxProbability(0.6).should_stop(0.59)
+    assert not MaxProbability(0.6).should_stop(0.6)
+    assert not MaxProbability(0.0).should_stop(0.0)
+    assert MaxProbability(1.1).should_stop(1.0)
 
 
 def rollback(rows, drafted, threshold, variant):
     logits = torch.stack(rows)
-    distances = policy.distances(logits, torch.tensor(drafted)).tolist()
-    return policy.first_rollback(distances, logits.argmax(-1).tolist(), drafted, threshold, variant)
+    distances = distances_from(logits, torch.tensor(drafted)).tolist()
+    return RULES[variant](threshold).first_cut(distances, logits.argmax(-1).tolist(), drafted)
 
 
 @pytest.mark.parametrize("variant", ["authors", "paper", "verified"])
@@ -64,3 +57,88 @@ def test_distance_is_strict_and_infinite_logits_do_not_pass_an_infinite_threshol
     banned = torch.tensor([0.0, -math.inf])
     assert rollback([banned], [1], math.inf, "paper") is None
     assert rollback([banned], [1], 100.0, "paper") == 0
+
+
+def test_lossless_is_what_the_rules_say():
+    for variant, rollback_threshold in (("verified", 0.1), ("paper", 0), ("authors", 0)):
+        assert not BiLDConfig(0.6, rollback_threshold, variant=variant).is_lossless
+    assert BiLDConfig(0.6, 0, variant="verified").is_lossless
+    for variant in RULES:
+        assert BiLDConfig(1.1, 5, variant=variant).is_lossless
+        assert not BiLDConfig(1.0, 5, variant=variant).is_lossless
+
+
+def test_a_draft_is_judged_alike_below_the_next_distance():
+    distances, large, drafted = [0.5, 2.0, 3.5], [8, 4, 7], [3, 4, 5]
+    for variant in RULES:
+        rule = RULES[variant](1.0)
+        assert rule.same_below(distances) == 2.0
+        answers = [RULES[variant](t).first_cut(distances, large, drafted) for t in (1.0, 1.9, 2.0)]
+        assert answers[0] == answers[1]
+        assert RULES[variant](3.5).same_below(distances) == math.inf
+    # By these the agreed position 1 hides position 2, until the threshold reaches it.
+    assert RULES["authors"](1.9).first_cut(distances, large, drafted) is None
+    assert RULES["authors"](2.0).first_cut(distances, large, drafted) == 2
+
+
+@pytest.fixture
+def own_rule(monkeypatch):
+    """A rule of one's own: one class, one entry, and no other file knows of it."""
+
+    @dataclass(frozen=True)
+    class SumOfDistances(AcceptanceRule):
+        """Cut where the distances add up to more than a threshold, whoever agrees."""
+
+        threshold: float
+
+        def first_cut(self, distances, large_tokens, drafted):
+            total = 0.0
+            for i, far in enumerate(distances):
+                total += far
+                if total > self.threshold:
+                    return i
+            return None
+
+    monkeypatch.setitem(RULES, "sum", SumOfDistances)
+    return SumOfDistances
+
+
+def test_a_rule_of_ones_own_is_one_class(own_rule):
+    config = BiLDConfig(0.2, 1.0, variant="sum")
+    assert BiLDConfig.from_dict(config.to_dict()) == config
+    assert config.acceptance_rule == own_rule(1.0)
+    assert not config.is_lossless
+
+    # The large model gives each drafted token 0.5, so 0.69 nats; the second passes 1 nat.
+    large = [sure(2), *(sure(3, 0.5) for _ in range(4)), sure(EOS)]
+    small = [sure(9), *(sure(3) for _ in range(4)), sure(EOS)]
+    decoders = TableDecoder("large", large), TableDecoder("small", small)
+    stopping = Stopping(1 + 8, frozenset({EOS}))
+    output, stats = decode(*decoders, [0], config, stopping)
+    assert output.tokens[1:] == [2, 3, 3, 3, 3, EOS]
+    assert stats.rollbacks == 2
+    _, usual = decode(
+        TableDecoder("large", large),
+        TableDecoder("small", small),
+        [0],
+        BiLDConfig(0.2, 1.0),
+        stopping,
+    )
+    assert usual.rollbacks == 0
+
+
+def test_a_rule_that_needs_what_nobody_measures_is_refused(monkeypatch):
+    @dataclass(frozen=True)
+    class Entropy(DistanceRule):
+        needs = frozenset({"distances", "entropies"})
+
+    monkeypatch.setitem(RULES, "entropy", Entropy)
+    table = rows(2, 3, EOS)
+    with pytest.raises(BildError, match="Entropy needs 'entropies' of a draft"):
+        decode(
+            TableDecoder("large", table),
+            TableDecoder("small", table),
+            [0],
+            BiLDConfig(variant="entropy"),
+            Stopping(5, frozenset({EOS})),
+        )

@@ -1,4 +1,4 @@
-"""The README, pasted: every command and every Python block runs, what takes long in a tiny mode.
+"""README.md and docs/, pasted: every command and Python block runs, what takes long in a tiny mode.
 
 The shell reads the blocks itself, so that loops, quotes and variables mean what they mean to a
 reader; what it would start is noted and then run in this process, on the files a reader brings.
@@ -24,25 +24,31 @@ from toy import PAIRS, save_model, save_tokenizer
 
 from bild.benchmark import planted
 from bild.benchmark.arms import arm_names
-from bild.evaluation.record import RunRecord
+from bild.tasks.registry import TASKS
 from bild.training.presets import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTIONS = {
-    part.partition("\n")[0]: part for part in re.split(r"^## ", README, flags=re.MULTILINE)[1:]
-}
+NAMES = (
+    "README.md",
+    "demo/README.md",
+    *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
+)
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-WITH_COMMANDS = [name for name, text in SECTIONS.items() if "```bash" in text]
+WITH_COMMANDS = [name for name, text in PAGES.items() if "```bash" in text]
+WITH_PYTHON = [
+    name for name, text in PAGES.items() if "```python" in text and name != "docs/api.md"
+]
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 
-# What a reader brings, and what the text says to cut from a larger file.
+# What a reader brings; a page that uses it says "yours, in `folder/`".
 BROUGHT = (
     "tatoeba/train.jsonl.gz", "multi30k/train.jsonl.gz", "multi30k/validation.jsonl",
     "multi30k/test_2016_flickr.jsonl", "java_api/train.jsonl", "java_api/validation.jsonl",
-    "java_api/deepapi_test.jsonl", "out/tatoeba/train_lines.jsonl",
-    "out/tatoeba/validation_lines.jsonl", "out/tatoeba/test_lines.jsonl",
-    "data/iwslt2017/validation.jsonl", "data/cnndm/validation.jsonl",
+    "java_api/deepapi_test.jsonl",
 )  # fmt: skip
+# What the hub would give; a page that uses it says "from the hub".
+FROM_THE_HUB = tuple(f"hub/{task}/validation.jsonl" for task in TASKS if task != "demo")
 KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
 
 # Started by no command here, and where else.
@@ -50,6 +56,7 @@ ELSEWHERE = {
     "scripts/web.py": "show/test_web.py",
     "scripts/make_tables.py": "show/test_tables.py",
     "scripts/plot_tradeoff.py": "show/test_plots.py",
+    "scripts/make_api.py": "test_repository.py",
 }
 PLAIN = ("mkdir", "head", "tail", "sed", "grep")  # run by the shell itself
 
@@ -74,6 +81,7 @@ TINY = {
     "make_demo_data": ("--held-out", 6, "--vocab-size", 44),
     "measure_agreement": ("--max-new-tokens", 8),
     "show_trace": (),
+    "check_duplicates": (),
 }  # fmt: skip
 
 
@@ -127,7 +135,7 @@ def models(tmp_path_factory):
 def reader(tmp_path, monkeypatch, models):
     """A reader's working folder: demo/, an activated .venv, and files brought."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BILD_DATA_ROOT", "data")
+    monkeypatch.setenv("BILD_DATA_ROOT", "hub")
     (tmp_path / "demo").symlink_to(models)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").touch()
@@ -135,7 +143,8 @@ def reader(tmp_path, monkeypatch, models):
         json.dumps(dict(zip((k for pair in KEYS for k in pair), 3 * pair, strict=True))) + "\n"
         for pair in PAIRS
     ).encode()
-    for name in BROUGHT:
+    (tmp_path / "out").mkdir()
+    for name in (*BROUGHT, *FROM_THE_HUB):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
@@ -179,17 +188,23 @@ def recipe(target: str) -> list[list[str]]:
         ["make", "--dry-run", "--always-make", "--no-print-directory", target],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    lines = [shlex.split(line) for line in done.stdout.replace("\\\n", " ").splitlines()]
     started = [[word for word in line if "=" not in word or word.startswith("-")] for line in lines]
     return [
         [Path(line[0]).name, *line[1:]]
         for line in started
-        if not {"venv", "pip", "touch"} & {*line}
+        if not {"venv", "pip", "touch", "echo"} & {*line}
     ]
 
 
+WRITES = ("--record", "--output-dir", "--output", "--html", "--svg")
+
+
 def execute(command: list[str], run) -> None:
-    """Run a command of the README in its tiny mode; `run` takes a script's name and arguments."""
+    """Run a command of a page in its tiny mode; `run` takes a script's name and arguments."""
+    for flag, value in pairwise(command):
+        if flag in WRITES:  # nothing that is committed is overwritten by a reader's command
+            assert value.startswith("out/"), shlex.join(command)
     match command:
         case ["make", target]:
             for part in recipe(target):
@@ -205,21 +220,24 @@ def execute(command: list[str], run) -> None:
             run("run_eval", [task, *arguments])
         case ["python", "-m", "pytest", *_] | ["pre-commit", "run", *_]:
             pass  # this very run; the hooks are downloaded
-        case ["pip", "install", "-e", extra]:
-            name = re.fullmatch(r"\.\[(\w+)\]", extra)[1]
-            assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
+        case ["pip", "install", "-e", what]:
+            if what != ".":
+                name = re.fullmatch(r"\.\[(\w+)\]", what)[1]
+                assert f"\n{name} = [" in (ROOT / "pyproject.toml").read_text()
+        case ["pip", "install", "-r", file]:
+            assert (ROOT / file).is_file()
         case _:
             pytest.fail(f"nothing here runs {shlex.join(command)}")
 
 
-@pytest.mark.parametrize("section", WITH_COMMANDS)
-def test_the_commands_of_a_section_run_one_after_the_other(section, reader, monkeypatch, capsys):
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_the_commands_of_a_page_run_one_after_the_other(page, reader, monkeypatch, capsys):
     def run(name, arguments):
         done = run_here(monkeypatch, capsys, *arguments, *tiny_flags(name, arguments), name=name)
         done.require_success()
 
     ran = 0
-    for kind, block in BLOCK.findall(SECTIONS[section]):
+    for kind, block in BLOCK.findall(PAGES[page]):
         if kind == "bash":
             for command in commands_of(block, reader):
                 execute(command, run)
@@ -227,25 +245,29 @@ def test_the_commands_of_a_section_run_one_after_the_other(section, reader, monk
     assert ran
 
 
-def test_commands_in_running_text_are_run_somewhere(reader):
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_running_text_are_run_somewhere(page, reader):
     started = []
-    for span in CODE_SPAN.findall(BLOCK.sub("", README)):
+    for span in CODE_SPAN.findall(BLOCK.sub("", PAGES[page])):
         if re.match(r"(python|make|pip) ", span):
             for command in commands_of(span, reader):
                 execute(command, lambda name, _: started.append(name))
     assert set(started) <= set(TINY)
 
 
+@pytest.mark.parametrize("page", WITH_PYTHON)
 @pytest.mark.usefixtures("reader")
-def test_python_blocks_run_in_their_order(capsys):
+def test_the_python_blocks_of_a_page_run_in_their_order(page, capsys):
     names: dict[str, object] = {}
-    blocks = [block for kind, block in BLOCK.findall(README) if kind == "python"]
-    assert len(blocks) >= 3
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for kind, block in BLOCK.findall(PAGES[page]):
+        if kind == "python":
+            exec(compile(block, page, "exec"), names)
     printed = capsys.readouterr().out
-    assert "DecodeStats(generated_tokens=" in printed
-    assert re.search(r"(large|small) 0\.\d+ ", printed)
+    if page == "README.md":
+        assert "DecodeStats(generated_tokens=" in printed
+        assert re.search(r"(large|small) 0\.\d+ ", printed)
+    else:
+        assert printed
 
 
 # ------------------------------------------------------------------------------ what it says
@@ -273,12 +295,10 @@ def flags():
 OTHERS = {"--multi_gpu", "--num_processes"}  # of accelerate
 
 
-@pytest.mark.parametrize("page", ["README.md", "demo/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_flag_that_is_named_exists(page, flags):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    code = re.findall(r"^```.*?^```|`[^`\n]+`", text, re.MULTILINE | re.DOTALL)
+    code = re.findall(r"^```.*?^```|`[^`\n]+`", PAGES[page], re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", "\n".join(code))) - OTHERS
-    assert len(named) > 3
     assert named <= set().union(*flags.values())
 
 
@@ -289,10 +309,45 @@ def test_a_scripts_docstring_names_only_flags_that_scripts_take(flags):
         assert named <= set().union(*flags.values()), name
 
 
-def test_the_shown_demo_is_that_of_its_record():
-    record = RunRecord.load(ROOT / "results/demo/make-demo.json")
-    memory = record.env["peak_memory"]["host_bytes"]
-    assert f"`make demo` takes {memory / 1e6:.0f} MB of memory" in README
-    for arm in ("vanilla", "small", "bild"):
-        quality = record.quality[arm]
-        assert f"{quality['value']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]" in README
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_commands_say_where_their_data_come_from(page):
+    """Shipped, from the hub, or the reader's own: said before the command, or in its section."""
+    said = ""
+    for section in re.split(r"^## ", PAGES[page], flags=re.MULTILINE):
+        said += BLOCK.sub("", section).replace("\n", " ")
+        code = "".join(block for kind, block in BLOCK.findall(section) if kind == "bash")
+        for folder in {name.partition("/")[0] for name in BROUGHT}:
+            if re.search(rf"(?<!/)\b{folder}/", code):
+                assert f"yours, in `{folder}/" in said, section.partition("\n")[0]
+        launched = [line for line in code.splitlines() if re.search(r"\brun_(?!demo)\w+\.sh", line)]
+        if any("--large" not in line for line in launched):
+            assert "from the hub" in said, section.partition("\n")[0]
+
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchor(heading: str) -> str:
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for link in LINK.findall(PAGES[page]):
+        if link.startswith("https://"):
+            continue
+        file, _, place = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if place:
+            text = target.read_text(encoding="utf-8")
+            assert place in map(anchor, re.findall(r"^#+ (.*)$", text, re.MULTILINE)), link
+
+
+def test_the_readme_is_of_one_sitting_and_leads_to_every_page():
+    assert 7_000 <= len(README.encode()) <= 14_000
+    for page in PAGES:
+        assert page == "README.md" or f"]({page})" in README, page
+    for page, text in PAGES.items():
+        assert "/OWNER/" not in text, page

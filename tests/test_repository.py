@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import script
 from conftest import complain_of_skip
+
+import bild
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}")
@@ -42,7 +45,7 @@ def test_no_secrets_no_machine_paths_no_oversized_files():
 
 def test_the_readmes_tree_names_every_wing_and_script():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme[readme.index("## Layout") :]
+    tree = readme[readme.index("## Where things are") :]
     wings = [path.parent for path in (ROOT / "bild").glob("*/__init__.py")]
     for path in [*wings, *(ROOT / "scripts").glob("*.py")]:
         assert path.stem in tree, f"{path.name} is not in the README's tree"
@@ -158,3 +161,11 @@ def test_elsewhere_a_test_may_be_skipped(monkeypatch):
     monkeypatch.setenv("CI", "true")
     complain_of_skip(report)
     assert report.failed
+
+
+def test_the_api_reference_is_what_the_docstrings_say():
+    """Else run scripts/make_api.py."""
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    assert page == script("make_api").api_page()
+    for name in set(bild.__all__) - {"__version__"}:
+        assert f"\n## `{name}`\n" in page

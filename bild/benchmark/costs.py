@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from bild.config import BiLDConfig
 from bild.engines import Decoder
 from bild.evaluation.timing import timed
+from bild.policy import NEVER_STOPS
 
 # A width of 11 is a full window: ten drafted tokens and the large model's own one before them.
 WIDTHS = (1, 2, 4, 8, 11)
@@ -158,7 +159,7 @@ def measure_steps(
         for width in WIDTHS:
             tokens = [token] * width
             steps[width].append(timed(device, partial(large.verify, tokens, tokens[1:]))[1])
-            drafts.append(timed(device, partial(small.draft, [token], drafted, 0.0))[1])
+            drafts.append(timed(device, partial(small.draft, [token], drafted, NEVER_STOPS))[1])
             large.rollback_to(prefix)
             small.rollback_to(prefix)
     return StepTimes(
@@ -204,9 +205,10 @@ def expect(
     """How often the two models run, if every proposal is as likely to be thrown away.
 
     A draft ends at the first unsure proposal or after `num_small_iters` tokens, so its length is
-    geometric and cut there. A rollback undoes half a draft on average and, with the authors' rules,
-    costs a large forward of its own. The first token is the large model's (`start`); the last draft
-    is cut in half by the end, and not looked at (except in variant "verified").
+    geometric and cut there. A rollback undoes half a draft on average and, by rules that leave the
+    token after it to the large model, costs a large forward of its own. The first token is the
+    large model's (`start`); the last draft is cut in half by the end, and rules that check it look
+    at it in one more forward.
 
     Args:
         fallback_rate, rollback_rate: per 100 generated tokens, as `DecodeStats` counts them.
@@ -215,7 +217,8 @@ def expect(
     """
     fallbacks, rollbacks = fallback_rate / 100, rollback_rate / 100
     limit = int(min(config.num_small_iters, max(1, round(length))))
-    extra = rollbacks if config.variant == "authors" else 0.0
+    rule = config.acceptance_rule
+    extra = rollbacks if rule.after_cut == "large" else 0.0
     first = (1 / length) if config.start == "large" else 0.0
 
     def drafts(unsure: float) -> tuple[list[float], float]:
@@ -238,7 +241,11 @@ def expect(
     chances, number = drafts((low + high) / 2)
     large = {k + 1: number * p for k, p in enumerate(chances)}
     large[1] = large.get(1, 0.0) + extra + first
-    if config.variant != "verified":
+    if rule.checks_end:
+        drafted = max(0.0, 1 - sum(large.values()))  # the chance that an output's last token is
+        width = 1 + round(sum(k * p for k, p in enumerate(chances)) / 2)
+        large[width] = large.get(width, 0.0) + drafted / length
+    else:
         unseen = 0.5 / length
         total = sum(large.values())
         large = {width: n * max(0.0, 1 - unseen / total) for width, n in large.items()}

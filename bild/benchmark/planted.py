@@ -42,6 +42,7 @@ from bild.engines import Decoder, Draft, Verdict
 from bild.errors import BildError
 from bild.generation.decoding import Stopping, decode
 from bild.generation.stats import DecodeStats
+from bild.policy import FallbackRule
 from bild.tasks.registry import PublishedRow, Thresholds, get
 
 # The shapes of google-t5/t5-* and google/mt5-*, which the published checkpoints were made from.
@@ -241,7 +242,7 @@ class _ScriptedSmall(_Scripted):
         self.wrong = False  # the draft holds a wrong token
 
     def draft(
-        self, pending: Sequence[int], limit: int, threshold: float, eos_token_ids: Any = ()
+        self, pending: Sequence[int], limit: int, rule: FallbackRule, eos_token_ids: Any = ()
     ) -> Draft:
         tokens: list[int] = []
         while len(tokens) < limit:

@@ -1,6 +1,6 @@
 """One owner per model and KV cache, spoken to in lengths."""
 
-from bild.engines.base import Decoder, Draft, Verdict, judge
+from bild.engines.base import Decoder, Draft, Verdict, draft_tokens, judge
 from bild.engines.huggingface import HuggingFaceDecoder
 from bild.engines.select import Engine, EngineName, HuggingFaceEngine, make_engine
 
@@ -12,6 +12,7 @@ __all__ = [
     "HuggingFaceDecoder",
     "HuggingFaceEngine",
     "Verdict",
+    "draft_tokens",
     "judge",
     "make_engine",
 ]

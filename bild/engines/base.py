@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bild import policy
 from bild.errors import BildError
+from bild.policy import FallbackRule
 
 
 class Draft(NamedTuple):
@@ -24,7 +24,7 @@ class Draft(NamedTuple):
         tokens: the tokens written (not all fed: the last one is not).
         probabilities: one for each of them, and one more for `unsure`.
         unsure: the token at which writing ended and that was not written, because its
-            probability is below the threshold, or NaN; None where there is no such token.
+            probability does not satisfy the rule, or is NaN; None where there is no such token.
     """
 
     tokens: list[int]
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
         tokens: its own choice at each drafted position, and at the one after them if that was
             scored.
         probabilities: those of its choices; NaN where the model is damaged.
-        distances: T values, its distance from each drafted token in nats (`policy.distances`).
+        distances: T values, its distance from each drafted token in nats (`distances_from`).
     """
 
     tokens: list[int]
@@ -119,7 +119,7 @@ class Decoder(ABC):
         self,
         pending: Sequence[int],
         limit: int,
-        threshold: float,
+        rule: FallbackRule,
         eos_token_ids: Collection[int] = (),
     ) -> Draft:
         """Feed `pending`, then write greedily until unsure, at the end, or at the limit.
@@ -127,21 +127,13 @@ class Decoder(ABC):
         Args:
             pending: the tokens after those cached, at least one.
             limit: tokens to write at most.
-            threshold: a token whose probability is below it is not written, and writing ends.
+            rule: says whether a token is written or ends the draft. An engine may have a faster
+                way for the rules that it knows.
             eos_token_ids: writing ends with one of these.
         """
-        tokens: list[int] = []
-        probabilities: list[float] = []
-        while len(tokens) < limit:
-            token, probability = policy.top_token(self.feed(pending)[-1])
-            probabilities.append(probability)
-            if policy.should_fall_back(probability, threshold) or probability != probability:
-                return Draft(tokens, probabilities, unsure=token)
-            tokens.append(token)
-            if token in eos_token_ids:
-                break
-            pending = [token]
-        return Draft(tokens, probabilities, unsure=None)
+        return draft_tokens(
+            self.feed, pending, limit, rule, ends=lambda token: token in eos_token_ids
+        )
 
     def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
         """Feed `pending` in ONE forward and judge the drafted tokens by its logits.
@@ -155,6 +147,68 @@ class Decoder(ABC):
         check_ids(drafted, self.vocab_size, "scored tokens")
         rows = self.feed(pending)[first_row:]  # (T or T + 1, V)
         return judge(rows, rows, drafted)
+
+
+def draft_tokens(
+    feed: Callable[[Sequence[int]], Tensor],
+    pending: Sequence[int],
+    limit: int,
+    rule: FallbackRule,
+    ends: Callable[[int], bool],
+    process: Callable[[Tensor], Tensor] | None = None,
+) -> Draft:
+    """The drafting loop (paper, Algorithm 1, lines 4 to 8); see `Decoder.draft`.
+
+    Args:
+        feed: of a decoder.
+        pending, limit, rule: as `Decoder.draft`'s.
+        ends: told of each token that is written; whether writing ends with it.
+        process: makes of the raw logits (V,) after all tokens so far the scores that are read.
+    """
+    tokens: list[int] = []
+    probabilities: list[float] = []
+    while len(tokens) < limit:
+        raw = feed(pending)[-1]
+        token, probability = top_token(raw if process is None else process(raw))
+        probabilities.append(probability)
+        if rule.should_stop(probability) or math.isnan(probability):
+            return Draft(tokens, probabilities, unsure=token)
+        tokens.append(token)
+        if ends(token):
+            break
+        pending = [token]
+    return Draft(tokens, probabilities, unsure=None)
+
+
+def top_token(scores: Tensor) -> tuple[int, float]:
+    """The most likely token and its probability, `max softmax(scores)`; scores: (V,).
+
+    The probability is NaN when a score is NaN.
+    """
+    scores = scores.float()
+    top, token = scores.max(-1)
+    # One transfer for both: float64 holds a token id exactly.
+    token_id, distance = torch.stack((token.double(), scores.logsumexp(-1) - top)).tolist()
+    return int(token_id), math.exp(-distance)
+
+
+def distances_from(
+    large_logits: Tensor, drafted: Tensor, normalizers: Tensor | None = None
+) -> Tensor:
+    """How far the large model is from each drafted token, in nats; (T,).
+
+    It is the large model's cross-entropy with the small one's hard label, `-log p_L(drafted)`
+    (paper, Eq. 2).
+
+    Args:
+        large_logits: (T, V), the large model's raw logits at the drafted positions.
+        drafted: (T,), the tokens the small model wrote.
+        normalizers: (T,), the logsumexp of each row of the logits, where it is known already.
+    """
+    logits = large_logits.float()
+    if normalizers is None:
+        normalizers = logits.logsumexp(-1)
+    return normalizers - logits.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
 
 
 def check_mask(mask: Tensor, input_ids: Tensor) -> None:
@@ -185,7 +239,7 @@ def judge(scores: Tensor, raw: Tensor, drafted: Sequence[int]) -> Verdict:
     best, normalizers = floats.max(-1), floats.logsumexp(-1)
     asked = torch.tensor(drafted, dtype=torch.long, device=raw.device)
     known = normalizers[:drafts] if raw is scores else None
-    distances = policy.distances(raw[:drafts], asked, known)
+    distances = distances_from(raw[:drafts], asked, known)
     # One transfer for all three: float64 holds a token id exactly.
     parts = (best.indices.double(), (normalizers - best.values).double(), distances.double())
     values = torch.cat(parts).tolist()

@@ -24,6 +24,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from bild.engines.base import Decoder, Draft, Verdict
 from bild.engines.native import MULTIPLE, NativeSession, NativeStack
+from bild.policy import FallbackRule, MaxProbability
 
 MODEL_TYPES = ("t5", "mt5", "umt5")
 ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
@@ -420,10 +421,12 @@ class NativeT5Decoder(_T5Session):
         self,
         pending: Sequence[int],
         limit: int,
-        threshold: float,
+        rule: FallbackRule,
         eos_token_ids: Collection[int] = (),
     ) -> Draft:
-        draft = self._session.draft(self.length, pending, limit, threshold, eos_token_ids)
+        if not isinstance(rule, MaxProbability):
+            return super().draft(pending, limit, rule, eos_token_ids)
+        draft = self._session.draft(self.length, pending, limit, rule.threshold, eos_token_ids)
         forwards = len(draft.probabilities)
         if forwards:
             self._count(len(pending) + forwards - 1, forwards)

@@ -1,8 +1,9 @@
 """Big Little Decoder: draft, verify, roll back, commit (Kim et al., NeurIPS 2023, Algorithm 1).
 
 The whole algorithm is `decode`. It talks to two `Decoder`s, which own the models and their KV
-caches, and asks `policy` for its two decisions. `decode_greedy` is the baseline: one model, the
-same interface. `bild.generation.generate` makes both available to transformers' `generate`.
+caches, and asks the rules of `bild.policy` for its two decisions. `decode_greedy` is the baseline:
+one model, the same interface. `bild.generation.generate` makes both available to transformers'
+`generate`.
 
 Letters used for shapes: T tokens in one forward, V vocabulary.
 """
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor
 from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
-from bild import policy
-from bild.config import BiLDConfig, Writer
-from bild.engines import Decoder, Draft, Verdict, judge
+from bild.config import BiLDConfig
+from bild.engines import Decoder, Draft, Verdict, draft_tokens, judge
 from bild.errors import BildError
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder
+from bild.policy import NEVER_STOPS, AcceptanceRule, FallbackRule, Writer
 
 
 class Scores(NamedTuple):
@@ -72,6 +73,8 @@ class Stopping:
         return bool(self.criteria(torch.tensor([y.tokens], device=scores.device), scores)[0])
 
 
+MEASURES = frozenset({"distances"})  # what is known of a draft when a rule judges it
+
 OnCommit = Callable[[list[int]], None]
 
 
@@ -108,6 +111,7 @@ def decode(
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     tokens = y.tokens
+    rule = _known(config.acceptance_rule)
     checked = len(tokens)  # tokens[checked:] are drafted, and the large model has not seen them
     fallbacks = rollbacks = rolled_back = drafted = full_windows = verifications = verified = 0
     turn: Writer = config.start
@@ -119,9 +123,7 @@ def decode(
         if turn == "small":
             limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
             recorder.starts(small)
-            draft, draft_ends = _draft(
-                small, y, limit, config.fallback_threshold, stopping, processors
-            )
+            draft, draft_ends = _draft(small, y, limit, config.fallback_rule, stopping, processors)
             if draft.probabilities:
                 _refuse_nan(draft.probabilities[-1], small, len(tokens))
             recorder.drafted(draft)
@@ -129,7 +131,7 @@ def decode(
             drafted += len(draft.tokens)
             fallbacks += unsure
             full_windows += not (unsure or draft_ends)
-            if draft_ends and config.variant != "verified":
+            if draft_ends and not rule.checks_end:
                 break  # the published code ends here: the last window is never looked at
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
@@ -139,13 +141,7 @@ def decode(
         for i, probability in enumerate(verdict.probabilities):
             _refuse_nan(probability, large, checked + i)
         window = len(tokens) - checked
-        cut = policy.first_rollback(
-            verdict.distances,
-            verdict.tokens,
-            tokens[checked:],
-            config.rollback_threshold,
-            config.variant,
-        )
+        cut = rule.first_cut(verdict.distances, verdict.tokens, tokens[checked:])
 
         # 3. Roll both caches back to the first bad token, if there is one.
         kept = window if cut is None else cut
@@ -159,7 +155,7 @@ def decode(
             large.rollback_to(len(tokens))
             small.rollback_to(len(tokens))
         elif draft_ends:
-            break  # confirmed (variant "verified")
+            break  # confirmed (rules that check the end)
 
         # 4. Commit: the large model's own token at the cut, or after the window.
         y.append(verdict.tokens[kept], None if scores is None else scores[kept])
@@ -168,7 +164,7 @@ def decode(
             on_commit(tokens[checked:])
         checked = len(tokens)
         # After a rollback the published code stays with the large model for one more token.
-        turn = "large" if cut is not None and config.variant == "authors" else "small"
+        turn = "small" if cut is None else rule.after_cut
 
     if on_commit is not None and len(tokens) > checked:
         on_commit(tokens[checked:])
@@ -209,7 +205,7 @@ def decode_greedy(
         step = 1 if on_commit is not None else 16
         limit = min(step, stopping.max_length - before)
         recorder.starts(decoder)
-        draft, done = _draft(decoder, y, limit, 0.0, stopping, processors)
+        draft, done = _draft(decoder, y, limit, NEVER_STOPS, stopping, processors)
         _refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
         recorder.drafted(draft)
         if on_commit is not None:
@@ -225,29 +221,32 @@ def _draft(
     decoder: Decoder,
     y: Output,
     limit: int,
-    threshold: float,
+    rule: FallbackRule,
     stopping: Stopping,
     processors: LogitsProcessorList | None,
 ) -> tuple[Draft, bool]:
     """`Decoder.draft` onto `y`, and whether its last token ends the output."""
+    pending = y.tokens[decoder.length :]
     if not _looks_at_scores(y, stopping, processors):
-        pending = y.tokens[decoder.length :]
-        draft = decoder.draft(pending, limit, threshold, stopping.eos_token_ids)
+        draft = decoder.draft(pending, limit, rule, stopping.eos_token_ids)
         y.tokens += draft.tokens
         return draft, bool(draft.tokens) and stopping(y)
 
-    draft = Draft([], [], unsure=None)
-    for _ in range(limit):
-        scores = _scores(processors, y.tokens, decoder.feed(y.tokens[decoder.length :])[-1])
-        token, probability = policy.top_token(scores.processed)
-        draft.probabilities.append(probability)
-        if policy.should_fall_back(probability, threshold) or probability != probability:
-            return draft._replace(unsure=token), False
-        draft.tokens.append(token)
+    scores: Scores | None = None
+    ended = False
+
+    def process(raw: Tensor) -> Tensor:
+        nonlocal scores
+        scores = _scores(processors, y.tokens, raw)
+        return scores.processed
+
+    def ends(token: int) -> bool:
+        nonlocal ended
         y.append(token, scores)
-        if stopping(y):
-            return draft, True
-    return draft, False
+        ended = stopping(y)
+        return ended
+
+    return draft_tokens(decoder.feed, pending, limit, rule, ends, process), ended
 
 
 def _verify(
@@ -280,6 +279,17 @@ def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tens
         return Scores(raw, raw)
     ids = torch.tensor([tokens], device=raw.device)
     return Scores(processors(ids, raw[None].to(copy=True, dtype=torch.float32))[0], raw)
+
+
+def _known(rule: AcceptanceRule) -> AcceptanceRule:
+    """The rule, whose every need the loop must be able to meet."""
+    unknown = sorted(rule.needs - MEASURES)
+    if unknown:
+        raise BildError(
+            f"{type(rule).__name__} needs {unknown[0]!r} of a draft, which is not measured; "
+            f"rules can read {', '.join(sorted(MEASURES))}"
+        )
+    return rule
 
 
 def _refuse_nan(value: float, decoder: Decoder, position: int) -> None:

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from bild.checkpoints.loading import load_model
 from bild.checkpoints.names import Checkpoint
 from bild.checkpoints.vocabulary import shared_vocab_size
-from bild.config import BiLDConfig, Writer
+from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
 from bild.generation.generate import (
@@ -27,6 +27,7 @@ from bild.generation.generate import (
     decode_with_pair,
     make_plan,
 )
+from bild.policy import Writer
 
 
 class BiLDModel:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.evaluation.record import PublishedRuns, RunRecord, SearchRecord, SmallModelsRecord
 from bild.tasks.metrics import METRIC_NAMES
@@ -237,11 +238,10 @@ def _add_run(series: dict[str, list[Point]], run: RunRecord) -> None:
     if not series["small"] and "small" in run.speed:
         series["small"].append(_measured(run, "small"))
     if "bild" in run.speed:
-        bild = run.config["bild"]
-        fallback, rollback = (float(bild[f"{n}_threshold"]) for n in ("fallback", "rollback"))
-        lossless = fallback > 1 or (bild["variant"] == "verified" and rollback == 0)
-        series["lossless" if lossless else run.config["mode"]].append(
-            _measured(run, "bild", f"{fallback:g}, {rollback:g}")
+        bild = BiLDConfig.from_dict(run.config["bild"])
+        label = f"{bild.fallback_threshold:g}, {bild.rollback_threshold:g}"
+        series["lossless" if bild.is_lossless else run.config["mode"]].append(
+            _measured(run, "bild", label)
         )
 
 

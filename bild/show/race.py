@@ -61,12 +61,17 @@ class Race:
         config: the pair's thresholds and variant.
         alone: the large model alone.
         bild: the pair.
+        source_tokens: tokens of the source, prefix included.
+        max_source_tokens, max_new_tokens: how many of them are read, and the limit of an output.
     """
 
     source: str
     config: BiLDConfig
     alone: Runner
     bild: Runner
+    source_tokens: int
+    max_source_tokens: int
+    max_new_tokens: int
 
     @property
     def finished(self) -> bool:
@@ -135,30 +140,41 @@ class Racer:
         """Race: the state after every turn, the last of them finished.
 
         Raises:
-            BildError: an empty source, or what `generate` refuses.
+            BildError: a source that is empty or no text, or what `generate` refuses.
         """
-        if not source.strip():
-            raise BildError("the source is empty; give a sentence")
-        arms = [_Turns(arm) for arm in self._arms(source, config)]
+        ids, length = self._read(source)
+        arms = [_Turns(arm) for arm in self._arms(ids, config)]
         try:
             while running := [arm for arm in arms if not arm.done]:
                 min(running, key=lambda arm: arm.seconds).step()
-                yield Race(source, config, *(self._runner(arm) for arm in arms))
+                alone, bild = (self._runner(arm) for arm in arms)
+                limits = self.max_source_tokens, self.max_new_tokens
+                yield Race(source, config, alone, bild, length, *limits)
         finally:
             for arm in arms:
                 arm.abandon()
 
-    def _arms(self, source: str, config: BiLDConfig) -> tuple[_Generate, _Generate]:
+    def _read(self, source: str) -> tuple[Tensor, int]:
+        """The tokens that the models read, (1, S), and how many there are of the whole source."""
+        if not source.strip():
+            raise BildError("the source is empty; give a sentence")
+        try:
+            source.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BildError(f"the source is not valid Unicode ({error.reason})") from None
+        text = self.prefix + source
+        ids = self.tokenizer(text)["input_ids"]
+        length = len(ids)
+        if length > self.max_source_tokens:
+            limit = self.max_source_tokens
+            ids = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        return torch.tensor([ids], device=self.pair.device), length
+
+    def _arms(self, ids: Tensor, config: BiLDConfig) -> tuple[_Generate, _Generate]:
         """The large model alone, and the pair."""
-        inputs = self.tokenizer(
-            self.prefix + source,
-            truncation=True,
-            max_length=self.max_source_tokens,
-            return_tensors="pt",
-        )
         options: dict[str, Any] = {
-            "input_ids": inputs["input_ids"].to(self.pair.device),
-            "attention_mask": inputs["attention_mask"].to(self.pair.device),
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
             "max_new_tokens": self.max_new_tokens,
             "do_sample": False,
             "num_beams": 1,

@@ -7,8 +7,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bild.config import BiLDConfig
 from bild.evaluation.record import RunRecord, SearchRecord, SmallModelsRecord, comparable
 from bild.evaluation.run import SampleRecord
+from bild.policy import PUBLISHED, RULES
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import PublishedRow, get
 
@@ -101,10 +103,11 @@ def _sizes(large: Mapping[str, Any], small: Mapping[str, Any] | None) -> str:
 
 
 def _name(record: RunRecord) -> str:
-    asked = record.config["bild"]
-    thresholds = (asked["fallback_threshold"], asked["rollback_threshold"])
-    rules = "" if asked["variant"] == "authors" else f", {asked['variant']} rules"
-    return "BiLD {} ({}, {}){}".format(record.config["mode"], *map(_threshold, thresholds), rules)
+    asked = BiLDConfig.from_dict(record.config["bild"])
+    published = asked.acceptance_rule == RULES[PUBLISHED](asked.rollback_threshold)
+    rules = "" if published else f", {asked.variant} rules"
+    thresholds = f"{asked.fallback_threshold:g}, {asked.rollback_threshold:g}"
+    return f"BiLD {record.config['mode']} ({thresholds}){rules}"
 
 
 def small_models_table(record: SmallModelsRecord) -> str:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 from html import escape
 from types import ModuleType
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from bild.config import BiLDConfig, Variant
+from bild.config import BiLDConfig
 from bild.errors import BildError
+from bild.policy import RULES
+from bild.show.html import race_css, race_html
 from bild.show.race import Race, Racer, Runner
-from bild.show.rendering import race_css, race_html
 
 if TYPE_CHECKING:
     import gradio
@@ -45,7 +46,7 @@ def build_page(racer: Racer, config: BiLDConfig, examples: Sequence[str] = ()) -
         raise BildError("a slider cannot stand at inf; give a finite threshold")
 
     def race(
-        source: str, fallback: float, rollback: float, variant: Variant
+        source: str, fallback: float, rollback: float, variant: str
     ) -> Iterator[tuple[str, str, str, str, str]]:
         chosen = BiLDConfig(fallback, rollback, config.num_small_iters, variant, config.start)
         shown = 0.0
@@ -81,7 +82,7 @@ def build_page(racer: Racer, config: BiLDConfig, examples: Sequence[str] = ()) -
                 label="Rollback threshold",
                 info="The large model takes back what is farther off, in nats.",
             )
-        variant = gr.Radio(list(get_args(Variant)), value=config.variant, label="Variant")
+        variant = gr.Radio(list(RULES), value=config.variant, label="Variant")
         with gr.Row():
             start = gr.Button("Race", variant="primary", elem_id="race")
             stop = gr.Button("Stop", elem_id="stop")

@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bild.config import BiLDConfig
 from bild.errors import BildError
+from bild.policy import PUBLISHED
 
 MODES = ("vanilla", "unaligned", "aligned")
 
@@ -109,6 +111,7 @@ class Task:
             mean length of sentences (translation), of articles cut at 1024 tokens (summaries) or
             of descriptions (api), rounded; the published result files do not hold it. None: not
             known.
+        variant: the rules that the thresholds go with, a name of `bild.policy.RULES`.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Task:
     file: str | None = None
     more_metrics: tuple[str, ...] = ()
     source_tokens: int | None = None
+    variant: str = BiLDConfig.variant
 
     def small_model(self, mode: str) -> str | None:
         """The small checkpoint of a mode; None for "vanilla".
@@ -214,6 +218,7 @@ TASKS: dict[str, Task] = {
                 "unaligned": (Thresholds(0.6, 2), Thresholds(0.5, 3)),
                 "aligned": (Thresholds(0.9, 3), Thresholds(0.6, 4)),
             },
+            variant=PUBLISHED,
             published=published_rows("iwslt2017"),
             source_tokens=32,
         ),
@@ -238,6 +243,7 @@ TASKS: dict[str, Task] = {
                 "unaligned": (Thresholds(0.6, 2), Thresholds(0.5, 3)),
                 "aligned": (Thresholds(0.8, 2), Thresholds(0.6, 5)),
             },
+            variant=PUBLISHED,
             published=published_rows("wmt2014"),
             source_tokens=32,
         ),
@@ -259,6 +265,7 @@ TASKS: dict[str, Task] = {
                 "unaligned": (Thresholds(0.5, 3), Thresholds(0.3, 5)),
                 "aligned": (Thresholds(0.6, 2), Thresholds(0.4, 5)),
             },
+            variant=PUBLISHED,
             published=published_rows("xsum"),
             source_tokens=512,
         ),
@@ -283,6 +290,7 @@ TASKS: dict[str, Task] = {
                 "unaligned": (Thresholds(0.4, 3), Thresholds(0.2, 6)),
                 "aligned": (Thresholds(0.3, 3), Thresholds(0.2, 6)),
             },
+            variant=PUBLISHED,
             published=published_rows("cnndm"),
             source_tokens=768,
         ),
@@ -306,6 +314,7 @@ TASKS: dict[str, Task] = {
             tokenizer=None,
             thresholds={"unaligned": (Thresholds(0.5, 5),)},
             more_metrics=("rougeL",),
+            variant=PUBLISHED,
             published=published_rows("api"),
             source_tokens=16,
         ),
@@ -322,8 +331,8 @@ TASKS: dict[str, Task] = {
             aligned="demo/small-aligned",
             tokenizer=None,
             thresholds={
-                "unaligned": (Thresholds(0.4, 3), Thresholds(0.2, 5)),
-                "aligned": (Thresholds(0.4, 3), Thresholds(0.2, 5)),
+                "unaligned": (Thresholds(0.6, 2), Thresholds(0.2, 5)),
+                "aligned": (Thresholds(0.6, 2), Thresholds(0.2, 5)),
             },
             split="test",
             file="demo/sentences.jsonl",

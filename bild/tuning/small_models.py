@@ -16,7 +16,6 @@ other thresholds decode only what is new.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -112,9 +111,8 @@ def arm_name(label: str, pair: Thresholds) -> str:
 class RollbackRow:
     """Decodes with one fallback threshold and rising rollback thresholds, where these matter.
 
-    The rollback test asks of each distance whether it exceeds the threshold (`bild.policy`). Any
-    threshold from the one decoded with up to the smallest distance that exceeded it gets the same
-    answers, so the same output: on Tatoeba three outputs in four, over rollbacks of 1, 2, 3 and 5.
+    The rules say up to which threshold an output stays the same (`AcceptanceRule.same_below`): on
+    Tatoeba that spares three outputs in four, over rollbacks of 1, 2, 3 and 5.
     """
 
     def __init__(self) -> None:
@@ -123,16 +121,16 @@ class RollbackRow:
     def arm(self, work: Workload) -> Arm:
         """The pair's arm with the workload's thresholds, whose rollback is at least the last."""
         assert work.config.bild is not None
-        rollback, decode = work.config.bild.rollback_threshold, make_arms(work, trace=True)["bild"]
+        rollback, rule = work.config.bild.rollback_threshold, work.config.bild.acceptance_rule
+        decode = make_arms(work, trace=True)["bild"]
 
         def decode_where_needed(inputs: dict[str, torch.Tensor]) -> BiLDOutput:
             source = tuple(inputs["input_ids"][0].tolist())
             if source not in self._known or rollback >= self._known[source][0]:
                 output: BiLDOutput = decode(inputs)
                 assert output.trace is not None
-                distances = (t.distance for t in output.trace.tokens if t.distance is not None)
-                limit = min((d for d in distances if d > rollback), default=math.inf)
-                self._known[source] = limit, replace(output, trace=None)
+                distances = [t.distance for t in output.trace.tokens if t.distance is not None]
+                self._known[source] = rule.same_below(distances), replace(output, trace=None)
             return self._known[source][1]
 
         return decode_where_needed

@@ -21,10 +21,12 @@ from bild.benchmark.costs import (
 from bild.benchmark.planted import plan_outputs, recorded_rates
 
 
+@pytest.mark.parametrize("variant", ["authors", "verified"])
 @pytest.mark.parametrize(("task", "mode"), RECORDED)
-def test_expected_forwards_come_near_those_of_planned_outputs(task, mode):
+def test_expected_forwards_come_near_those_of_planned_outputs(task, mode, variant):
     row = recorded_rates(task, mode)
-    config, length = BiLDConfig(row.fallback, row.rollback), round(row.mean_length)
+    config = BiLDConfig(row.fallback, row.rollback, variant=variant)
+    length = round(row.mean_length)
     plans = plan_outputs(row.fallback_rate, row.rollback_rate, length, 24, config)
     stats = sum((p.stats for p in plans), DecodeStats())
     expected = expect(stats.fallback_rate, stats.rollback_rate, length, config)
@@ -43,7 +45,7 @@ def test_expected_forwards_at_the_ends_of_the_ranges():
     assert always.large_forward_rate == pytest.approx(100, rel=1e-3)
     assert always.large_forwards[1] == pytest.approx(1, rel=1e-3)
     # After a rollback the published code runs the large model once more.
-    authors = BiLDConfig(num_small_iters=4, start="small")
+    authors = BiLDConfig(num_small_iters=4, variant="authors", start="small")
     more = [expect(0, 5, 10_000, c).large_forward_rate for c in (paper, authors)]
     assert more[0] < more[1] < more[0] + 5
 

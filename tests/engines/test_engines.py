@@ -14,6 +14,7 @@ from tiny import sources, tiny_bart, tiny_t5
 
 from bild import BiLDConfig, BildError, BiLDModel
 from bild.engines import HuggingFaceDecoder, make_engine, native
+from bild.policy import NEVER_STOPS, MaxProbability
 
 needs_compiler = pytest.mark.skipif(
     native.find_compiler() is None, reason="no C++ compiler on this machine"
@@ -74,7 +75,7 @@ def test_draft_and_verify_are_those_made_of_logits(compiled):
     for threshold, limit in ((0.0, 30), (0.5, 30), (0.9, 5), (2.0, 3), (0.5, 0)):
         begin(plain, source)
         begin(fast, source)
-        ours, theirs = (d.draft([0], limit, threshold, {1}) for d in (fast, plain))
+        ours, theirs = (d.draft([0], limit, MaxProbability(threshold), {1}) for d in (fast, plain))
         assert (ours.tokens, ours.unsure) == (theirs.tokens, theirs.unsure)
         assert ours.probabilities == pytest.approx(theirs.probabilities, rel=1e-2)
         assert (fast.length, fast.forwards) == (plain.length, plain.forwards)
@@ -224,7 +225,7 @@ def test_unknown_ids_are_refused_and_not_read():
     with pytest.raises(BildError, match="token id 16 is not one of the model's 16 embeddings"):
         pair.generate(torch.tensor([[3, 16, 1]]), max_new_tokens=5)
     decoder = pair.models["large"].begin(torch.tensor([[3, 1]]), None)
-    for call in (lambda: decoder.feed([99]), lambda: decoder.draft([-1], 3, 0.0)):
+    for call in (lambda: decoder.feed([99]), lambda: decoder.draft([-1], 3, NEVER_STOPS)):
         with pytest.raises(BildError, match="is not one of the model's 16 embeddings"):
             call()
 

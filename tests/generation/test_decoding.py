@@ -117,7 +117,7 @@ def test_control_changes_hands_after_num_small_iters():
     assert tokens == [2] * 11
     assert [len(f) for f in large.fed] == [1, 5, 5]  # the 1st, 6th and 11th token are its own
     assert (stats.full_windows, stats.mean_accepted_length) == (2, 4)
-    _, stats, *_ = run(table, table, BiLDConfig(0, math.inf, math.inf), limit=29)
+    _, stats, *_ = run(table, table, BiLDConfig(0, math.inf, math.inf, "paper"), limit=29)
     assert (stats.large_forwards, stats.small_forwards) == (1, 28)
     _, stats, *_ = run(table, table, BiLDConfig(0, math.inf, 0), limit=5)
     assert (stats.large_forwards, stats.small_forwards) == (5, 0)
@@ -125,7 +125,9 @@ def test_control_changes_hands_after_num_small_iters():
 
 def test_the_small_model_may_start():
     table = rows(2, 3, EOS)
-    tokens, _stats, large, small = run(table, table, BiLDConfig(0.6, 2, start="small"))
+    tokens, _stats, large, small = run(
+        table, table, BiLDConfig(0.6, 2, variant="paper", start="small")
+    )
     assert tokens == [2, 3, EOS]
     assert (large.fed, small.fed) == ([], [[0], [2], [3]])
     _, _, large, _ = run(table, table, BiLDConfig(0.6, 2, variant="verified", start="small"))

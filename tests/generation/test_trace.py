@@ -1,21 +1,12 @@
-"""The trace: against tables, against the cacheless models, in a race, and on a page."""
+"""The trace: against tables, and against the cacheless models."""
 
 from __future__ import annotations
 
-import copy
-import io
-import itertools
 import json
 import math
-import re
-import sys
-import threading
-import xml.etree.ElementTree as ET
-from dataclasses import replace
 
 import pytest
 import torch
-from commands import run_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Cacheless, reference_decode
@@ -23,16 +14,12 @@ from tables import EOS, TableDecoder, distance, rows, sure
 from tiny import sources, tiny_t5
 
 from bild import BiLDConfig, BildError, BiLDModel, Trace, bild_generate, greedy_generate
-from bild.config import EvalConfig
 from bild.engines import Draft, Verdict
 from bild.generation.decoding import Stopping, decode
 from bild.generation.trace import Forward, TraceRecorder
-from bild.show.race import Racer
-from bild.show.rendering import page_html, token_views
 
 VARIANTS = ("authors", "paper", "verified")
 LIMIT = 14
-SENTENCE = "Mein Wecker blieb heute früh stumm. Der Bus war natürlich schon weg."
 
 
 # ------------------------------------------------------------------------------ tables
@@ -54,14 +41,14 @@ def fates(trace):
 class Engine(TableDecoder):
     """Drafts and judges without handing out logits, as a compiled decoder would."""
 
-    def draft(self, pending, limit, threshold, eos_token_ids=()):
+    def draft(self, pending, limit, rule, eos_token_ids=()):
         tokens, probabilities = [], []
         self.cached += pending
         while len(tokens) < limit:
             p = self.rows[len(self.cached) - 1].softmax(-1)
             token = int(p.argmax())
             probabilities.append(float(p[token]))
-            if probabilities[-1] < threshold:
+            if rule.should_stop(probabilities[-1]):
                 return self._end(Draft(tokens, probabilities, token), pending)
             tokens.append(token)
             if token in eos_token_ids or len(tokens) == limit:
@@ -318,105 +305,3 @@ def test_the_large_model_alone_has_a_trace_too(pair):
     assert [t.token for t in trace.kept] == output.sequences[0, 1:].tolist()
     assert {t.writer for t in trace.tokens} == {"large"}
     assert len(trace.forwards) == output.stats.large_forwards
-
-
-# ------------------------------------------------------------------------------ a race, shown
-
-
-@pytest.fixture(scope="module")
-def racer():
-    return Racer.load(EvalConfig("demo", "unaligned", BiLDConfig(0.4, 3)))
-
-
-@pytest.fixture(scope="module")
-def states(racer):
-    return list(racer.run(SENTENCE, BiLDConfig(0.4, 3)))
-
-
-def test_both_arms_write_in_turns_and_end_with_their_own_outputs(racer, states):
-    *running, end = states
-    assert end.finished
-    assert not any(state.finished for state in running)
-    inputs = racer.tokenizer(SENTENCE, return_tensors="pt")
-    options = {"max_new_tokens": 128, "do_sample": False}
-    alone = racer.pair.large.generate(**inputs, **options)
-    bild = racer.pair.generate(**inputs, bild_config=BiLDConfig(0.4, 3), **options)
-    for arm, tokens in (("alone", alone), ("bild", bild.sequences)):
-        shown = [getattr(state, arm) for state in states]
-        assert shown[-1].text == racer.tokenizer.decode(tokens[0], skip_special_tokens=True)
-        assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(shown))
-        assert len({runner.text for runner in shown}) > 5  # it streams
-    assert end.bild.stats == bild.stats
-    assert end.speedup == end.alone.seconds / end.bild.seconds
-    for runner in (end.alone, end.bild):
-        assert 0 < runner.trace.seconds() < runner.seconds
-
-
-def test_a_race_that_nobody_watches_ends(racer):
-    before = threading.active_count()
-    race = racer.run(SENTENCE, BiLDConfig(0.4, 3))
-    next(race)
-    assert threading.active_count() > before
-    race.close()
-    assert threading.active_count() == before
-
-
-def test_an_error_in_an_arm_is_raised(racer):
-    broken = copy.deepcopy(racer.pair.small)
-    broken.get_output_embeddings().weight.data.fill_(math.nan)
-    pair = BiLDModel(racer.pair.large, broken)
-    with pytest.raises(BildError, match="small model's scores are NaN"):
-        list(replace(racer, pair=pair).run(SENTENCE, BiLDConfig(0.4, 3)))
-    with pytest.raises(BildError, match="the source is empty"):
-        next(racer.run("  \n", BiLDConfig()))
-
-
-def test_the_page_is_well_formed_needs_nothing_and_escapes_what_was_typed(racer):
-    evil = "<script>alert(1)</script> & \"quoted\" 'text' ${1} {{ 2 }} Schnee."
-    *_, race = racer.run(evil, BiLDConfig(0.4, 3))
-    html = page_html([race, race])
-    assert "<script" not in html
-    assert not re.search(r"https?:|//|\bsrc=|\bhref=|url\(|@import", html)
-    root = ET.fromstring(html.removeprefix("<!DOCTYPE html>"))
-    articles = root.findall(".//article")
-    assert len(articles) == 2
-    assert articles[0].find("dl/dd").text == evil
-    chips = articles[0].findall("ol/li")
-    views = token_views(race.bild)
-    assert len(chips) == len(views) == len(race.bild.trace.tokens)
-    for chip, view in zip(chips, views, strict=True):
-        assert view.kind in chip.get("class").split()
-        assert (chip.find("s") is not None) == (view.kind == "rolled-back")
-        assert chip.find("small").text == f"{view.confidence:.2f}"  # in sight
-        assert chip.get("tabindex") == "0"  # within reach of the keyboard
-        assert f"{100 * view.confidence:.1f} % sure" in chip.get("aria-label")
-    blocks = articles[0].findall(".//div[@role='img']/i")
-    forwards = race.bild.trace.forwards + race.alone.trace.forwards
-    assert sum(b.get("class") != "rest" for b in blocks) == len(forwards)
-    for block in blocks:
-        left, width = (float(v) for v in re.findall(r"([\d.]+)%", block.get("style")))
-        assert left >= 0
-        assert left + width <= 100.02
-
-
-def test_the_script_prints_it_and_writes_page_and_picture(monkeypatch, capsys, tmp_path):
-    page, picture = tmp_path / "new" / "trace.html", tmp_path / "trace.svg"
-    done = run_here(
-        monkeypatch, capsys, SENTENCE, "--html", page, "--svg", picture, "--width", 100,
-        "--rollback", 0.5, name="show_trace",
-    )  # fmt: skip
-    done.require_success()
-    for words in (SENTENCE, "large alone", "BiLD, small", "fallback 0.4, rollback 0.5"):
-        assert words in done.out
-    for mark in ("s .", "L .", "x .", "? ."):
-        assert mark in done.out, "a mark that is nowhere printed"
-    assert len(ET.parse(page).findall(".//article")) == 1
-    assert len(ET.parse(picture).getroot()) > 0
-    assert "url(" not in re.sub(r"url\(#", "", picture.read_text(encoding="utf-8"))
-
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
-    done = run_here(monkeypatch, capsys, name="show_trace")
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "there is no sentence" in done.err
-    done = run_here(monkeypatch, capsys, "Schnee.", "--html", tmp_path, name="show_trace")
-    assert "is a folder; name a file" in done.err

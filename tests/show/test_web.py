@@ -128,7 +128,7 @@ def test_type_press_watch_and_read(visit, tmp_path):
     clocks = [page.locator(f"#{arm}-clock").inner_text() for arm in ("alone", "bild")]
     assert re.fullmatch(r"Large alone: \d\.\d{3} s, \d+ tokens/s", clocks[0])
     assert re.fullmatch(r"BiLD: \d\.\d{3} s, \d+ tokens/s, \d+\.\d\dx", clocks[1])
-    assert "fallback 0.4, rollback 0.5" in trace.inner_text()
+    assert "fallback 0.6, rollback 0.5" in trace.inner_text()
     kinds = {
         c.split()[1]
         for c in trace.locator("ol .token").evaluate_all("e => e.map(x => x.className)")

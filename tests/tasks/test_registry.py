@@ -12,6 +12,7 @@ import pytest
 from mirror import PUBLISHED
 
 from bild.checkpoints.hub import REPOSITORY_ROOT
+from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.tasks.metrics import METRICS
 from bild.tasks.registry import MODES, TASKS, Thresholds, get, published_rows
@@ -86,8 +87,8 @@ def test_metrics_are_known(name):
         ("cnndm", "unaligned", [(0.4, 3), (0.2, 6)]),
         ("cnndm", "aligned", [(0.3, 3), (0.2, 6)]),
         ("api", "unaligned", [(0.5, 5)]),
-        ("demo", "unaligned", [(0.4, 3), (0.2, 5)]),
-        ("demo", "aligned", [(0.4, 3), (0.2, 5)]),
+        ("demo", "unaligned", [(0.6, 2), (0.2, 5)]),
+        ("demo", "aligned", [(0.6, 2), (0.2, 5)]),
     ],
 )
 def test_presets(name, mode, presets):
@@ -251,3 +252,15 @@ def test_tasks_are_read_without_torch(module):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+def test_published_tasks_keep_the_rules_of_their_numbers():
+    """Everything else is decoded by the default rules, with one default pair of thresholds."""
+    assert {name for name in TASKS if get(name).variant == "authors"} == set(PUBLISHED)
+    default = BiLDConfig()
+    demo = get("demo")
+    assert demo.variant == default.variant == "verified"
+    for mode in ("unaligned", "aligned"):
+        assert demo.default_thresholds(mode) == Thresholds(
+            default.fallback_threshold, default.rollback_threshold
+        )

@@ -1,0 +1,28 @@
+"""Text of data, models and users as it may be shown: it steers no terminal and breaks no XML."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Written as escapes: control characters, halves of surrogate pairs, separators of lines and
+# paragraphs, and what is no character at all.
+HIDDEN = {"Cc", "Cs", "Zl", "Zp", "Cn"}
+# So are those that turn the direction of the text after them.
+TURNING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+
+
+def visible(text: str) -> str:
+    """The same text in one line, with everything that is not for reading written as an escape.
+
+    Line breaks and tabs become spaces; an escape character becomes the four letters `\\x1b`. What
+    is left is valid in XML.
+    """
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character in "\n\r\t":
+        return " "
+    if unicodedata.category(character) in HIDDEN or character in TURNING:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
