@@ -15,7 +15,7 @@ from typing import Any
 
 from bild.checkpoints import hub
 from bild.checkpoints.names import REPOSITORY_ROOT, mirror_root
-from bild.errors import BildError, first_line
+from bild.errors import BildError, first_line, require
 from bild.tasks.registry import HubData, Task
 
 
@@ -258,6 +258,7 @@ def _load_from_hub(task: str, data: HubData) -> tuple[list[Example], str | None]
 
 def _examples(files: Sequence[Path], data: HubData) -> list[Example]:
     """The rows of parquet files as examples, by the first spelling of the columns that fits."""
+    require("eval", "pyarrow")
     from pyarrow import ArrowException
     from pyarrow.parquet import read_schema, read_table
 

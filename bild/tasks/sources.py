@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bild.checkpoints.names import Checkpoint, resolve_model, resolve_tokenizer
 from bild.config import EvalConfig
+from bild.errors import BildError
 from bild.tasks.data import LoadedData, load_examples
 from bild.tasks.registry import Task, get
 
@@ -51,6 +52,11 @@ def locate(config: EvalConfig) -> Sources:
     models = locate_models(config)
     data_file = None if config.data_file is None else Path(config.data_file)
     data = load_examples(models.task, config.max_samples, data_file)
+    if config.data_revision is not None and data.revision is None:
+        raise BildError(
+            f"the revision {config.data_revision!r} of the data was asked for, but they come from "
+            f"{data.origin}, which has none; leave it out"
+        )
     return Sources(models.task, models.large, models.small, models.tokenizer, data)
 
 
@@ -59,6 +65,8 @@ def locate_models(config: EvalConfig) -> Models:
     task = get(config.task)
     limits = {n: getattr(config, n) for n in ("max_source_tokens", "max_new_tokens")}
     task = replace(task, **{n: v for n, v in limits.items() if v is not None})
+    if config.data_revision is not None and task.data is not None:
+        task = replace(task, data=replace(task.data, revision=config.data_revision))
     small = task.small_model(config.mode)
     if config.small is not None and config.mode != "vanilla":
         small = config.small

@@ -15,10 +15,12 @@ import pytest
 from hub_server import PARQUET_BRANCH, HubServer
 from huggingface_hub import close_session, constants
 
+from bild.config import EvalConfig
 from bild.errors import BildError
 from bild.tasks import data
 from bild.tasks.data import Example, checksum, load_examples, read_jsonl
 from bild.tasks.registry import TASKS, get
+from bild.tasks.sources import locate
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 NOWHERE = "http://127.0.0.1:9"
@@ -310,6 +312,15 @@ def test_data_can_be_pinned(tmp_path, server):
     assert (load_examples(task, None).revision, load_examples(task, None).available) == (old, 1)
     loaded = load_examples(get("xsum"), None)
     assert (loaded.revision, loaded.available) == (new, 2)
+
+
+def test_data_are_pinned_by_a_flag(monkeypatch, tmp_path, server):
+    write_parquet(tmp_path / "old", "xsum", XSUM[:1])
+    commit = server.add("datasets", "EdinburghNLP/xsum", tmp_path / "old", "before")
+    monkeypatch.setenv("BILD_DATA_ROOT", "")
+    options = {"large": "demo/large", "tokenizer": "demo/large", "data_revision": "before"}
+    found = locate(EvalConfig("xsum", "vanilla", None, **options))
+    assert (found.data.revision, found.data.available) == (commit, 1)
 
 
 def test_another_revision_is_never_taken_for_the_one_asked_for(tmp_path, server):
