@@ -38,8 +38,6 @@ LONG_FILES = {
     "bild.benchmark.arms": 480,
     "bild.benchmark.comparison": 660,
     "bild.benchmark.planted": 470,
-    "bild.engines.native": 450,
-    "bild.engines.t5": 450,
     "bild.evaluation.run": 460,
     "bild.show.plots": 541,
     "bild.tuning.search": 630,
@@ -48,10 +46,8 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     "bild.benchmark.comparison._planted_lab": 70,
     "bild.generation.decoding.decode": 91,
-    "bild.show.web.build_page": 67,
 }
 CIRCLES = {
-    frozenset({"bild.engines.native", "bild.engines.t5"}),
     frozenset({"bild.tasks.evaluate_metrics", "bild.tasks.metrics"}),
 }
 
