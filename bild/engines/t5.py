@@ -99,6 +99,8 @@ class T5Engine:
         BildError: no compiler, or it fails.
     """
 
+    name = "fast"
+
     def __init__(
         self, model: PreTrainedModel, precision: str | None = None, compiled: bool = False
     ) -> None:
