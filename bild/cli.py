@@ -53,6 +53,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, several_small: bool = Fa
         metavar="N",
         help="the first so many examples (default: all)",
     )
+    add("--data-revision", metavar="COMMIT", help="of the task's data set on the hub")
     add("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
     _add_pair_options(parser, several_small)
     add_record_options(parser)
@@ -70,7 +71,9 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The `EvalConfig` fields that the flags of `add_run_options` set, without thresholds."""
-    names = ("task", "mode", "max_samples", "data_file", "warmup", "threads", "seed")
+    names = (
+        "task", "mode", "max_samples", "data_file", "data_revision", "warmup", "threads", "seed",
+    )  # fmt: skip
     return {**{name: getattr(arguments, name) for name in names}, **_pair_options(arguments)}
 
 

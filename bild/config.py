@@ -115,6 +115,7 @@ class EvalConfig:
         max_samples: the first so many examples; None for all.
         large, small, tokenizer: checkpoints instead of the task's.
         data_file: JSON Lines instead of the task's data.
+        data_revision: branch or commit of the task's data set on the hub, instead of the task's.
         max_source_tokens, max_new_tokens: limits instead of the task's.
         dtype: "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", "cuda:1", ...; "auto" for a GPU when there is one.
@@ -136,6 +137,7 @@ class EvalConfig:
     small: str | None = None
     tokenizer: str | None = None
     data_file: str | None = None
+    data_revision: str | None = None
     max_source_tokens: int | None = None
     max_new_tokens: int | None = None
     dtype: str = "float32"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bild.cli import Parser, print_facts, quiet_loading, run
 from bild.config import DTYPES
-from bild.files import check_writable
+from bild.files import check_file
 from bild.tasks.data import load_file
 from bild.training.config import LabelConfig
 
@@ -44,7 +44,7 @@ def main() -> None:
     a = parser.parse_args()
     config = LabelConfig(**{f.name: getattr(a, f.name) for f in fields(LabelConfig)})
     data = load_file(a.data_file, a.source_key, a.target_key, "train")
-    check_writable(a.output.parent)
+    check_file(a.output, "--output")
 
     # Only now: this imports torch and transformers, which takes seconds.
     from bild.training.labelling import label
