@@ -29,8 +29,8 @@ MARKED = re.compile(
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="the page")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="records")
     parser.add_argument("--check", action="store_true", help="write nothing, only compare")
     a = parser.parse_args()
 

@@ -108,6 +108,7 @@ def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "BILD_CACHE": os.environ.get("BILD_CACHE", str(Path.home() / ".cache" / "bild")),
         "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),  # this checkout's bild, wherever another one is installed
         "CUDA_VISIBLE_DEVICES": "",
         **more,
     }
