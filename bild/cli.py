@@ -49,6 +49,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 TASK_OPTIONS = ("task", "mode")
+RUN_OPTIONS = ("max_samples", "threads")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", "dtype", "engine", "precision", "compile")
 DATA_OPTIONS = ("data_file", "warmup", "seed")
@@ -68,7 +69,8 @@ def add_run_options(parser: argparse.ArgumentParser, *, several_small: bool = Fa
     Args:
         several_small: --small takes several models, label=model, which `named_models` reads.
     """
-    add_fields(parser, EvalConfig, "max_samples", max_samples={"flag": "--max-eval-samples"})
+    limit = {"flag": "--max-eval-samples"}
+    add_fields(parser, EvalConfig, *RUN_OPTIONS, max_samples=limit)
     _add_pair_options(parser, several_small)
     add_record_options(parser)
 
@@ -83,7 +85,7 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The `EvalConfig` fields that the flags of `add_run_options` set, without thresholds."""
-    return read_fields(arguments, *TASK_OPTIONS, "max_samples", *PAIR_OPTIONS, *DATA_OPTIONS)
+    return read_fields(arguments, *TASK_OPTIONS, *RUN_OPTIONS, *PAIR_OPTIONS, *DATA_OPTIONS)
 
 
 def rule_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -156,14 +158,6 @@ def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = Fal
     rest = (name for name in PAIR_OPTIONS if name not in MODEL_OPTIONS)
     add_fields(parser, EvalConfig, *rest)
     add_fields(parser, BiLDConfig, *RULE_OPTIONS)
-
-
-def check_record(path: Path | None) -> None:
-    """Refuse, before any work is done, a `--record` that cannot be written."""
-    if path is not None:
-        check_writable(path.parent)
-        if path.is_dir():
-            raise BildError(f"--record {str(path)!r} is a folder; name a file")
 
 
 def run(main: Callable[[], None], *, resumes: bool = False) -> None:

@@ -27,13 +27,13 @@ from bild.checkpoints.hub import resolve_model
 from bild.cli import (
     Parser,
     add_run_options,
-    check_record,
     quiet_loading,
     rule_options,
     run,
     run_options,
 )
 from bild.config import BiLDConfig, EvalConfig, GridConfig
+from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, named_models, read_fields
 from bild.tasks.data import load_examples
@@ -62,7 +62,7 @@ def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
 def main() -> None:
     a, config, models, grid = parse()
     check_writable(a.output_dir / config.task)
-    check_record(a.record)
+    check_record(a.record, config)
     sources = locate(config)
     for model in models.values():
         resolve_model(model)
