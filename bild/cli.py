@@ -49,7 +49,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 TASK_OPTIONS = ("task", "mode")
-RUN_OPTIONS = ("max_samples", "threads")
+RUN_OPTIONS = ("max_samples", "data_revision", "threads")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", "dtype", "engine", "precision", "compile")
 DATA_OPTIONS = ("data_file", "warmup", "seed")

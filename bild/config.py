@@ -119,6 +119,7 @@ class EvalConfig:
         small: folder or hub id of the small model; without it, the task's of the mode.
         tokenizer: folder or hub id; without it, the task's, or the given large model's.
         data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
+        data_revision: branch or commit of the task's data set on the hub; without it, the task's.
         max_source_tokens: longer sources are cut; without it, the task's limit.
         max_new_tokens: longest output; without it, the task's limit.
         dtype: of both models' weights.
@@ -142,6 +143,7 @@ class EvalConfig:
     small: str | None = None
     tokenizer: str | None = None
     data_file: str | None = None
+    data_revision: str | None = None
     max_source_tokens: int | None = None
     max_new_tokens: int | None = None
     dtype: Dtype = "float32"

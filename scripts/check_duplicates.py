@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bild.cli import Parser, run
 from bild.errors import BildError
-from bild.files import check_writable, write_json
+from bild.files import check_file, write_json
 from bild.tasks.data import read_jsonl
 from bild.training.duplicates import compare
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures here")
     a = parser.parse_args()
     if a.record is not None:
-        check_writable(a.record.parent)
+        check_file(a.record, "--record")
     ours = read_jsonl(a.file, "de", "en")
     corpus = [e for path in a.corpus for e in read_jsonl(path, "de", "en")]
     report, offenders = compare(ours, corpus, a.limit)

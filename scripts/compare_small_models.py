@@ -23,7 +23,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from bild.checkpoints.hub import resolve_model
+from bild.checkpoints.names import resolve_model
 from bild.cli import (
     Parser,
     add_run_options,

@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from bild.cli import Parser, print_facts, quiet_loading, run
-from bild.files import check_writable
+from bild.files import check_file
 from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_file
 from bild.training.config import LabelConfig
@@ -37,7 +37,7 @@ def main() -> None:
     a = parser.parse_args()
     config = LabelConfig(**read_fields(a, *names))
     data = load_file(a.data_file, a.source_key, a.target_key, "train")
-    check_writable(a.output.parent)
+    check_file(a.output, "--output")
 
     # Only now: this imports torch and transformers, which takes seconds.
     from bild.training.labelling import label

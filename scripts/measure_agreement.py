@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bild.cli import Parser, add_data_keys, quiet_loading, run
 from bild.errors import BildError
-from bild.files import check_writable, write_json
+from bild.files import check_file, write_json
 from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_file
 from bild.training.config import AgreementConfig
@@ -38,7 +38,7 @@ def main() -> None:
         raise BildError(f"--record must end in .json, got {str(a.record)!r}")
     config = AgreementConfig(**read_fields(a, *names))
     data = load_file(a.data_file, a.source_key, a.target_key, "test")
-    check_writable(a.record.parent)
+    check_file(a.record, "--record")
 
     from bild.show.tables import agreement_table
     from bild.training.agreement import measure

@@ -48,7 +48,7 @@ def main() -> None:
     config, bild = pair_config(a)
     if a.width is not None and a.width < NARROWEST:
         raise BildError(f"--width must be at least {NARROWEST} columns, got {a.width}")
-    for path, flag in ((a.html, "--html"), (a.svg, "--svg")):
+    for flag, path in (("--html", a.html), ("--svg", a.svg)):
         if path is not None:
             check_file(path, flag)
     sentences = a.sentence or read_sentences()

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bild.checkpoints.identity import describe_model, describe_tokenizer, short_path
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
-from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
+from bild.checkpoints.names import resolve_model
+from bild.checkpoints.vocabulary import check_tokenizer_size, output_rows
 from bild.config import EvalConfig
 from bild.evaluation import loop as looping
 from bild.evaluation.arms import BILD, VANILLA, Arm, Case
@@ -84,11 +85,12 @@ class Workload:
             BildError: as `prepare`.
         """
         assert isinstance(self.runner, BiLDModel)
-        load_tokenizer(sources.large, name, sources.tokenizer)  # it compares the two models'
-        small = load_model(name, self.large.dtype, self.large.device)
+        checkpoint = resolve_model(name)
+        load_tokenizer(sources.large, checkpoint, sources.tokenizer)  # it compares the two's
+        small = load_model(checkpoint, self.large.dtype, self.large.device)
         runner = self.runner.with_small(small)
         check_tokenizer_size(self.tokenizer, runner.vocab_size)
-        own = {"small": ModelIdentity(**describe_model(name, small))}
+        own = {"small": ModelIdentity(**describe_model(checkpoint, small))}
         return replace(
             self,
             config=replace(self.config, small=name),
@@ -138,15 +140,14 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     tokenizer = load_tokenizer(sources.large, sources.small, sources.tokenizer)
     dtype = getattr(torch, config.dtype)
     large = load_model(sources.large, dtype, device)
-    rows = large.get_output_embeddings().weight.shape[0]
     small, smalls = None, {}
     if sources.small is not None:
         small = load_model(sources.small, dtype, device)
-        rows = shared_vocab_size(large, small)
         smalls["small"] = ModelIdentity(**describe_model(sources.small, small))
-    check_tokenizer_size(tokenizer, rows)
     options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
     runner = SingleModel(large, **options) if small is None else BiLDModel(large, small, **options)
+    rows = runner.vocab_size if isinstance(runner, BiLDModel) else output_rows(large)
+    check_tokenizer_size(tokenizer, rows)
     named = sources.large if sources.tokenizer is None else sources.tokenizer
     models = Models(
         large=ModelIdentity(**describe_model(sources.large, large)),

@@ -16,6 +16,7 @@ from transformers.generation import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.checkpoints.loading import load_model
+from bild.checkpoints.names import Checkpoint
 from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
@@ -73,8 +74,8 @@ class BiLDModel:
     @classmethod
     def from_pretrained(
         cls,
-        large: str,
-        small: str,
+        large: str | Checkpoint,
+        small: str | Checkpoint,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
