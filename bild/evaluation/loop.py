@@ -167,13 +167,15 @@ class Loop:
 
 
 def order(count: int, number: int, seed: int) -> list[int]:
-    """The order of `count` arms for the line of this number: random, and fair.
+    """The order of `count` arms for the line of this number: random, and fair to who is first.
 
-    In each `count` lines in a row, from a multiple of it on, every arm has every place once.
+    In each `count` lines in a row, from a multiple of it on, every arm comes first once, in drawn
+    turns; the others follow in an order drawn for the line.
     """
     block, turn = divmod(number, count)
-    drawn = np.random.default_rng([seed, count, block]).permutation(count)
-    return [int(i) for i in np.roll(drawn, -turn)]
+    first = int(np.random.default_rng([seed, count, block]).permutation(count)[turn])
+    others = np.random.default_rng([seed, count, block, turn]).permutation(count)
+    return [first, *(int(i) for i in others if i != first)]
 
 
 def samples(
