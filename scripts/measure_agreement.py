@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from bild.cli import Parser, quiet_loading, run
-from bild.config import DTYPES
+from bild.cli import Parser, add_data_keys, quiet_loading, run
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
+from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_file
 from bild.training.config import AgreementConfig
 
@@ -29,20 +29,16 @@ def main() -> None:
     add("--large", required=True, help="folder or hub id of the large model")
     add("--small", required=True, nargs="+", help="folders or hub ids of small models")
     add("--tokenizer", help="folder or hub id (default: the large model's)")
-    add("--data-file", type=Path, required=True, help="held-out JSON Lines (.gz)")
+    add("--data-file", type=Path, required=True, metavar="FILE", help="held-out JSON Lines (.gz)")
     add("--output-dir", type=Path, default=Path("out/agreement"), help="(default: out/agreement)")
     add("--record", type=Path, metavar="FILE.json", help="also write record and picture here")
-    add("--source-key", default="de")
-    add("--target-key", default="en")
-    add("--prefix", default="", help='put before every source, as "summarize: "')
-    add("--max-source-tokens", type=int, default=1024, metavar="N", help="(default: 1024)")
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="(default: 128)")
-    add("--batch-size", type=int, default=16, metavar="N", help="(default: 16)")
-    add("--dtype", default="float32", choices=DTYPES)
+    add_data_keys(parser)
+    names = [field.name for field in fields(AgreementConfig)]
+    add_fields(parser, AgreementConfig, *names)
     a = parser.parse_args()
     if a.record is not None and a.record.suffix != ".json":
         raise BildError(f"--record must end in .json, got {str(a.record)!r}")
-    config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
+    config = AgreementConfig(**read_fields(a, *names))
     data = load_file(a.data_file, a.source_key, a.target_key, "test")
     check_writable(a.output_dir)
     check_record(a.record, config)

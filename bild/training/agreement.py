@@ -28,6 +28,7 @@ from bild.errors import BildError
 from bild.evaluation.environment import environment
 from bild.evaluation.record import DataIdentity, Interval, ModelIdentity, Models
 from bild.tasks.data import LoadedData
+from bild.tasks.resampling import interval, resampled_sums
 from bild.training.config import AgreementConfig
 from bild.training.labelling import generate_tokens, processes
 from bild.training.record import Agreement, AgreementRecord, Bin
@@ -55,16 +56,15 @@ class Tally:
     def result(self, model: str, text: str) -> Agreement:
         """Agreement with a 95 % bootstrap interval over the examples, and the calibration."""
         counts = np.array(self.per_example, dtype=float)  # (examples, 2)
-        picks = np.random.default_rng(12345).integers(0, len(counts), (1000, len(counts)))
-        sums = counts[picks].sum(axis=1)  # (resamples, 2)
-        low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
+        sums = resampled_sums(counts)  # (resamples, 2)
+        low, high = interval(sums[:, 0] / sums[:, 1])
         positions, agreeing, confidence = self.bins
         total = float(positions.sum())
         return Agreement(
             model=model,
             text=text,
             positions=int(total),
-            agreement=Interval(float(agreeing.sum()) / total, float(low), float(high)),
+            agreement=Interval(float(agreeing.sum()) / total, low, high),
             mean_confidence=float(confidence.sum()) / total,
             calibration_error=float(np.abs(agreeing - confidence).sum()) / total,
             bins=tuple(
