@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from bild.benchmark.profile import ForwardClock, ModelTime
 from bild.config import BiLDConfig
 from bild.engines import Decoder, EngineName
 from bild.errors import BildError
-from bild.evaluation.timing import ForwardClock, ModelTime, timed
+from bild.evaluation.timing import timed
 from bild.files import write_atomically
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
@@ -273,13 +274,10 @@ class BiLDArm(Arm):
         with ForwardClock(self.models, self.kit.device) as clock:
             output, seconds = timed(self.kit.device, decode)
         stats: DecodeStats = output.stats
-        times = clock.times
-        if self.what == "bild":
-            times["large"].forwards = stats.large_forwards
-            times["small"].forwards = stats.small_forwards
-        else:
-            times[self.what].forwards = stats.large_forwards
-        return Outcome(output.sequences[0, 1:].tolist(), seconds, times, stats)
+        forwards = {"large": stats.large_forwards, "small": stats.small_forwards}
+        for model, own in clock.times.items():
+            own.forwards = forwards[model]
+        return Outcome(output.sequences[0, 1:].tolist(), seconds, clock.times, stats)
 
     def decoders(self) -> tuple[Decoder, Decoder] | None:
         if self.what != "bild":

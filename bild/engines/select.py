@@ -30,6 +30,18 @@ class Engine(Protocol):
 
     model: PreTrainedModel
 
+    @property
+    def name(self) -> str:
+        """ "fast" or "transformers"."""
+
+    @property
+    def precision(self) -> str:
+        """Of the weights it reads."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it runs in machine code made on this machine."""
+
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         """A decoder for one sequence at a time; arguments as `HuggingFaceDecoder`'s.
 
@@ -43,15 +55,19 @@ class Engine(Protocol):
 class HuggingFaceEngine:
     """transformers' own forward and caches."""
 
+    name = "transformers"
+    compiled = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.precision = str(model.dtype).removeprefix("torch.")
         HuggingFaceDecoder(model, "large")  # a model that cannot decode is refused at once
 
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         return HuggingFaceDecoder(self.model, name, vocab_size)
 
     def __str__(self) -> str:
-        return f"transformers, {str(self.model.dtype).removeprefix('torch.')}"
+        return f"transformers, {self.precision}"
 
 
 def make_engine(

@@ -108,13 +108,13 @@ class Racer:
         Raises:
             BildError: whatever cannot be found or does not fit, by name and value.
         """
-        task, large, small, tokenizer_name = locate_models(config)
-        if small is None:
+        found = locate_models(config)
+        if found.small is None:
             raise BildError("a race needs two models; choose the mode unaligned or aligned")
-        tokenizer = load_tokenizer(large, small, tokenizer_name)
+        tokenizer = load_tokenizer(found.large, found.small, found.tokenizer)
         pair = BiLDModel.from_pretrained(
-            large,
-            small,
+            found.large,
+            found.small,
             dtype=getattr(torch, config.dtype),
             device=find_device(config.device),
             engine=config.engine,
@@ -125,9 +125,9 @@ class Racer:
         return cls(
             pair,
             tokenizer,
-            task.prefix,
-            task.max_source_tokens,
-            task.max_new_tokens,
+            found.task.prefix,
+            found.task.max_source_tokens,
+            found.task.max_new_tokens,
         )
 
     def warm_up(self, source: str) -> None:

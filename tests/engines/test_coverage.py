@@ -279,3 +279,10 @@ def test_an_adapter_on_transformers_engine_needs_no_copy():
     own = model.generate(source, max_new_tokens=12, do_sample=False)
     found = pair.generate(source, bild_config=LARGE_WRITES, max_new_tokens=12)
     assert found.sequences.tolist() == own.tolist()
+
+
+@pytest.mark.parametrize("compiled", [False, None])
+def test_inputs_that_its_encoder_does_not_read_are_refused(compiled):
+    decoder = make_engine(tiny(), "fast", compile=compiled).decoder("large")
+    with pytest.raises(BildError, match="the fast engine's encoder reads no token_type_ids"):
+        decoder.read(torch.tensor([[3, 1]]), token_type_ids=torch.tensor([[0, 1]]))

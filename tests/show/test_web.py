@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from commands import ROOT, environment, run_here, script
@@ -45,12 +46,13 @@ WATCH = """() => {
 def browser():
     if MISSING:
         pytest.skip(f"not installed: {', '.join(MISSING)}")
-    if BROWSER is None:
-        pytest.skip("no Chromium on this machine")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        program = BROWSER or playwright.chromium.executable_path
+        if not Path(program).exists():
+            pytest.skip("no Chromium here; apt install chromium, or playwright install chromium")
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
 
@@ -188,19 +190,21 @@ def test_an_empty_sentence_is_refused_in_words_and_a_race_can_be_stopped(visit):
     page.get_by_text("the source is empty; give a sentence").wait_for()
 
     page.get_by_label("Sentence").fill(f"{SENTENCE} " * 40)
-    page.get_by_role("button", name="Race").click()
-    page.wait_for_function("document.querySelector('#alone textarea').value.length > 10")
-    page.get_by_role("button", name="Stop").click()
-    time.sleep(0.3)
-    before = page.locator("#alone textarea").input_value()
-    time.sleep(0.5)
-    assert page.locator("#alone textarea").input_value() == before
-    over = page.locator("#trace article").count()
+    for _ in range(3):  # a busy machine's browser may be slower than both models
+        page.get_by_role("button", name="Race").click()
+        page.wait_for_function("document.querySelector('#alone textarea').value.length > 10")
+        page.get_by_role("button", name="Stop").click()
+        time.sleep(0.3)
+        before = page.locator("#alone textarea").input_value()
+        time.sleep(0.5)
+        assert page.locator("#alone textarea").input_value() == before
+        if not page.locator("#trace article").count():
+            break
+    else:
+        pytest.fail("three races were over before Stop was pressed")
     page.get_by_label("Sentence").fill("Heute Morgen lag überall Schnee.")
     page.get_by_role("button", name="Race").click()
     result(page)
-    if over:  # a busy machine's browser may be slower than both models
-        pytest.skip("the race was over before Stop was pressed")
 
 
 def test_no_result_stands_below_settings_that_it_is_not_of(visit):

@@ -13,7 +13,7 @@ import sacrebleu
 from rouge_score import rouge_scorer, scoring
 
 import bild.tasks.metrics
-from bild.checkpoints.hub import REPOSITORY_ROOT
+from bild.checkpoints.names import REPOSITORY_ROOT
 from bild.errors import BildError
 from bild.tasks.metrics import (
     METRICS,
