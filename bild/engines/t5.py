@@ -192,8 +192,7 @@ class T5Decoder(Decoder):
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
         if inputs:
             raise BildError(
-                f"the fast engine's encoder reads no {', '.join(inputs)}; "
-                "use engine='transformers'"
+                f"the fast engine's encoder reads no {', '.join(inputs)}; use engine='transformers'"
             )
         self._follow()
         if attention_mask is None or bool(attention_mask.all()):
