@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from bild.benchmark.record import BenchmarkRecord
 from bild.errors import BildError
 from bild.evaluation.record import RunRecord, read_record
 from bild.files import write_atomically
-from bild.show.speed_tables import speed_summary
+from bild.show.speed_tables import speed_summary, two_factors
 from bild.show.tables import agreement_table, results_table, small_models_table
 from bild.tuning.record import SmallModelsRecord
 
-MARKED = re.compile(r"(<!-- (?P<kind>[\w-]+): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (?P<kind>[\w-]+): (?P<name>[\w+-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write_page(page: Path, results: Path) -> None:
@@ -67,9 +68,16 @@ def _runs(results: Path, name: str) -> str:
     return results_table(records)
 
 
+def _benchmark(results: Path, name: str) -> BenchmarkRecord:
+    return BenchmarkRecord.load(results / "speed" / f"{name}.json")
+
+
 TABLES: dict[str, Callable[[Path, str], str]] = {
     "results": _runs,
-    "speed": lambda results, name: speed_summary(read_record(results / "speed" / f"{name}.json")),
+    "speed": lambda results, name: speed_summary(_benchmark(results, name)),
+    "two-factors": lambda results, name: two_factors(
+        [_benchmark(results, one) for one in name.split("+")]
+    ),
     "agreement": lambda results, name: agreement_table(
         read_record(results / name / "agreement.json")
     ),

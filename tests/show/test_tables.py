@@ -58,7 +58,6 @@ def test_published_rows_stand_with_their_thresholds():
     assert published_table("demo", "unaligned") == ""
 
 
-@pytest.mark.xfail(reason="a benchmark's arms still need torch to be named", strict=True)
 def test_tables_and_records_are_read_without_torch():
     code = (
         "import sys, bild.show.tables, bild.show.speed_tables, bild.evaluation.record\n"
