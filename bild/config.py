@@ -13,7 +13,9 @@ SEARCH_STEPS = {
     "optuna": {"fallback": 0.05, "rollback": 0.5},
     "grid": {"fallback": 0.1, "rollback": 1.0},
 }
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "int8"]
+DTYPES = get_args(Dtype)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class BiLDConfig:
             cross-entropy under its own distribution exceeds this, if it prefers another one
             (paper, Eq. 2). At least 0.
         num_small_iters: tokens the small model may write in a row before the large one looks;
-            `math.inf` for no limit, 0 for none at all.
+            inf for no limit, 0 for none at all.
         variant: which rules decide the details, a name of `bild.policy.RULES`.
             "verified": the earliest position that is over the rollback threshold and differs
             counts; the small model resumes at once; the large model checks the last window before
@@ -112,19 +114,23 @@ class EvalConfig:
         task: a name of `bild.tasks.registry.TASKS`.
         mode: "vanilla" (the large model alone), "unaligned" or "aligned".
         bild: thresholds and variant; None in mode "vanilla".
-        max_samples: the first so many examples; None for all.
-        large, small, tokenizer: checkpoints instead of the task's.
-        data_file: JSON Lines instead of the task's data.
-        data_revision: branch or commit of the task's data set on the hub, instead of the task's.
-        max_source_tokens, max_new_tokens: limits instead of the task's.
-        dtype: "float32", "bfloat16" or "float16".
-        device: "cpu", "cuda", "cuda:1", ...; "auto" for a GPU when there is one.
-        engine: "auto", "fast" or "transformers"; every arm runs on it. See `BiLDModel`.
-        precision, compile: of the fast engine; see `BiLDModel`.
+        max_samples: the first so many examples; without it, all.
+        large: folder or hub id of the large model; without it, the task's.
+        small: folder or hub id of the small model; without it, the task's of the mode.
+        tokenizer: folder or hub id; without it, the task's, or the given large model's.
+        data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
+        data_revision: branch or commit of the task's data set on the hub; without it, the task's.
+        max_source_tokens: longer sources are cut; without it, the task's limit.
+        max_new_tokens: longest output; without it, the task's limit.
+        dtype: of both models' weights.
+        device: "cpu", "cuda" or "cuda:N"; "auto" for a GPU when there is one.
+        engine: what runs both models, in every arm; "auto" for the fast one where it can.
+        precision: of the weights that the fast engine reads; without it, that of dtype.
+        compile: fast engine in machine code, on a CPU; without it, where there is a C++ compiler.
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
         repeat: passes over the examples; several make intervals that cover runs as well.
-        threads: of the CPU; None for as many as torch takes.
+        threads: of the CPU; without it, as many as torch takes.
         seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
             draws nothing).
     """
@@ -140,10 +146,10 @@ class EvalConfig:
     data_revision: str | None = None
     max_source_tokens: int | None = None
     max_new_tokens: int | None = None
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     device: str = "auto"
     engine: Literal["auto", "fast", "transformers"] = "auto"
-    precision: str | None = None
+    precision: Precision | None = None
     compile: bool | None = None
     small_alone: bool = True
     warmup: int = 2
@@ -175,9 +181,9 @@ class SearchConfig:
         percent: whether `max_loss` is in percent of that score, not in points of the metric.
         confidence: that no more is lost; between 0.5 and 1.
         fallbacks, rollbacks: lowest and highest threshold.
-        method: "optuna" proposes pairs in steps of 0.05 and 0.5 and gives hopeless ones up;
-            "grid" decodes every pair in steps of 0.1 and 1 to the end.
-        speed: "forwards" or "measured", see `bild.tuning.search`.
+        method: how pairs are chosen. "optuna" proposes pairs in steps of 0.05 and 0.5 and gives
+            hopeless ones up; "grid" decodes every pair in steps of 0.1 and 1 to the end.
+        speed: told by counted "forwards" and their prices, or "measured"; see `bild.tuning.search`.
         budget: share of the grid's decoding that Optuna may spend.
     """
 
@@ -226,7 +232,7 @@ class GridConfig:
     """Pairs of thresholds: each fallback threshold with each rollback threshold.
 
     Attributes:
-        fallbacks, rollbacks: at least 0 and finite; kept in order, each once.
+        fallbacks, rollbacks: thresholds of the grid, at least 0 and finite; in order, each once.
     """
 
     fallbacks: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)

@@ -22,7 +22,10 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError, Namespace
 
+from bild.benchmark.config import BenchmarkConfig
 from bild.cli import (
+    DATA_OPTIONS,
+    MODEL_OPTIONS,
     Parser,
     add_model_options,
     add_record_options,
@@ -34,7 +37,10 @@ from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
+from bild.flags import add_fields, read_fields
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
+
+OWN_OPTIONS = ("samples", "source_tokens", "lengths", "threads", "repeat")
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -59,11 +65,8 @@ def parse() -> Namespace:
     add("--task", choices=TASKS, help="of a real pair (default: demo)")
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
-    add("--samples", type=int, default=8, metavar="N", help="sources (default: 8)")
-    add("--source-tokens", type=int, metavar="N", help="of a planted source (default: by task)")
-    add("--lengths", type=_numbers, default=(), metavar="N,M", help="output lengths, for growth")
-    add("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
-    add("--repeat", type=int, default=1, metavar="K", help="passes over the cases (default: 1)")
+    lengths = {"type": _numbers, "nargs": None, "metavar": "N,M"}
+    add_fields(parser, BenchmarkConfig, *OWN_OPTIONS, samples={"default": 8}, lengths=lengths)
     add_model_options(parser)
     add_record_options(parser)
     a = parser.parse_args()
@@ -87,7 +90,6 @@ def main() -> None:
     check_record(a.record)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.benchmark.config import BenchmarkConfig
     from bild.benchmark.kinds import KINDS, parse_arms
     from bild.benchmark.plan import recorded_rates, thresholds_of
     from bild.benchmark.run import run_benchmark
@@ -105,8 +107,7 @@ def main() -> None:
         task = "cnndm" if a.rates is None else a.rates
         rates = recorded_rates(task, a.mode, thresholds)
         thresholds = thresholds_of(rates)
-    same = ("samples", "large", "tokenizer", "data_file", "source_tokens", "max_new_tokens",
-            "lengths", "device", "threads", "warmup", "repeat", "seed")  # fmt: skip
+    same = (*OWN_OPTIONS, *DATA_OPTIONS, *(name for name in MODEL_OPTIONS if name != "small"))
     config = BenchmarkConfig(
         arms=parse_arms(KINDS if a.arms is None else a.arms, a.precisions),
         bild=BiLDConfig(
@@ -116,7 +117,7 @@ def main() -> None:
         small=small,
         planted=a.pair,
         rates=rates,
-        **{name: getattr(a, name) for name in same},
+        **read_fields(a, *same),
     )
     check_record(a.record, config)
     quiet_loading()

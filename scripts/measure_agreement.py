@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from bild.cli import Parser, quiet_loading, run
-from bild.config import DTYPES
+from bild.cli import Parser, add_data_keys, quiet_loading, run
 from bild.errors import BildError
 from bild.files import check_file, write_json
+from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_file
 from bild.training.config import AgreementConfig
 
@@ -28,19 +28,15 @@ def main() -> None:
     add("--large", required=True, help="folder or hub id of the large model")
     add("--small", required=True, nargs="+", help="folders or hub ids of small models")
     add("--tokenizer", help="folder or hub id (default: the large model's)")
-    add("--data-file", type=Path, required=True, help="held-out JSON Lines (.gz)")
+    add("--data-file", type=Path, required=True, metavar="FILE", help="held-out JSON Lines (.gz)")
     add("--record", type=Path, required=True, metavar="FILE", help="the .json to write")
-    add("--source-key", default="de")
-    add("--target-key", default="en")
-    add("--prefix", default="", help='put before every source, as "summarize: "')
-    add("--max-source-tokens", type=int, default=1024, metavar="N", help="(default: 1024)")
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="(default: 128)")
-    add("--batch-size", type=int, default=16, metavar="N", help="(default: 16)")
-    add("--dtype", default="float32", choices=DTYPES)
+    add_data_keys(parser)
+    names = [field.name for field in fields(AgreementConfig)]
+    add_fields(parser, AgreementConfig, *names)
     a = parser.parse_args()
     if a.record.suffix != ".json":
         raise BildError(f"--record must end in .json, got {str(a.record)!r}")
-    config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
+    config = AgreementConfig(**read_fields(a, *names))
     data = load_file(a.data_file, a.source_key, a.target_key, "test")
     check_file(a.record, "--record")
 

@@ -21,7 +21,6 @@ import shlex
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from bild.cli import (
     PAIR_OPTIONS,
@@ -37,17 +36,18 @@ from bild.config import BiLDConfig, EvalConfig, SearchConfig
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
+from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_examples
 from bild.tasks.registry import get
 from bild.tasks.sources import locate
 from bild.tuning.record import TriedPair
 
 MODES = ("unaligned", "aligned")
+SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
 PAIR_FLAGS = ("variant", "start", "num_small_iters", *PAIR_OPTIONS)
 
 
 def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
-    defaults = SearchConfig()
     parser = Parser(__doc__)
     add = parser.add_argument
     add_task(parser, MODES)
@@ -55,21 +55,10 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
         "--max-loss",
         default="1",
         metavar="X",
-        help="points of the metric, or 2%% for percent of the large model's score (default: 1)",
+        help="points of the metric, or 2%% for percent of the large model's score",
     )
-    add("--confidence", type=float, default=defaults.confidence, metavar="C", help="default: 0.95")
-    add("--method", default=defaults.method, help="optuna, or grid: every pair to the end")
-    add("--speed", default=defaults.speed, help="forwards or measured (default: forwards)")
-    two: Any = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-    add("--fallbacks", **two, default=defaults.fallbacks, help="default: 0.1 0.9")
-    add("--rollbacks", **two, default=defaults.rollbacks, help="default: 1 6")
-    add(
-        "--budget",
-        type=float,
-        default=defaults.budget,
-        metavar="SHARE",
-        help="of the grid's decoding (default: 0.2)",
-    )
+    two = {"metavar": ("LOW", "HIGH")}
+    add_fields(parser, SearchConfig, *SEARCH_OPTIONS, fallbacks=two, rollbacks=two)
     add("--check-file", metavar="FILE", help="other examples, to time the chosen pair on")
     add_run_options(parser)
     a = parser.parse_args()
@@ -80,24 +69,21 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
         raise BildError(
             f"--max-loss must be points, as 0.5, or a percentage, as 2%, got {a.max_loss!r}"
         ) from None
-    names = ("confidence", "fallbacks", "rollbacks", "method", "speed", "budget")
     return (
         a,
         EvalConfig(**run_options(a), bild=BiLDConfig(**rule_options(a))),
         SearchConfig(
             max_loss=max_loss,
             percent=number != a.max_loss,
-            **{name: getattr(a, name) for name in names},
+            **read_fields(a, *SEARCH_OPTIONS),
         ),
     )
 
 
 def launch_command(a: Namespace, pair: TriedPair) -> str:
     """The command that decodes with a pair of thresholds as it was searched for."""
-    usual = {
-        **asdict(BiLDConfig(variant=get(a.task).variant)),
-        **{"dtype": "float32", "device": "auto", "engine": "auto"},
-    }
+    usual = {name: getattr(EvalConfig, name) for name in PAIR_OPTIONS}
+    usual |= asdict(BiLDConfig(variant=get(a.task).variant))
     command = ["bash", f"run_{a.task}.sh", a.mode]
     command += [f"{pair.fallback:g}", f"{pair.rollback:g}"]
     for name in PAIR_FLAGS:

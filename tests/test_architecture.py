@@ -17,7 +17,7 @@ from commands import ROOT
 
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
-    ("errors", "_version", "config", "policy", "files"),
+    ("errors", "_version", "config", "policy", "files", "flags"),
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),
@@ -41,9 +41,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "bild.generation.decoding.decode": 91,
-}
-CIRCLES = {
-    frozenset({"bild.tasks.evaluate_metrics", "bild.tasks.metrics"}),
 }
 
 
@@ -137,7 +134,7 @@ def test_no_module_imports_upwards(name):
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    assert circles(IMPORTS) <= CIRCLES
+    assert circles(IMPORTS) == set()
 
 
 def test_circles_are_found():

@@ -22,11 +22,11 @@ class BenchmarkConfig:
         large, small, tokenizer, data_file: instead of the task's.
         planted: a pair of `bild.benchmark.planted.PAIRS` instead of checkpoints.
         rates: of a planted pair, a recorded row.
-        source_tokens: of a planted source; None for what is usual in the task.
-        max_new_tokens: limit of an output; None for the task's. A planted output has its own end.
-        lengths: output lengths to decode every source to; empty for its own end.
-        device: "cpu", "cuda", "cuda:1", ...; "auto" for a GPU when there is one.
-        threads: of the CPU; None for as many as torch takes.
+        source_tokens: of a planted source; without it, what is usual in the task.
+        max_new_tokens: limit of an output; without it, the task's. A planted output has an end.
+        lengths: output lengths to decode every source to, for growth; without it, to its own end.
+        device: "cpu", "cuda" or "cuda:N"; "auto" for a GPU when there is one.
+        threads: of the CPU; without it, as many as torch takes.
         warmup: untimed cases before the first.
         repeat: passes over the cases; several make intervals that cover runs as well.
         seed: of planted weights and outputs, and of the order in which arms decode.

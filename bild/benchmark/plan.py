@@ -164,7 +164,7 @@ class _Scripted(Decoder):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> None:
         pass
 
     def begin(self, encoder_outputs: Any, attention_mask: Tensor | None) -> None:

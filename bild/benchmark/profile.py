@@ -124,8 +124,8 @@ class _TimedDecoder(Decoder):
         self.encoder_seconds = self.inner.encoder_seconds
         self._follow()
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        return self.inner.encode(input_ids, attention_mask)
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
+        return self.inner.encode(input_ids, attention_mask, **inputs)
 
     def begin(self, encoder_outputs: Any, attention_mask: Tensor | None) -> None:
         self.inner.begin(encoder_outputs, attention_mask)

@@ -68,12 +68,10 @@ class HuggingFaceDecoder(Decoder):
         return self._device
 
     @torch.no_grad()
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        return self.model.get_encoder()(
-            input_ids=input_ids.to(self.device),
-            attention_mask=None if attention_mask is None else attention_mask.to(self.device),
-            return_dict=True,
-        )
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        here = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return self.model.get_encoder()(**here, return_dict=True)
 
     def begin(self, encoder_outputs: Any, attention_mask: Tensor | None) -> None:
         # Its own class: a mixture of experts looks for its routers there.

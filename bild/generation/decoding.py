@@ -27,7 +27,7 @@ from bild.policy import NEVER_STOPS, AcceptanceRule, FallbackRule, Writer
 
 
 class Scores(NamedTuple):
-    """What the writer of a token thought of every token: (V,) each."""
+    """What the writer of a token thought of every token: (V,) each, float32."""
 
     processed: Tensor  # after the logits processors
     raw: Tensor
@@ -195,7 +195,8 @@ def decode_greedy(
 ) -> tuple[Output, DecodeStats]:
     """Write one output with one model: the baseline, over the same interface as `decode`.
 
-    Its forwards are counted as the large model's. Arguments and errors as in `decode`.
+    Its forwards are counted as those of the model it is named after. Other arguments and errors
+    as in `decode`.
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     done = len(prompt) >= stopping.max_length
@@ -212,8 +213,8 @@ def decode_greedy(
             on_commit(y.tokens[before:])
     return y, DecodeStats(
         generated_tokens=len(y.tokens) - len(prompt),
-        large_forwards=decoder.forwards,
-        large_tokens_fed=decoder.tokens_fed,
+        **{f"{decoder.name}_forwards": decoder.forwards},
+        **{f"{decoder.name}_tokens_fed": decoder.tokens_fed},
     )
 
 
@@ -275,10 +276,11 @@ def _looks_at_scores(y: Output, stopping: Stopping, processors: LogitsProcessorL
 
 def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tensor) -> Scores:
     """Raw logits (V,) after the prefix `tokens`, and what the processors make of them."""
+    raw = raw.float()  # as transformers' own, whatever the model's precision
     if not processors:
         return Scores(raw, raw)
     ids = torch.tensor([tokens], device=raw.device)
-    return Scores(processors(ids, raw[None].to(copy=True, dtype=torch.float32))[0], raw)
+    return Scores(processors(ids, raw[None].clone())[0], raw)
 
 
 def _known(rule: AcceptanceRule) -> AcceptanceRule:

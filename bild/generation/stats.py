@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 class DecodeStats:
     """What happened while one output was written. Stats of several outputs add up with `+`.
 
+    Of a model that decodes alone only its own forwards and tokens count, as "large" or "small".
+
     Attributes:
         generated_tokens: tokens of the output, end of sequence included, prompt excluded.
         fallbacks: proposals of the small model thrown away for low confidence.

@@ -306,9 +306,8 @@ def test_a_profile_decodes_the_same_and_adds_up(name):
     case = Case(torch.tensor([[5, 6, 7, 1]]), 12)
     outcome, profile = arm.run(case), arm.profile(case)
     counts = {"large": outcome.stats.large_forwards, "small": outcome.stats.small_forwards}
-    if arm.kind != "bild":
-        counts = {arm.kind.replace("vanilla", "large"): outcome.stats.large_forwards}
-    assert {n: m.forwards for n, m in profile.models.items()} == counts
+    ran = {n: m.forwards for n, m in profile.models.items()}
+    assert ran == {n: count for n, count in counts.items() if count}
     assert 0 < profile.encoder_share < 1
     assert 0 <= profile.outside_share < 1
 
