@@ -17,7 +17,7 @@ from commands import ROOT
 
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
-    ("errors", "_version", "config", "policy", "files", "flags"),
+    ("errors", "_version", "config", "policy", "files", "flags", "pictures"),
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),
@@ -35,7 +35,6 @@ FUNCTION_LINES = 60  # without the docstring
 
 # What is still too long, as it stands. Sizes here may only become smaller, and the lists shorter.
 LONG_FILES = {
-    "bild.show.plots": 541,
     "bild.tuning.search": 590,
     "bild.tuning.small_models": 420,
 }

@@ -99,6 +99,16 @@ def test_a_stale_page_is_noticed(monkeypatch, tmp_path):
     make_tables(monkeypatch, "--check", *arguments)
 
 
+@pytest.mark.parametrize("change", [{"dirty": True}, {"commit": None, "dirty": None}])
+def test_a_record_that_no_commit_made_is_not_shown(monkeypatch, tmp_path, change):
+    page, results = tmp_path / "README.md", tmp_path / "results"
+    (results / "mine").mkdir(parents=True)
+    replace(run_record(), env=environment(**change)).save(results / "mine" / "run.json")
+    page.write_text("<!-- results: mine -->\n<!-- end -->\n")
+    with pytest.raises(BildError, match="run.json was not made from a clean commit"):
+        make_tables(monkeypatch, "--pages", page, "--results", results)
+
+
 def test_rows_of_unlike_runs_never_share_a_table(monkeypatch, tmp_path):
     page, results = tmp_path / "README.md", tmp_path / "results"
     (results / "mine").mkdir(parents=True)
