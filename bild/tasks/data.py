@@ -147,16 +147,21 @@ def _find_file(task: Task, data_file: Path | None) -> tuple[Path, str] | None:
 def read_jsonl(path: str | Path, source_key: str, target_key: str) -> list[Example]:
     """Read one JSON object a line, gzip where the name ends in ".gz"; other keys are ignored.
 
-    Empty texts are kept, and so are empty lines at the end.
+    The keys may stand within "translation", as the hub's data sets have them. Empty texts are kept,
+    and so are empty lines at the end.
 
     Raises:
         BildError: a file that is missing, empty, not UTF-8 or not gzip, or a line that is not an
             object with both keys and text in them; the line is named.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long
+        raise BildError(f"data file {str(path)!r:.60} cannot be read: {error.strerror}") from None
+    if is_folder:
         raise BildError(f"data file {str(path)!r} is a folder; give a .jsonl or .jsonl.gz file")
-    if not path.exists():
+    if not is_there:
         raise BildError(f"data file {str(path)!r} does not exist; check the path")
     examples: list[Example] = []
     blank: int | None = None
@@ -203,6 +208,10 @@ def _parse(line: str, where: str, source_key: str, target_key: str) -> Example:
             f"{where} is not valid JSON ({error.msg} at column {error.colno}); "
             "write one JSON object a line"
         ) from None
+    except ValueError:  # Python reads no longer number
+        raise BildError(
+            f"{where} holds a number of more than 4,300 digits; write it as text"
+        ) from None
     except RecursionError:
         raise BildError(f"{where} is nested too deeply; write one flat object a line") from None
     if not isinstance(record, dict):
@@ -210,6 +219,8 @@ def _parse(line: str, where: str, source_key: str, target_key: str) -> Example:
             f"{where} is a {type(record).__name__}, not an object; "
             f"write an object with the keys {source_key!r} and {target_key!r}"
         )
+    if source_key not in record and isinstance(record.get("translation"), dict):
+        record = record["translation"]
     return Example(*(_text(record, key, where) for key in (source_key, target_key)))
 
 

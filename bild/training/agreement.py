@@ -27,6 +27,7 @@ from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
 from bild.evaluation.environment import environment
 from bild.tasks.data import LoadedData
+from bild.tasks.resampling import interval, resampled_sums
 from bild.training.config import AgreementConfig
 from bild.training.corpus import describe_data
 from bild.training.labelling import generate_tokens, processes
@@ -55,9 +56,8 @@ class Tally:
     def result(self) -> dict[str, Any]:
         """Agreement with a 95 % bootstrap interval over the examples, and the calibration."""
         counts = np.array(self.per_example, dtype=float)  # (examples, 2)
-        picks = np.random.default_rng(12345).integers(0, len(counts), (1000, len(counts)))
-        sums = counts[picks].sum(axis=1)  # (resamples, 2)
-        low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
+        sums = resampled_sums(counts)  # (resamples, 2)
+        low, high = interval(sums[:, 0] / sums[:, 1])
         positions, agreeing, confidence = self.bins
         total = positions.sum()
         bins = [
@@ -75,8 +75,8 @@ class Tally:
             "positions": int(total),
             "agreement": {
                 "value": float(agreeing.sum() / total),
-                "low": float(low),
-                "high": float(high),
+                "low": low,
+                "high": high,
             },
             "mean_confidence": float(confidence.sum() / total),
             "calibration_error": float(np.abs(agreeing - confidence).sum() / total),

@@ -110,6 +110,12 @@ def test_what_else_is_fine(tmp_path):
     ]
 
 
+def test_lines_as_the_hub_has_them(tmp_path):
+    rows = [{"id": i, "translation": row} for i, row in enumerate(ROWS)]
+    mixed = [*rows[:4], {**ROWS[4], "translation": "of a kind"}]
+    assert read_jsonl(write(tmp_path / "a.jsonl", lines(mixed)), "de", "en") == EXAMPLES
+
+
 GOOD = '{"de": "a", "en": "b"}\n'
 
 
@@ -121,6 +127,10 @@ GOOD = '{"de": "a", "en": "b"}\n'
         (GOOD + GOOD + '["a", "b"]\n', "line 3 is a list, not an object.*'de' and 'en'"),
         (GOOD + '{"de": "a"}\n', r"line 2 has no key 'en' \(its keys: de\)"),
         ("{}\n", r"line 1 has no key 'de' \(its keys: none\)"),
+        ('{"translation": {"de": "a"}}\n', r"line 1 has no key 'en' \(its keys: de\)"),
+        ('{"translation": ["a", "b"]}\n', r"no key 'de' \(its keys: translation\)"),
+        (GOOD + f'{{"de": "a", "en": "b", "n": {"7" * 5000}}}\n', "line 2 holds a number of more"),
+        (f"{'7' * 5000}\n", "line 1 holds a number of more than 4,300 digits"),
         ('{"de": null, "en": "b"}\n', "line 1 has None as 'de'; it must be a string"),
         (GOOD + '{"de": "a", "en": 3.5}\n', "line 2 has 3.5 as 'en'"),
         ('{"de": "\\ud800", "en": "b"}\n', "line 1 has half a surrogate pair in 'de'"),
@@ -160,6 +170,8 @@ def test_no_file(tmp_path):
         read_jsonl(tmp_path / "none.jsonl", "de", "en")
     with pytest.raises(BildError, match="is a folder"):
         read_jsonl(tmp_path, "de", "en")
+    with pytest.raises(BildError, match="cannot be read: File name too long"):
+        read_jsonl(tmp_path / ("x" * 300), "de", "en")
 
 
 # ------------------------------------------------------------------------------ sources
