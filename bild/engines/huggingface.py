@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from bild.checkpoints.vocabulary import input_device, output_rows
 from bild.engines.base import Decoder
+from bild.errors import BildError
 
 # Model types of which it was tested that several tokens, fed at once onto a cache, give what they
 # give one by one. Some do not: FSMT then lets a token see those after it, ProphetNet refuses.
@@ -38,6 +39,21 @@ def feeds_several(model: PreTrainedModel) -> bool:
     return kind in SEVERAL_AT_ONCE
 
 
+def refuse_prompt_learning(model: PreTrainedModel) -> None:
+    """Refuse prefix and prompt tuning: they put states before the decoder's own by a way of
+    preparing inputs that only transformers' `generate` goes."""
+    learns = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    prepares = vars(model).get("prepare_inputs_for_generation")
+    changed = prepares is not None and (
+        getattr(prepares, "__func__", None) is not type(model).prepare_inputs_for_generation
+    )
+    if learns or changed:
+        raise BildError(
+            "BiLD does not run prefix or prompt tuning, which prepares a model's inputs in a way "
+            "of its own; use an adapter that changes weights, such as LoRA"
+        )
+
+
 class HuggingFaceDecoder(Decoder):
     """A `PreTrainedModel` with `is_encoder_decoder` and an `EncoderDecoderCache`.
 
@@ -48,11 +64,15 @@ class HuggingFaceDecoder(Decoder):
         model: the model, in evaluation mode.
         name: "large" or "small", for messages.
         vocab_size: score only the first so many ids; None for all the model has.
+
+    Raises:
+        BildError: a model without a head, without weights, or with prefix or prompt tuning.
     """
 
     def __init__(self, model: PreTrainedModel, name: str, vocab_size: int | None = None) -> None:
         self.model = model
         self.name = name
+        refuse_prompt_learning(model)
         rows = output_rows(model)
         self.vocab_size = rows if vocab_size is None else vocab_size
         self._cut = self.vocab_size < rows

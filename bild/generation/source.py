@@ -74,7 +74,7 @@ def _known_ids(encoder: Any) -> int | None:
     """How many token ids an encoder embeds, if it says."""
     try:
         rows = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):  # FSMT has no such method
         return None
     return rows
 
