@@ -81,8 +81,8 @@ def load_model(
     method = getattr(model.config, "quantization_config", None)
     if method is not None and getattr(model, "hf_quantizer", None) is None:
         raise BildError(
-            f"the model {found.name!r} is quantized in a way that transformers does not know "
-            f"({method}); give one that is not"
+            f"the model {found.name!r} has a quantization_config ({method}) that transformers "
+            "does not act on; give a model that is not quantized"
         )
     try:
         return model.to(device).eval()

@@ -31,7 +31,7 @@ from transformers.generation import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.config import BiLDConfig
-from bild.errors import BildError
+from bild.errors import BildError, first_line
 from bild.generation.decoding import Stopping
 
 # Settings that do what they do in transformers' greedy search.
@@ -246,9 +246,16 @@ class Planner:
 
     def _make(self, source: Tensor, keywords: Mapping[str, Any]) -> Plan:
         nothing = BaseModelOutput(last_hidden_state=torch.empty(*source.shape, 0))
-        plan: Plan = self.model.generate(
-            input_ids=source, encoder_outputs=nothing, custom_generate=make_plan, **keywords
-        )
+        try:
+            plan: Plan = self.model.generate(
+                input_ids=source, encoder_outputs=nothing, custom_generate=make_plan, **keywords
+            )
+        except BildError:
+            raise
+        except ValueError as error:  # as of a checkpoint without decoder_start_token_id
+            raise BildError(
+                f"{type(self.model).__name__}.generate refuses its settings: {first_line(error)}"
+            ) from error
         return plan
 
     def _with_stop_strings(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
