@@ -17,7 +17,7 @@ from commands import ROOT
 
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
-    ("errors", "_version", "config", "policy", "files", "flags"),
+    ("errors", "_version", "config", "policy", "files", "flags", "pictures"),
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),
@@ -38,7 +38,6 @@ LONG_FILES = {
     "bild.benchmark.arms": 480,
     "bild.benchmark.comparison": 660,
     "bild.benchmark.planted": 470,
-    "bild.show.plots": 541,
     "bild.tuning.search": 590,
     "bild.tuning.small_models": 420,
 }

@@ -11,6 +11,7 @@ from bild.evaluation.record import RunRecord, read_record
 from bild.files import write_atomically
 from bild.show.speed_tables import speed_summary
 from bild.show.tables import agreement_table, results_table, small_models_table
+from bild.training.record import AgreementRecord
 from bild.tuning.record import SmallModelsRecord
 
 MARKED = re.compile(r"(<!-- (?P<kind>[\w-]+): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -71,7 +72,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     "results": _runs,
     "speed": lambda results, name: speed_summary(read_record(results / "speed" / f"{name}.json")),
     "agreement": lambda results, name: agreement_table(
-        read_record(results / name / "agreement.json")
+        AgreementRecord.load(results / name / "agreement.json")
     ),
     "small-models": lambda results, name: small_models_table(
         SmallModelsRecord.load(results / name / "small-models.json")

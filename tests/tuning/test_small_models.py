@@ -20,7 +20,8 @@ from bild.config import EvalConfig, GridConfig
 from bild.evaluation import run as evaluation
 from bild.evaluation.own import OwnArm
 from bild.evaluation.record import Interval
-from bild.show.plots import draw_folders, save
+from bild.pictures import save
+from bild.show.plots import draw_folders
 from bild.show.tables import small_models_table
 from bild.tasks import metrics
 from bild.tasks.registry import TASKS, Thresholds
