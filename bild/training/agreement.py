@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.checkpoints.names import resolve_model
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
 from bild.evaluation.environment import environment
 from bild.tasks.data import LoadedData
@@ -110,10 +111,11 @@ def measure(
         BildError: a model that cannot be loaded or does not fit the large one.
     """
     device, dtype = processes().device, getattr(torch, config.dtype)
-    words = load_tokenizer(large, name=tokenizer)
-    for small in smalls:
-        load_tokenizer(large, small, tokenizer)  # refuses one that differs
-    models = [load_model(name, dtype, device) for name in (large, *smalls)]
+    found = [resolve_model(name) for name in (large, *smalls)]
+    words = load_tokenizer(found[0], name=tokenizer)
+    for small in found[1:]:
+        load_tokenizer(found[0], small, tokenizer)  # refuses one that differs
+    models = [load_model(checkpoint, dtype, device) for checkpoint in found]
     vocab_size = min(shared_vocab_size(models[0], model) for model in models[1:])
     check_tokenizer_size(words, vocab_size)
     limits = {
@@ -143,7 +145,7 @@ def measure(
                 for tally, (choice, confidence) in zip(tallies, choices, strict=True):
                     tally[text].add(choice == expected, confidence, labels != -100)
             bar.update(len(batch))
-    described = [describe_model(n, m) for n, m in zip((large, *smalls), models, strict=True)]
+    described = [describe_model(n, m) for n, m in zip(found, models, strict=True)]
     return {
         "config": asdict(config),
         "models": {"large": described[0], "small": described[1:]},
