@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bild.cli import Parser, run
+from bild.show.pages import check_page, write_page
 
 
 def main() -> None:
@@ -24,10 +25,6 @@ def main() -> None:
     add("--results", type=Path, default=Path("results"), metavar="FOLDER", help="of the records")
     add("--check", action="store_true", help="write nothing, only compare")
     a = parser.parse_args()
-
-    # Only now: the tables of benchmarks still import torch.
-    from bild.show.pages import check_page, write_page
-
     for page in a.pages:
         if a.check:
             check_page(page, a.results)

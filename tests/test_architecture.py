@@ -17,7 +17,7 @@ from commands import ROOT
 
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
-    ("errors", "_version", "config", "policy", "files", "flags"),
+    ("errors", "_version", "config", "policy", "files", "flags", "pictures"),
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),
@@ -35,15 +35,10 @@ FUNCTION_LINES = 60  # without the docstring
 
 # What is still too long, as it stands. Sizes here may only become smaller, and the lists shorter.
 LONG_FILES = {
-    "bild.benchmark.arms": 480,
-    "bild.benchmark.comparison": 660,
-    "bild.benchmark.planted": 470,
-    "bild.show.plots": 541,
     "bild.tuning.search": 590,
     "bild.tuning.small_models": 420,
 }
 LONG_FUNCTIONS = {
-    "bild.benchmark.comparison._planted_lab": 70,
     "bild.generation.decoding.decode": 91,
 }
 

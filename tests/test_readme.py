@@ -23,7 +23,7 @@ from commands import ROOT, run_here, script
 from toy import PAIRS, save_model, save_tokenizer
 
 from bild.benchmark import planted
-from bild.benchmark.arms import arm_names
+from bild.benchmark.kinds import parse_arms
 from bild.tasks.registry import TASKS
 from bild.training.presets import PRESETS
 
@@ -107,7 +107,7 @@ def check_arms(arguments: list[str]) -> None:
     """Refuse arms that do not exist; test_benchmark.py runs them, here two take their place."""
     given = dict(pairwise(arguments))
     precisions = given.get("--precisions", "float32").split(",")
-    assert arm_names(given["--arms"].split(","), precisions)
+    assert parse_arms(given["--arms"].split(","), precisions)
 
 
 def positionals(arguments):

@@ -23,6 +23,7 @@ from bild.evaluation.record import (
 from bild.policy import PUBLISHED, RULES
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import PublishedRow, Thresholds, get
+from bild.training.record import AgreementRecord
 from bild.tuning.record import SearchRecord, SmallModelsRecord
 
 if TYPE_CHECKING:
@@ -312,19 +313,20 @@ def published_table(task: str, mode: str) -> str:
     )
 
 
-def agreement_table(record: dict[str, Any]) -> str:
-    """A Markdown table of a record of `bild.training.agreement.measure`."""
+def agreement_table(record: AgreementRecord) -> str:
+    """A Markdown table of how often small models agree with the large one."""
     rows = []
-    for result in record["results"]:
-        agreement = {name: 100 * value for name, value in result["agreement"].items()}
+    for result in record.results:
+        found = result.agreement
+        percent = Interval(100 * found.value, 100 * found.low, 100 * found.high)
         rows.append(
             [
-                result["model"],
-                result["text"],
-                f"{result['positions']:,}",
-                interval(Interval(**agreement)),
-                f"{100 * result['mean_confidence']:.1f}",
-                f"{100 * result['calibration_error']:.1f}",
+                result.model,
+                result.text,
+                f"{result.positions:,}",
+                interval(percent),
+                f"{100 * result.mean_confidence:.1f}",
+                f"{100 * result.calibration_error:.1f}",
             ]
         )
     headers = [

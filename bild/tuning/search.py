@@ -135,7 +135,11 @@ def measure_costs(works: Sequence[Workload], pair: Thresholds) -> list[Costs]:
         """Seconds of a forward and of a source."""
         each = [r[arm] for r in runs for arm in arms]
         return (
-            median((a.seconds - (a.encoder_seconds or 0)) / a.did.large_forwards for a in each),
+            median(
+                (a.seconds - (a.encoder_seconds or 0))
+                / (a.did.large_forwards + a.did.small_forwards)
+                for a in each
+            ),
             median(a.encoder_seconds or 0 for a in each),
         )
 

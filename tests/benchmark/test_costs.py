@@ -18,7 +18,7 @@ from bild.benchmark.costs import (
     measure_steps,
     predict,
 )
-from bild.benchmark.planted import plan_outputs, recorded_rates
+from bild.benchmark.plan import plan_outputs, recorded_rates
 
 
 @pytest.mark.parametrize("variant", ["authors", "verified"])

@@ -130,7 +130,8 @@ def test_an_arm_that_may_fail_stays_out_and_is_named(tmp_path):
     assert Counter(log)[("vanilla", 5)] == 1
     content = path.read_text().splitlines()
     path.write_text("\n".join(content[:4]) + "\n")
-    again = list(samples([healthy], Loop(ITEMS, may_fail=True), path, found[3].failed))
+    loop, ids = Loop(ITEMS, may_fail=True), [healthy.id, ill.id]
+    again = list(samples([healthy], loop, path, found[3].failed, ids))
     assert [list(s.arms) for s in again] == [list(s.arms) for s in found]
     assert [s.failed for s in again] == [s.failed for s in found]
 
