@@ -53,7 +53,7 @@ RUN_OPTIONS = ("max_samples", "data_revision", "threads")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", "dtype", "engine", "precision", "compile")
 DATA_OPTIONS = ("data_file", "warmup", "seed")
-RULE_OPTIONS = ("num_small_iters", "start")
+RULE_OPTIONS = ("num_small_iters", "start", "lookahead")
 
 
 def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
