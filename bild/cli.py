@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
-from bild.flags import add_fields, device_name, read_fields
+from bild.flags import add_fields, device_name, number_or_auto, read_fields
 from bild.policy import RULES
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
 
@@ -53,7 +53,7 @@ RUN_OPTIONS = ("max_samples", "data_revision", "threads")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", "dtype", "engine", "precision", "compile")
 DATA_OPTIONS = ("data_file", "warmup", "seed")
-RULE_OPTIONS = ("num_small_iters", "start")
+RULE_OPTIONS = ("num_small_iters", "start", "lookahead")
 
 
 def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
@@ -157,7 +157,8 @@ def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = Fal
     add_model_options(parser, several_small)
     rest = (name for name in PAIR_OPTIONS if name not in MODEL_OPTIONS)
     add_fields(parser, EvalConfig, *rest)
-    add_fields(parser, BiLDConfig, *RULE_OPTIONS)
+    guesses = {"type": number_or_auto, "metavar": "N"}
+    add_fields(parser, BiLDConfig, *RULE_OPTIONS, lookahead=guesses)
 
 
 def run(main: Callable[[], None], *, resumes: bool = False) -> None:

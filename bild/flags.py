@@ -43,7 +43,8 @@ def add_fields(
         known: dict[str, Any] = {"dest": name, "help": said[name].replace("%", "%%")}
         if defaults[name] is not MISSING:
             known["default"] = defaults[name]
-        parser.add_argument(flag, **{**known, **_of_type(hints[name]), **given})
+        own = {} if "type" in given else _of_type(hints[name])
+        parser.add_argument(flag, **{**known, **own, **given})
 
 
 def read_fields(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -76,6 +77,11 @@ def _of_type(hint: Any) -> dict[str, Any]:
         several = "+" if more == [...] else 1 + len(more)
         return {"type": kind, "nargs": several, "metavar": METAVARS[kind]}
     return {"type": hint} if hint is str else {"type": hint, "metavar": METAVARS[hint]}
+
+
+def number_or_auto(text: str) -> float | str:
+    """The type of a flag that takes a number or "auto"."""
+    return text if text == "auto" else float(text)
 
 
 def device_name(text: str) -> str:

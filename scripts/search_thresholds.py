@@ -44,7 +44,7 @@ from bild.tuning.record import TriedPair
 
 MODES = ("unaligned", "aligned")
 SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
-PAIR_FLAGS = ("variant", "start", "num_small_iters", *PAIR_OPTIONS)
+PAIR_FLAGS = ("variant", "start", "num_small_iters", "lookahead", *PAIR_OPTIONS)
 
 
 def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:

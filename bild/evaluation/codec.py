@@ -42,7 +42,11 @@ def _decode(kind: Any, content: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         if content is None and type(None) in arguments:
             return None
-        (kind,) = (a for a in arguments if a is not type(None))
+        kinds = [a for a in arguments if a is not type(None)]
+        literal = next((k for k in kinds if get_origin(k) is Literal), None)
+        if literal is not None and content in get_args(literal):
+            return content
+        (kind,) = kinds if len(kinds) == 1 else (k for k in kinds if k is not literal)
         return _decode(kind, content, name)
     if origin is Literal:
         _require(content in arguments, name, content)
