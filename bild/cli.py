@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
-from bild.flags import add_fields, device_name, number_or_auto, read_fields
+from bild.flags import add_fields, device_name, read_fields
 from bild.policy import RULES
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
 
@@ -157,8 +157,7 @@ def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = Fal
     add_model_options(parser, several_small)
     rest = (name for name in PAIR_OPTIONS if name not in MODEL_OPTIONS)
     add_fields(parser, EvalConfig, *rest)
-    guesses = {"type": number_or_auto, "metavar": "N"}
-    add_fields(parser, BiLDConfig, *RULE_OPTIONS, lookahead=guesses)
+    add_fields(parser, BiLDConfig, *RULE_OPTIONS)
 
 
 def run(main: Callable[[], None], *, resumes: bool = False) -> None:
@@ -173,12 +172,31 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
     try:
         main()
     except BildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
     except KeyboardInterrupt:
-        more = "; the same command goes on from here" if resumes else ""
-        print(f"\nstopped{more}", file=sys.stderr)
-        sys.exit(130)
+        _stop("; the same command goes on from here" if resumes else "")
+
+
+def _refuse(error: BildError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _stop(more: str = "") -> NoReturn:
+    print(f"\nstopped{more}", file=sys.stderr)
+    sys.exit(130)
+
+
+def _while_importing(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What a script says of a missing extra, or of Ctrl+C, before `run` is reached."""
+    if isinstance(error, BildError):
+        _refuse(error)
+    if isinstance(error, KeyboardInterrupt):
+        _stop()
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _while_importing
 
 
 def quiet_loading() -> None:

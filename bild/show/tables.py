@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from bild.evaluation.record import (
     comparable,
 )
 from bild.policy import PUBLISHED, RULES
+from bild.show.text import visible
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import PublishedRow, Thresholds, get
 from bild.training.record import AgreementRecord
@@ -281,12 +284,26 @@ def search_table(record: SearchRecord) -> str:
     return "\n\n".join(lines)
 
 
-def examples_text(samples: Sequence[Sample], count: int, width: int = 300) -> str:
-    """The first few examples as text: source, output, reference; long ones cut to `width`."""
+def examples_text(
+    samples: Sequence[Sample], count: int, longest: int = 300, columns: int | None = None
+) -> str:
+    """The first few examples as text: source, output, reference.
 
-    def cut(text: str) -> str:
-        flat = " ".join(text.split())
-        return flat if len(flat) <= width else flat[: width - 3] + "..."
+    Args:
+        samples: of a run.
+        count: how many are shown.
+        longest: letters of a text; the rest is left out.
+        columns: width of the lines, which are broken between words; None for the terminal's.
+    """
+    columns = shutil.get_terminal_size((100, 24)).columns if columns is None else columns
+
+    def line(name: str, text: str) -> str:
+        flat = visible(" ".join(text.split()))
+        short = flat if len(flat) <= longest else flat[: longest - 3] + "..."
+        first = f"{name + ':':13}"
+        indent = " " * len(first)
+        width = max(columns, 2 * len(first))
+        return textwrap.fill(short, width, initial_indent=first, subsequent_indent=indent)
 
     blocks = []
     for sample in samples[:count]:
@@ -297,7 +314,7 @@ def examples_text(samples: Sequence[Sample], count: int, width: int = 300) -> st
             lines.insert(1, (ARM_NAMES[VANILLA], texts[VANILLA]))
         if sample.reference is not None:
             lines.append(("reference", sample.reference))
-        blocks.append("\n".join(f"{name + ':':13}{cut(text)}" for name, text in lines))
+        blocks.append("\n".join(line(name, text) for name, text in lines))
     return "\n\n".join(blocks)
 
 
