@@ -81,7 +81,7 @@ class BiLDModel:
         compile: bool | None = None,
         **kwargs: Any,
     ) -> BiLDModel:
-        """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
+        """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids, `owner/name@revision`.
 
         Args:
             large, small: checkpoints.
