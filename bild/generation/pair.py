@@ -81,10 +81,10 @@ class BiLDModel:
         compile: bool | None = None,
         **kwargs: Any,
     ) -> BiLDModel:
-        """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids, `owner/name@revision`.
+        """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
 
         Args:
-            large, small: checkpoints.
+            large, small: checkpoints; a hub id may be followed by `@` and a revision.
             dtype: precision of both models.
             device: where both models go.
             engine, precision, compile: as for `BiLDModel`.
