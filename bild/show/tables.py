@@ -21,6 +21,7 @@ from bild.evaluation.record import (
     comparable,
 )
 from bild.policy import PUBLISHED, RULES
+from bild.show.text import visible
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import PublishedRow, Thresholds, get
 from bild.training.record import AgreementRecord
@@ -285,7 +286,7 @@ def examples_text(samples: Sequence[Sample], count: int, width: int = 300) -> st
     """The first few examples as text: source, output, reference; long ones cut to `width`."""
 
     def cut(text: str) -> str:
-        flat = " ".join(text.split())
+        flat = visible(" ".join(text.split()))
         return flat if len(flat) <= width else flat[: width - 3] + "..."
 
     blocks = []

@@ -329,7 +329,7 @@ def test_a_profile_decodes_the_same_and_adds_up(name):
         (("--fallback", 0.1), "give both --fallback and --rollback"),
         (("--samples", 0), "samples must be at least 1, got 0"),
         (("--lengths", "4,x"), "expected whole numbers as in 32,128, got '4,x'"),
-        (("--lengths", "1"), "an output length must be at least 2, got 1"),
+        (("--lengths", "1"), "an output length must be from 2 to 1000000, got 1"),
         (("--large", "nowhere"), "nowhere"),
         ((*PAIR, "--arms", "bild-compiled@float16"), "unknown precision of bild-compiled"),
     ],

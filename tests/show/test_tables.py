@@ -105,7 +105,7 @@ def test_a_record_that_no_commit_made_is_not_shown(monkeypatch, tmp_path, change
     (results / "mine").mkdir(parents=True)
     replace(run_record(), env=environment(**change)).save(results / "mine" / "run.json")
     page.write_text("<!-- results: mine -->\n<!-- end -->\n")
-    with pytest.raises(BildError, match="run.json was not made from a clean commit"):
+    with pytest.raises(BildError, match=r"run\.json was not made from a clean commit"):
         make_tables(monkeypatch, "--pages", page, "--results", results)
 
 
