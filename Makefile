@@ -15,6 +15,9 @@ help:  ## this list
 
 demo: .venv/installed  ## the shipped pair translates 100 of the shipped sentences, offline
 	bash run_demo.sh unaligned --max-eval-samples 100
+	@echo; echo "Both models are tiny, so that a forward of the large one costs little more than the rest and"
+	@echo "there is little to gain. What decides the speed, and how to see it at the published sizes:"
+	@echo "docs/speed.md. Who wrote which word: bash scripts/python.sh show_trace.py 'Ein Satz.'"
 
 web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 8000" and so on
 	$(BIN)/python scripts/web.py $(ARGS)

@@ -44,6 +44,10 @@ class BiLDConfig:
             writes one more token; a drafted end of sequence ends the output unchecked.
         start: the model that makes the first token ("large" as in the published code, or
             "small" as in the paper's Figure 1).
+        lookahead: how many times in a row the small model may go on behind a guess of what the
+            large one will write where it hands over (`bild.generation.lookahead`): the output is
+            the same, with fewer large forwards. 0 for never, as the paper; inf for no limit;
+            "auto" for as long as it pays, by the clock.
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -54,6 +58,7 @@ class BiLDConfig:
     num_small_iters: float = 10
     variant: str = "verified"
     start: Writer = "large"
+    lookahead: float | Literal["auto"] = 0
 
     def __post_init__(self) -> None:
         for name in ("fallback_threshold", "rollback_threshold"):
@@ -63,6 +68,11 @@ class BiLDConfig:
         iters = self.num_small_iters
         if not _is_number(iters) or not iters >= 0 or (iters != math.inf and iters != int(iters)):
             raise BildError(f"num_small_iters must be a whole number >= 0 or inf, got {iters!r}")
+        ahead = self.lookahead
+        if ahead not in ("auto", math.inf) and not (_is_number(ahead) and ahead in range(1000)):
+            raise BildError(
+                f"lookahead must be auto, a whole number from 0 to 999, or inf, got {ahead!r}"
+            )
         for name, choices in (("variant", tuple(RULES)), ("start", get_args(Writer))):
             value = getattr(self, name)
             if value not in choices:

@@ -111,7 +111,7 @@ def decode(
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     tokens = y.tokens
-    rule = _known(config.acceptance_rule)
+    rule = known_rule(config.acceptance_rule)
     checked = len(tokens)  # tokens[checked:] are drafted, and the large model has not seen them
     fallbacks = rollbacks = rolled_back = drafted = full_windows = verifications = verified = 0
     turn: Writer = config.start
@@ -125,7 +125,7 @@ def decode(
             recorder.starts(small)
             draft, draft_ends = _draft(small, y, limit, config.fallback_rule, stopping, processors)
             if draft.probabilities:
-                _refuse_nan(draft.probabilities[-1], small, len(tokens))
+                refuse_nan(draft.probabilities[-1], small, len(tokens))
             recorder.drafted(draft)
             unsure = draft.unsure is not None
             drafted += len(draft.tokens)
@@ -139,7 +139,7 @@ def decode(
         recorder.starts(large)
         verdict, scores = _verify(large, y, checked, len(tokens) - draft_ends, stopping, processors)
         for i, probability in enumerate(verdict.probabilities):
-            _refuse_nan(probability, large, checked + i)
+            refuse_nan(probability, large, checked + i)
         window = len(tokens) - checked
         cut = rule.first_cut(verdict.distances, verdict.tokens, tokens[checked:])
 
@@ -207,7 +207,7 @@ def decode_greedy(
         limit = min(step, stopping.max_length - before)
         recorder.starts(decoder)
         draft, done = _draft(decoder, y, limit, NEVER_STOPS, stopping, processors)
-        _refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
+        refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
         recorder.drafted(draft)
         if on_commit is not None:
             on_commit(y.tokens[before:])
@@ -283,7 +283,7 @@ def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tens
     return Scores(processors(ids, raw[None].clone())[0], raw)
 
 
-def _known(rule: AcceptanceRule) -> AcceptanceRule:
+def known_rule(rule: AcceptanceRule) -> AcceptanceRule:
     """The rule, whose every need the loop must be able to meet."""
     unknown = sorted(rule.needs - MEASURES)
     if unknown:
@@ -294,7 +294,7 @@ def _known(rule: AcceptanceRule) -> AcceptanceRule:
     return rule
 
 
-def _refuse_nan(value: float, decoder: Decoder, position: int) -> None:
+def refuse_nan(value: float, decoder: Decoder, position: int) -> None:
     if value != value:
         raise BildError(
             f"the {decoder.name} model's scores are NaN at output position {position}: "

@@ -24,7 +24,8 @@ from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder
 from bild.errors import BildError
-from bild.generation.decoding import Output, decode, decode_greedy
+from bild.generation.decoding import OnCommit, Output, Stopping, decode, decode_greedy
+from bild.generation.lookahead import Prices, decode_ahead
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
 from bild.generation.source import make_source
 from bild.generation.stats import DecodeStats
@@ -171,15 +172,37 @@ def decode_with_pair(
     bild_config: BiLDConfig | None,
     streamer: BaseStreamer | None = None,
     output_trace: bool = False,
+    prices: Prices | None = None,
 ) -> BiLDOutput | Tensor:
-    """`decode` by a plan; both decoders have been given the source."""
+    """`decode` by a plan; both decoders have been given the source.
+
+    Where the configuration looks ahead it is `decode_ahead`, unless something reads scores or a
+    trace is asked for, which tells of plain rounds.
+    """
     config = BiLDConfig() if bild_config is None else bild_config
     if not isinstance(config, BiLDConfig):
         way_out = "; give BiLDConfig(**fields)" if isinstance(bild_config, Mapping) else ""
         raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}{way_out}")
     read = large.encoder_seconds + small.encoder_seconds
-    loop = partial(decode, large, small, config=config)
+    loop: Callable[..., tuple[Output, DecodeStats]] = partial(decode, large, small, config=config)
+    if config.lookahead != 0 and not (plan.reads_scores or output_trace):
+        prices = Prices() if prices is None else prices
+        loop = partial(_decode_ahead, large, small, config, prices)
     return _decode(plan, streamer, output_trace, loop, read)
+
+
+def _decode_ahead(
+    large: Decoder,
+    small: Decoder,
+    config: BiLDConfig,
+    prices: Prices,
+    prompt: list[int],
+    stopping: Stopping,
+    on_commit: OnCommit | None,
+    **_: Any,
+) -> tuple[Output, DecodeStats]:
+    """`decode_ahead` with the arguments of `decode`, of which it needs fewer."""
+    return decode_ahead(large, small, prompt, config, stopping, prices, on_commit)
 
 
 def decode_alone(

@@ -19,6 +19,7 @@ from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
 from bild.generation.generate import BiLDOutput, decode_alone, decode_with_pair
+from bild.generation.lookahead import Prices
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.source import Source, check_states, make_source
 from bild.policy import Writer
@@ -58,6 +59,7 @@ class BiLDModel:
         self._arrange()
 
     def _arrange(self) -> None:
+        self._prices = Prices()
         both: tuple[tuple[Writer, PreTrainedModel], ...] = (
             ("large", self.large),
             ("small", self.small),
@@ -106,6 +108,7 @@ class BiLDModel:
         large.vocab_size = pair.vocab_size
         alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options)
         pair.models = {"large": large, "small": alone}
+        pair._prices = Prices()
         return pair
 
     @property
@@ -165,7 +168,9 @@ class BiLDModel:
             self.models["large"].reading(source, given) as large,
             self.models["small"].reading(source) as small,
         ):
-            return decode_with_pair(plan, large, small, bild_config, streamer, output_trace)
+            return decode_with_pair(
+                plan, large, small, bild_config, streamer, output_trace, self._prices
+            )
 
     def greedy(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any

@@ -132,6 +132,11 @@ class Plan:
         c = self.config
         return bool(c.return_dict_in_generate and (c.output_scores or c.output_logits))
 
+    @property
+    def reads_scores(self) -> bool:
+        """Whether anything but the decoding loop looks at scores."""
+        return bool(self.processors or self.stopping.criteria or self.keeps_scores)
+
 
 def make_plan(
     model: PreTrainedModel,

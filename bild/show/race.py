@@ -13,17 +13,17 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from bild.checkpoints.loading import find_device, load_tokenizer
-from bild.checkpoints.vocabulary import check_tokenizer_size
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
+from bild.evaluation.arms import BILD, VANILLA
+from bild.evaluation.loading import load_runner, source_tokens
+from bild.evaluation.own import OwnArm
 from bild.generation.generate import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
@@ -111,24 +111,10 @@ class Racer:
         found = locate_models(config)
         if found.small is None:
             raise BildError("a race needs two models; choose the mode unaligned or aligned")
-        tokenizer = load_tokenizer(found.large, found.small, found.tokenizer)
-        pair = BiLDModel.from_pretrained(
-            found.large,
-            found.small,
-            dtype=getattr(torch, config.dtype),
-            device=find_device(config.device),
-            engine=config.engine,
-            precision=config.precision,
-            compile=config.compile,
-        )
-        check_tokenizer_size(tokenizer, pair.vocab_size)
-        return cls(
-            pair,
-            tokenizer,
-            found.task.prefix,
-            found.task.max_source_tokens,
-            found.task.max_new_tokens,
-        )
+        pair, tokenizer = load_runner(config, found)
+        assert isinstance(pair, BiLDModel)
+        task = found.task
+        return cls(pair, tokenizer, task.prefix, task.max_source_tokens, task.max_new_tokens)
 
     def warm_up(self, source: str) -> None:
         """Race for a few turns: a model's first forwards are its slowest."""
@@ -162,28 +148,19 @@ class Racer:
             source.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BildError(f"the source is not valid Unicode ({error.reason})") from None
-        text = self.prefix + source
-        ids = self.tokenizer(text)["input_ids"]
-        length = len(ids)
-        if length > self.max_source_tokens:
-            limit = self.max_source_tokens
-            ids = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        return torch.tensor([ids], device=self.pair.device), length
+        ids, length = source_tokens(self.tokenizer, self.prefix + source, self.max_source_tokens)
+        return ids.to(self.pair.device), length
 
     def _arms(self, ids: Tensor, config: BiLDConfig) -> tuple[_Generate, _Generate]:
         """The large model alone, and the pair."""
-        options: dict[str, Any] = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": False,
-            "num_beams": 1,
-            "output_trace": True,
-        }
-        return (
-            lambda streamer: self.pair.greedy(**options, streamer=streamer),
-            lambda streamer: self.pair.generate(**options, bild_config=config, streamer=streamer),
-        )
+        arms = OwnArm(VANILLA, self.pair), OwnArm(BILD, self.pair, config)
+        options = {"max_new_tokens": self.max_new_tokens, "output_trace": True}
+
+        def generating(arm: OwnArm) -> _Generate:
+            mask = torch.ones_like(ids)
+            return lambda streamer: arm.decoder(ids, mask, streamer=streamer, **options)()
+
+        return generating(arms[0]), generating(arms[1])
 
     def _runner(self, arm: _Turns) -> Runner:
         text = self.tokenizer.decode(arm.tokens, skip_special_tokens=True)
@@ -202,7 +179,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return f" {text.lstrip()}" if starts_word else text
 
 
-_Generate = Callable[[BaseStreamer], BiLDOutput | Tensor]
+_Generate = Callable[[BaseStreamer], BiLDOutput]
 
 
 class _AbandonedError(Exception):
@@ -254,9 +231,7 @@ class _Turns(BaseStreamer):
     def _run(self, generate: _Generate) -> None:
         try:
             self._wait()
-            output = generate(self)
-            assert isinstance(output, BiLDOutput)
-            self.output = output
+            self.output = generate(self)
         except _AbandonedError:
             return
         except BaseException as error:
