@@ -13,7 +13,7 @@ from bild import BiLDConfig, cli
 from bild.benchmark import planted
 from bild.benchmark.kinds import KINDS, Kind, PairArm, kind_of, parse_arms
 from bild.benchmark.kit import Kit
-from bild.benchmark.profile import ModelTime, Profile
+from bild.benchmark.profile import ModelTime, Profile, _TimedDecoder
 from bild.benchmark.record import BenchmarkRecord
 from bild.benchmark.rivals import TransformersArm
 from bild.engines import Decoder, build
@@ -295,6 +295,12 @@ def test_nothing_is_hooked_or_patched_while_an_arm_is_timed(monkeypatch):
         (arm,) = parse_arms([name], ["float32"])
         assert kind_of(arm).make(kit, arm).run(case).seconds == 0.25
     assert inside == [True] * 5
+
+
+def test_a_decoder_with_a_clock_passes_everything_on():
+    """A method that it lacked would run as of the base class, past the engine's own."""
+    public = {name for name, value in vars(Decoder).items() if callable(value) and name[0] != "_"}
+    assert public <= set(vars(_TimedDecoder))
 
 
 @pytest.mark.parametrize("name", ["bild-transformers", "bild-fast", "vanilla-fast", "small-fast"])
