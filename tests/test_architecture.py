@@ -157,6 +157,7 @@ def test_imports_are_found_wherever_they_stand():
         "bild.evaluation.record",
         "bild.files",
         "bild.generation.stats",
+        "bild.show.pages",
         "bild.show.tables",
         "bild.tasks.registry",
     ],

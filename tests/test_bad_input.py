@@ -652,7 +652,7 @@ def test_what_was_killed_before_its_report_is_reported_and_not_decoded_again(
     """Killed after run.json, before the copy of --record."""
     copy = tmp_path / "copy.json"
     with monkeypatch.context() as patch:
-        patch.setattr("bild.show.tables.examples_text", interrupted)
+        patch.setattr("bild.show.tables.run_table", interrupted)
         assert evaluate(TASK, "unaligned", "--record", copy).code == 130
     with monkeypatch.context() as patch:
         stop_after(patch, 0, AssertionError("decoded again"))

@@ -63,6 +63,7 @@ class Race:
         bild: the pair.
         source_tokens: tokens of the source, prefix included.
         max_source_tokens, max_new_tokens: how many of them are read, and the limit of an output.
+        unknown: characters of the source that the tokenizer does not know.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Race:
     source_tokens: int
     max_source_tokens: int
     max_new_tokens: int
+    unknown: str
 
     @property
     def finished(self) -> bool:
@@ -129,13 +131,14 @@ class Racer:
             BildError: a source that is empty or no text, or what `generate` refuses.
         """
         ids, length = self._read(source)
+        unknown = unknown_characters(self.tokenizer, source)
         arms = [_Turns(arm) for arm in self._arms(ids, config)]
         try:
             while running := [arm for arm in arms if not arm.done]:
                 min(running, key=lambda arm: arm.seconds).step()
                 alone, bild = (self._runner(arm) for arm in arms)
                 limits = self.max_source_tokens, self.max_new_tokens
-                yield Race(source, config, alone, bild, length, *limits)
+                yield Race(source, config, alone, bild, length, *limits, unknown)
         finally:
             for arm in arms:
                 arm.abandon()
@@ -170,6 +173,15 @@ class Racer:
         assert trace is not None
         pieces = tuple(token_text(self.tokenizer, t.token) for t in trace.tokens)
         return Runner(text, arm.seconds, arm.output.stats, trace, pieces)
+
+
+def unknown_characters(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The characters of a text that a tokenizer drops or reads as unknown, each once."""
+    if tokenizer.unk_token_id is None:
+        return ""
+    letters = [c for c in dict.fromkeys(text) if not c.isspace()]
+    read = tokenizer(letters, add_special_tokens=False)["input_ids"] if letters else []
+    return "".join(c for c, ids in zip(letters, read, strict=True) if tokenizer.unk_token_id in ids)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.checkpoints.names import resolve_model
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
 from bild.errors import BildError
 from bild.evaluation.environment import environment
@@ -104,13 +105,12 @@ def measure(
             another one is.
     """
     device, dtype = processes().device, getattr(torch, config.dtype)
-    words = load_tokenizer(large, name=tokenizer)
-    for small in smalls:
-        load_tokenizer(large, small, tokenizer)  # refuses one that differs
-    loaded = [load_model(name, dtype, device) for name in (large, *smalls)]
-    described = [
-        ModelIdentity(**describe_model(n, m)) for n, m in zip((large, *smalls), loaded, strict=True)
-    ]
+    found = [resolve_model(name) for name in (large, *smalls)]
+    words = load_tokenizer(found[0], name=tokenizer)
+    for small in found[1:]:
+        load_tokenizer(found[0], small, tokenizer)  # refuses one that differs
+    loaded = [load_model(checkpoint, dtype, device) for checkpoint in found]
+    described = [ModelIdentity(**describe_model(c, m)) for c, m in zip(found, loaded, strict=True)]
     models = Models(described[0], {model.id: model for model in described[1:]})
     if len(models.small) < len(smalls):
         raise BildError(f"two of the small models are called alike: {', '.join(smalls)}")
