@@ -7,7 +7,7 @@ SHELL := bash
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
 	| awk '!/^Requirement already satisfied/ { print; fflush() }'
 
-.PHONY: help demo web test lint check
+.PHONY: help demo web test lint check results
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -29,6 +29,9 @@ lint: .venv/installed-dev  ## lint, format, types, secrets, large files
 	$(BIN)/pre-commit run --all-files
 
 check: lint test  ## both
+
+results: .venv/installed-dev  ## every record in results/ again, from one clean commit; hours
+	$(BIN)/python scripts/make_results.py
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \

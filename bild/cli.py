@@ -53,7 +53,7 @@ RUN_OPTIONS = ("max_samples", "data_revision", "threads")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", "dtype", "engine", "precision", "compile")
 DATA_OPTIONS = ("data_file", "warmup", "seed")
-RULE_OPTIONS = ("num_small_iters", "start")
+RULE_OPTIONS = ("num_small_iters", "start", "lookahead")
 
 
 def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
@@ -172,12 +172,31 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
     try:
         main()
     except BildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
     except KeyboardInterrupt:
-        more = "; the same command goes on from here" if resumes else ""
-        print(f"\nstopped{more}", file=sys.stderr)
-        sys.exit(130)
+        _stop("; the same command goes on from here" if resumes else "")
+
+
+def _refuse(error: BildError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _stop(more: str = "") -> NoReturn:
+    print(f"\nstopped{more}", file=sys.stderr)
+    sys.exit(130)
+
+
+def _while_importing(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What a script says of a missing extra, or of Ctrl+C, before `run` is reached."""
+    if isinstance(error, BildError):
+        _refuse(error)
+    if isinstance(error, KeyboardInterrupt):
+        _stop()
+    sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _while_importing
 
 
 def quiet_loading() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -66,7 +67,9 @@ def documented(config: type) -> dict[str, str]:
 def _of_type(hint: Any) -> dict[str, Any]:
     """The arguments of `add_argument` for a field of this type."""
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+        hint, *words = (part for part in get_args(hint) if part is not NoneType)
+        if words:
+            return {"type": _or_word(hint, get_args(words[0])), "metavar": METAVARS[hint]}
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     if hint is bool:
@@ -76,6 +79,14 @@ def _of_type(hint: Any) -> dict[str, Any]:
         several = "+" if more == [...] else 1 + len(more)
         return {"type": kind, "nargs": several, "metavar": METAVARS[kind]}
     return {"type": hint} if hint is str else {"type": hint, "metavar": METAVARS[hint]}
+
+
+def _or_word(kind: type, words: tuple[str, ...]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return text if text in words else kind(text)
+
+    read.__name__ = " or ".join((kind.__name__, *words))  # in argparse's "invalid ... value"
+    return read
 
 
 def device_name(text: str) -> str:

@@ -3,7 +3,7 @@
     python scripts/compare_small_models.py demo --large demo/large \\
         --small unaligned=demo/small control=out/small-control aligned=demo/small-aligned \\
         --data-file validation.jsonl --test-file test.jsonl --max-eval-samples 300 \\
-        --record results/tatoeba/small-models.json
+        --record out/small-models.json
     python scripts/compare_small_models.py api --large my/large --tokenizer my/tokenizer \\
         --small unaligned=my/small aligned=my/aligned \\
         --data-file validation.jsonl --test-file test.jsonl --fallbacks 0.3 0.6 --rollbacks 2 4

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from bild.cli import (
     PAIR_OPTIONS,
+    RULE_OPTIONS,
     Parser,
     add_run_options,
     add_task,
@@ -44,7 +45,7 @@ from bild.tuning.record import TriedPair
 
 MODES = ("unaligned", "aligned")
 SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
-PAIR_FLAGS = ("variant", "start", "num_small_iters", *PAIR_OPTIONS)
+PAIR_FLAGS = ("variant", *RULE_OPTIONS, *PAIR_OPTIONS)
 
 
 def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:

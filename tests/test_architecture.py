@@ -35,11 +35,11 @@ FUNCTION_LINES = 60  # without the docstring
 
 # What is still too long, as it stands. Sizes here may only become smaller, and the lists shorter.
 LONG_FILES = {
-    "bild.tuning.search": 590,
-    "bild.tuning.small_models": 420,
+    "bild.tuning.search": 587,
+    "bild.tuning.small_models": 413,
 }
 LONG_FUNCTIONS = {
-    "bild.generation.decoding.decode": 91,
+    "bild.generation.decoding.decode": 84,
 }
 
 
@@ -157,6 +157,7 @@ def test_imports_are_found_wherever_they_stand():
         "bild.evaluation.record",
         "bild.files",
         "bild.generation.stats",
+        "bild.show.pages",
         "bild.show.tables",
         "bild.tasks.registry",
     ],
@@ -172,6 +173,13 @@ def test_no_torch_is_loaded_for(module):
 
 
 # --------------------------------------------------------------------------------------- how long
+
+
+def test_no_exception_outlives_its_reason():
+    files = {n for n, p in FILES.items() if len(p.read_text("utf-8").splitlines()) > FILE_LINES}
+    functions = {f for n in FILES for f, lines in functions_of(n) if lines > FUNCTION_LINES}
+    assert set(LONG_FILES) <= files
+    assert set(LONG_FUNCTIONS) <= functions
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -30,6 +30,7 @@ class Soup:
         salt: grams.
         hot: whether it is.
         guests: names.
+        wait: minutes.
         note: for the cook; without it, nothing is said.
 
     Raises:
@@ -42,6 +43,7 @@ class Soup:
     salt: tuple[float, float] = (0.5, 1.0)
     hot: bool | None = None
     guests: tuple[str, ...] = ()
+    wait: float | Literal["enough"] = 0
     note: str | None = None
 
 
@@ -67,9 +69,11 @@ def test_without_flags_the_fields_have_their_defaults(parser):
 
 
 def test_flags_have_the_types_of_their_fields(parser):
-    given = "--kind pea --spoons 3 --bowls 4 --salt 1 2.5 --no-hot --guests Ann Bo --remark more"
+    given = "--kind pea --spoons 3 --bowls 4 --salt 1 2.5 --no-hot --guests Ann Bo --wait 7"
     read = Soup(**read_fields(parser.parse_args(given.split()), *NAMES))
-    assert read == Soup("pea", 3, 4, (1.0, 2.5), False, ("Ann", "Bo"), "more")
+    assert read == Soup("pea", 3, 4, (1.0, 2.5), False, ("Ann", "Bo"), 7.0)
+    said = read_fields(parser.parse_args(["--wait", "enough", "--remark", "more"]), *NAMES)
+    assert Soup(**said) == Soup(wait="enough", note="more")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +82,7 @@ def test_flags_have_the_types_of_their_fields(parser):
         ("--kind beet", "--kind: must be one of leek, pea, got 'beet'"),
         ("--spoons many", "invalid int value: 'many'"),
         ("--salt 1", "expected 2 arguments"),
+        ("--wait long", "invalid float or enough value: 'long'"),
         ("--spoon 3", "unrecognized arguments: --spoon"),  # no abbreviations
     ],
 )
@@ -95,7 +100,7 @@ def test_help_has_what_the_class_says_and_the_default(parser):
     assert "how many, 100 % of them clean (default: 2)" in words
     assert "grams (default: 0.5 1)" in words
     assert "for the cook; without it, nothing is said" in words
-    assert words.count("(default") == 3
+    assert words.count("(default") == 4
 
 
 # ------------------------------------------------------------------------------ the scripts

@@ -167,7 +167,7 @@ class Figures:
         """Share of outputs that are what was planted; None of a task's pair."""
         if self.lab.config.planted is None or arm.kind in SMALL_ALONE:
             return None
-        whole = arm.kind == BILD
+        whole = arm.kind == BILD and not arm.ahead
         return share(
             tuple(s.arms[arm].tokens) == p.tokens
             and (not whole or p.stats is None or s.arms[arm].stats == p.stats)
@@ -220,7 +220,7 @@ class Figures:
 
     def alone(self, arm: ArmId) -> ArmId | None:
         """Of a pair, the large model alone on the same engine."""
-        wanted = replace(arm, kind=VANILLA)
+        wanted = replace(arm, kind=VANILLA, ahead=False)
         return wanted if arm.kind == BILD and wanted in self.ran else None
 
     def ratio(self, arm: ArmId, other: ArmId | None) -> Ratio | None:

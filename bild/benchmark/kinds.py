@@ -45,8 +45,8 @@ class PairArm(OwnArm):
         return profile_own(self, case)
 
     def steps(self, case: Case) -> StepTimes | None:
-        """What single steps of its engines take; of the pair alone."""
-        if self.kind != BILD:
+        """What single steps of its engines take; of the pair as the paper has it alone."""
+        if self.kind != BILD or self.id.ahead:
             return None
         assert isinstance(self.runner, BiLDModel)
         pair = self.runner.models
@@ -79,19 +79,20 @@ class Kind:
 
 
 def _own(kit: Kit, id: ArmId, engine: EngineName, compile: bool | None) -> PairArm:
-    return PairArm(id.kind, kit.pair(id.precision, engine, compile), kit.bild)
+    bild = replace(kit.bild, lookahead="auto" if id.ahead else 0)
+    return PairArm(id.kind, kit.pair(id.precision, engine, compile), bild)
 
 
-def _ours(kind: str, title: str) -> dict[str, Kind]:
+def _ours(kind: str, title: str, ahead: bool = False) -> dict[str, Kind]:
     on: dict[str, tuple[str, tuple[str, ...], EngineName, bool | None]] = {
         "transformers": ("transformers engine", FLOATS, "transformers", None),
         "fast": ("fast engine", FLOATS, "fast", False),
         "compiled": ("fast engine, compiled", COMPILED, "fast", True),
     }
     return {
-        f"{kind}-{name}": Kind(
+        f"{kind}{'-ahead' * ahead}-{name}": Kind(
             f"{title}, {engine_title}",
-            ArmId(kind, engine, compiled=bool(compile)),
+            ArmId(kind, engine, compiled=bool(compile), ahead=ahead),
             precisions,
             partial(_own, engine=engine, compile=compile),
         )
@@ -131,6 +132,7 @@ KINDS: dict[str, Kind] = {
     **_ours(VANILLA, "large alone"),
     **_ours(SMALL, "small alone"),
     **_ours(BILD, "BiLD"),
+    **_ours(BILD, "BiLD with guesses", ahead=True),
 }
 
 

@@ -34,6 +34,19 @@ LAYERS = (
     "num_layers", "num_decoder_layers", "num_hidden_layers", "num_encoder_layers",
     "encoder_layers", "decoder_layers",
 )  # fmt: skip
+# Keywords of `from_pretrained` that would look elsewhere than a name was resolved to.
+WAYS_OUT = {
+    "trust_remote_code": "no code of a checkpoint is run; make the model and give it to BiLDModel",
+    "revision": "write it behind the name, owner/name@revision",
+    "cache_dir": "set HF_HOME",
+    "force_download": "remove the checkpoint from the hub's cache",
+    "local_files_only": "set HF_HUB_OFFLINE=1",
+    "token": "log in, or set HF_TOKEN",
+    "proxies": "set HTTPS_PROXY",
+    "subfolder": "download it, and give the folder",
+    "variant": "rename its files to the usual names",
+    "gguf_file": "convert it to safetensors",
+}
 FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 
 
@@ -52,12 +65,10 @@ def load_model(
         BildError: it cannot be found or read, or weights and configuration are not of one model; it
             is named, and so is the tensor.
     """
+    for keyword, way_out in WAYS_OUT.items():
+        if kwargs.get(keyword):
+            raise BildError(f"{keyword}={kwargs[keyword]!r} is not supported here: {way_out}")
     found = resolve_model(checkpoint)
-    if kwargs.get("trust_remote_code"):
-        raise BildError(
-            f"trust_remote_code is not supported: no code of the model {found.name!r} is run; "
-            "make the model yourself and give it to BiLDModel"
-        )
     try:
         if (found.path / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(found.path)  # below, one that is broken counts as none

@@ -48,7 +48,13 @@ class OwnArm:
     def id(self) -> ArmId:
         engine = self.engine
         return ArmId(
-            self.kind, engine.name, engine.precision, engine.compiled, self.label, self.thresholds
+            self.kind,
+            engine.name,
+            engine.precision,
+            engine.compiled,
+            self.label,
+            self.thresholds,
+            ahead=self.bild is not None and self.bild.lookahead != 0,
         )
 
     @property

@@ -97,7 +97,15 @@ def bild_generate(
     if not isinstance(small_model, PreTrainedModel):
         given = "None" if small_model is None else f"a {type(small_model).__name__}"
         raise BildError(f"bild_generate needs small_model=, a model, got {given}")
-    plan = make_plan(model, input_ids, logits_processor, stopping_criteria, generation_config)
+    made = model_kwargs.pop("past_key_values", None)
+    plan = make_plan(
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        past_key_values=made,
+    )
     models = {"large": model, "small": small_model}
     source = make_source(models, inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs)
     _check_kwargs(model_kwargs, stop_strings)
@@ -136,7 +144,15 @@ def greedy_generate(
 
     Other arguments and errors as there.
     """
-    plan = make_plan(model, input_ids, logits_processor, stopping_criteria, generation_config)
+    made = model_kwargs.pop("past_key_values", None)
+    plan = make_plan(
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        past_key_values=made,
+    )
     models: dict[str, PreTrainedModel] = {model_name: model}
     source = make_source(models, inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs)
     _check_kwargs(model_kwargs, stop_strings)
@@ -154,12 +170,9 @@ def _check_kwargs(kwargs: Mapping[str, Any], stop_strings: Any) -> None:
             "StoppingCriteriaList([StopStringCriteria(tokenizer, stop_strings)]), or use "
             "BiLDModel.generate"
         )
-    cache = kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length():
-        refuse_keyword("past_key_values")
     if kwargs.get("mm_encoder_outputs"):  # the large model has read an image on its own
         refuse_keyword("pixel_values")
-    known = (*MADE_BY_GENERATE, *ENCODER_INPUTS, "past_key_values", "mm_encoder_outputs")
+    known = (*MADE_BY_GENERATE, *ENCODER_INPUTS, "mm_encoder_outputs")
     for name, value in kwargs.items():
         if value is not None and name not in known:
             refuse_keyword(name)

@@ -84,7 +84,7 @@ class BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
 
         Args:
-            large, small: checkpoints.
+            large, small: checkpoints; a hub id may be followed by `@` and a revision.
             dtype: precision of both models.
             device: where both models go.
             engine, precision, compile: as for `BiLDModel`.

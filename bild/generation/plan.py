@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation import (
     EosTokenCriteria,
     GenerationMixin,
@@ -145,14 +145,22 @@ def make_plan(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    **_: Any,
+    **made: Any,
 ) -> Plan:
     """A decoding method for `custom_generate=` that decodes nothing.
 
+    Args:
+        model, input_ids, logits_processor, stopping_criteria, generation_config: of `generate`.
+        **made: what else it has made; of that only the cache is looked at. (A parameter of its
+            name would be taken out of the user's keywords, and be given twice.)
+
     Raises:
         BildError: a setting that is not supported, by name and value; no length limit; a logits
-            processor that is known to keep a state.
+            processor that is known to keep a state; a cache that holds something.
     """
+    cache: Cache | None = made.get("past_key_values")
+    if cache is not None and cache.get_seq_length():
+        refuse_keyword("past_key_values")
     check_settings(generation_config)
     for processor in logits_processor:
         if isinstance(processor, STATEFUL):

@@ -73,8 +73,8 @@ def make_source(
 def _known_ids(encoder: Any) -> int | None:
     """How many token ids an encoder embeds, if it says."""
     try:
-        rows = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
-    except (NotImplementedError, AttributeError):  # FSMT has no such method
+        rows: int | None = encoder.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # FSMT has no such method
         return None
     return rows
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ from bild.evaluation.record import (
     comparable,
 )
 from bild.policy import PUBLISHED, RULES
-from bild.show.text import visible
+from bild.show.examples import ARM_NAMES, examples_text, typical
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import PublishedRow, Thresholds, get
 from bild.training.record import AgreementRecord
@@ -31,8 +29,6 @@ from bild.tuning.record import SearchRecord, SmallModelsRecord
 
 if TYPE_CHECKING:
     from bild.evaluation.loop import Sample
-
-ARM_NAMES = {VANILLA: "large alone", SMALL: "small alone", BILD: "BiLD"}
 
 
 def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path], None]:
@@ -48,7 +44,7 @@ def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path
         config = record.config
         rules = "" if config.bild is None else f", {_thresholds(config.bild)}"
         parts = [
-            examples_text(samples, count=3),
+            examples_text(typical(samples, count=3)),
             f"{config.task}, {config.mode}{rules}, {record.data.samples} examples, "
             f"{record.large.id.precision}, {record.env.hardware}",
             run_table(record),
@@ -282,40 +278,6 @@ def search_table(record: SearchRecord) -> str:
             f"{metric} {interval(difference, sign='+')}, speedup {interval(speedup, 'x')}"
         )
     return "\n\n".join(lines)
-
-
-def examples_text(
-    samples: Sequence[Sample], count: int, longest: int = 300, columns: int | None = None
-) -> str:
-    """The first few examples as text: source, output, reference.
-
-    Args:
-        samples: of a run.
-        count: how many are shown.
-        longest: letters of a text; the rest is left out.
-        columns: width of the lines, which are broken between words; None for the terminal's.
-    """
-    columns = shutil.get_terminal_size((100, 24)).columns if columns is None else columns
-
-    def line(name: str, text: str) -> str:
-        flat = visible(" ".join(text.split()))
-        short = flat if len(flat) <= longest else flat[: longest - 3] + "..."
-        first = f"{name + ':':13}"
-        indent = " " * len(first)
-        width = max(columns, 2 * len(first))
-        return textwrap.fill(short, width, initial_indent=first, subsequent_indent=indent)
-
-    blocks = []
-    for sample in samples[:count]:
-        texts = {arm.kind: done.text or "" for arm, done in sample.arms.items()}
-        shown = BILD if BILD in texts else VANILLA
-        lines = [("source", sample.source), (ARM_NAMES[shown], texts[shown])]
-        if texts[VANILLA] != texts[shown]:
-            lines.insert(1, (ARM_NAMES[VANILLA], texts[VANILLA]))
-        if sample.reference is not None:
-            lines.append(("reference", sample.reference))
-        blocks.append("\n".join(line(name, text) for name, text in lines))
-    return "\n\n".join(blocks)
 
 
 def published_table(task: str, mode: str) -> str:

@@ -212,9 +212,21 @@ def test_no_code_of_a_tokenizer_is_run(trap, folder):
 
 
 def test_running_it_cannot_be_asked_for(trap, folder):
-    with pytest.raises(BildError, match="trust_remote_code is not supported"):
+    with pytest.raises(BildError, match="trust_remote_code=True is not supported"):
         load_model(str(folder), torch.float32, "cpu", trust_remote_code=True)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("keyword", ["revision", "cache_dir", "token", "subfolder", "variant"])
+def test_keywords_that_would_look_elsewhere(folder, keyword):
+    """A name has been resolved by then, so that they would change nothing."""
+    with pytest.raises(BildError, match=f"{keyword}='x' is not supported here: .+"):
+        load_model(str(folder), torch.float32, "cpu", **{keyword: "x"})
+
+
+def test_other_keywords_are_passed_on(folder):
+    model = load_model(str(folder), torch.float32, "cpu", dropout_rate=0.25, revision=None)
+    assert model.config.dropout_rate == 0.25
 
 
 # ------------------------------------------------------------------------------ tokenizers

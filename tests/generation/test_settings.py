@@ -213,6 +213,16 @@ def test_a_keyword_that_reaches_the_plug_in_is_refused_there(pair, source):
         by_plug_in(pair, source, past_key_values=filled, max_new_tokens=4)
 
 
+def test_a_model_that_fills_its_cache_beforehand_is_refused(source):
+    """As one that is tuned by a prefix does, inside its own `generate`."""
+    pair = make_pair()
+    filled = pair.large(input_ids=source, decoder_input_ids=source, use_cache=True).past_key_values
+    generate = pair.large.generate
+    pair.large.generate = lambda **given: generate(past_key_values=filled, **given)
+    with pytest.raises(BildError, match="past_key_values=: each model's cache is made here"):
+        pair.generate(source, max_new_tokens=4)
+
+
 @DOORS
 def test_a_dictionary_of_thresholds_is_refused_with_the_way_out(pair, source, door):
     with pytest.raises(

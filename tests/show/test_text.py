@@ -6,7 +6,7 @@ import pytest
 
 from bild.evaluation.arms import BILD, VANILLA, ArmId
 from bild.evaluation.loop import ArmSample, Sample
-from bild.show.tables import examples_text
+from bild.show.examples import examples_text, typical
 from bild.show.text import visible
 
 WORDS = "Frühstück Haltestelle Donaudampfschiff Kaffee Regenschirm Wecker " * 4
@@ -22,7 +22,7 @@ def sample(source, text="A bus.", reference="The bus."):
 
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_examples_are_broken_between_words(columns):
-    lines = examples_text([sample(WORDS)], count=1, columns=columns).split("\n")
+    lines = examples_text([sample(WORDS)], columns=columns).split("\n")
     assert max(map(len, lines)) <= columns
     assert set(" ".join(lines).split()) >= set(WORDS.split())
     assert [line.split(":")[0] for line in lines if line[0] != " "] == [
@@ -32,11 +32,24 @@ def test_examples_are_broken_between_words(columns):
 
 
 def test_long_examples_are_cut_and_escapes_are_shown():
-    shown = examples_text([sample("a " * 400, text="\x1b[2J\x07 bus")], count=1, columns=80)
+    shown = examples_text([sample("a " * 400, text="\x1b[2J\x07 bus")], columns=80)
     assert shown.count("a ") < 200
     assert "..." in shown
     assert r"\x1b[2J\x07 bus" in shown
     assert "\x1b" not in shown
+
+
+def test_a_good_a_middling_and_a_poor_example_are_shown_whatever_their_order():
+    texts = ["The bus.", "The bus is", "The b", "That bug", "Tom", "Xyz"]
+    assert [s.arms[ArmId(BILD)].text for s in typical([sample("", t) for t in texts], 3)] == [
+        "The bus is", "That bug", "Xyz",
+    ]  # fmt: skip
+    assert [s.arms[ArmId(BILD)].text for s in typical([sample("", t) for t in texts[::-1]], 1)] == [
+        "That bug"
+    ]
+    assert len(typical([sample("", "The bus.")], 3)) == 1
+    untold = [sample("", text, reference=None) for text in texts[::-1]]
+    assert typical(untold, 2) == untold[:2]
 
 
 def test_what_steers_a_terminal_is_written_as_an_escape():
