@@ -53,6 +53,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, several_small: bool = Fa
         metavar="N",
         help="the first so many examples (default: all)",
     )
+    add("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
     _add_pair_options(parser, several_small)
     add_record_options(parser)
 
@@ -69,7 +70,7 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The `EvalConfig` fields that the flags of `add_run_options` set, without thresholds."""
-    names = ("task", "mode", "max_samples", "data_file", "warmup", "seed")
+    names = ("task", "mode", "max_samples", "data_file", "warmup", "threads", "seed")
     return {**{name: getattr(arguments, name) for name in names}, **_pair_options(arguments)}
 
 
@@ -174,14 +175,6 @@ def small_models(given: Sequence[str]) -> dict[str, str]:
 
 def _pair_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in PAIR_OPTIONS}
-
-
-def check_record(path: Path | None) -> None:
-    """Refuse, before any work is done, a `--record` that cannot be written."""
-    if path is not None:
-        check_writable(path.parent)
-        if path.is_dir():
-            raise BildError(f"--record {str(path)!r} is a folder; name a file")
 
 
 def run(main: Callable[[], None], *, resumes: bool = False) -> None:

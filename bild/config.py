@@ -122,7 +122,10 @@ class EvalConfig:
         precision, compile: of the fast engine; see `BiLDModel`.
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
-        seed: of Python, NumPy and torch (greedy decoding draws nothing).
+        repeat: passes over the examples; several make intervals that cover runs as well.
+        threads: of the CPU; None for as many as torch takes.
+        seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
+            draws nothing).
     """
 
     task: str
@@ -142,17 +145,21 @@ class EvalConfig:
     compile: bool | None = None
     small_alone: bool = True
     warmup: int = 2
+    repeat: int = 1
+    threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name in ("max_source_tokens", "max_new_tokens"):
+        for name in ("max_source_tokens", "max_new_tokens", "repeat", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BildError(f"{name} must be at least 1, got {value}")
         if self.warmup < 0:
             raise BildError(f"warmup must be at least 0, got {self.warmup}")
+        if not 0 <= self.seed < 2**32:
+            raise BildError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if (self.bild is None) != (self.mode == "vanilla"):
             raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
 

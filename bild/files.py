@@ -1,18 +1,23 @@
-"""Files that are written whole or not at all, folders that can be written, work that goes on."""
+"""Files that are written whole or not at all, folders that can be written, work that goes on.
+
+A function called `read_*` never writes. Whatever cannot be written (no room, no right, a device
+where a file should be) ends in one sentence that names the place.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
+import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import chain, count
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -20,28 +25,85 @@ from bild.errors import BildError
 
 UNFINISHED = ".unfinished-"  # how the names of scratch folders begin
 
-
-class JsonLine(Protocol):
-    """Something that is kept as a line of JSON."""
-
-    def to_json(self) -> str: ...
-
-
 Line = TypeVar("Line")
-Entry = TypeVar("Entry", bound=JsonLine)
+
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half written."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+# ------------------------------------------------------------------------------ JSON
+
+
+def as_json(content: Any, indent: int | None = None) -> str:
+    """JSON text, one line without `indent`; NaN and infinities, which JSON has not, as strings."""
+    return json.dumps(finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def finite(content: Any) -> Any:
+    """The same with "nan", "inf" and "-inf" in place of the floats that JSON cannot hold."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else str(content)
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return content
+
+
+def as_read(content: Any) -> Any:
+    """The same as a file that holds it would say."""
+    return json.loads(as_json(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file for people, atomically."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, text + "\n")
+    write_atomically(path, as_json(content, indent=1) + "\n")
+
+
+def digest(parts: Any) -> str:
+    """A name for things that are equal: the SHA-256 of their JSON."""
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------ whole files
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block a file that cannot be written is refused by name.
+
+    Raises:
+        BildError: whatever the system says of it, such as a disk that is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BildError(
+            f"cannot write {str(path)!r} ({error.strerror or error}); make room or choose another "
+            "place"
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is never seen half written.
+
+    Raises:
+        BildError: it cannot be written, or something else than a file stands there.
+    """
+    check_kind(path)
+    with writing(path):
+        # Beside it, under a name that nobody can guess and that cannot be there.
+        scratch = path.with_name(f".{path.name[:40]}-{secrets.token_hex(8)}")
+        file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(text.encode("utf-8"))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(scratch, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(scratch)
+            raise
 
 
 @contextmanager
@@ -59,53 +121,153 @@ def moved_when_done(folder: Path) -> Iterator[Path]:
             os.replace(file, folder / file.name)
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder, or say in one sentence why it cannot be written."""
+# ------------------------------------------------------------------------------ what can be written
+
+
+def check_writable(folder: Path, flag: str = "--output-dir") -> None:
+    """Make a folder, or say in one sentence why it cannot be written.
+
+    Args:
+        folder: to make.
+        flag: that chooses another.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name that holds a zero byte
+        reason = getattr(error, "strerror", None) or error
         raise BildError(
-            f"cannot write to the output folder {str(folder)!r} ({error.strerror}); "
-            "choose another with --output-dir"
+            f"cannot write to the folder {str(folder)!r} ({reason}); choose another with {flag}"
         ) from None
 
 
-def check_file(path: Path) -> None:
-    """Make sure that a file of this name can be written, or say in one sentence why not."""
-    if path.is_dir():
-        raise BildError(f"{str(path)!r} is a folder; name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise BildError(f"cannot write {str(path)!r} ({error.strerror}); choose another") from None
+def check_file(path: Path, flag: str) -> None:
+    """Make a file's folder, or say in one sentence why the file cannot be written.
 
-
-@contextmanager
-def open_run(folder: Path, identity: str) -> Iterator[Path]:
-    """A run's own folder within `folder`, locked: an unfinished one of this identity, or a new one.
-
-    A run is finished when its run.json is there.
+    Args:
+        path: of the file; it is not made.
+        flag: that chooses another.
     """
-    for candidate in sorted(folder.glob("*/identity")):
-        run = candidate.parent
-        unfinished = not (run / "run.json").exists()
-        if unfinished and candidate.read_text(encoding="utf-8") == identity:
-            with suppress(Timeout), FileLock(run / "lock", blocking=False):
-                yield run
-                return
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
-        run = folder / name
-        with suppress(FileExistsError):
-            run.mkdir(parents=True)
-            break
-    with FileLock(run / "lock"):
-        write_atomically(run / "identity", identity)
-        yield run
+    check_kind(path, flag)
+    check_writable(path.parent, flag)
+
+
+def check_kind(path: Path, flag: str = "") -> None:
+    """Refuse to replace what is there, where it is not a file: a folder, link, device or pipe."""
+    what = f"{flag} {str(path)!r}".strip()
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BildError(f"{what} cannot be written ({reason}); choose another") from None
+    if stat.S_ISLNK(mode):
+        raise BildError(f"{what} is a link; name the file that it stands for")
+    if stat.S_ISDIR(mode):
+        raise BildError(f"{what} is a folder; name a file")
+    if not stat.S_ISREG(mode):
+        raise BildError(f"{what} is a device or a pipe; name a file")
+
+
+# ------------------------------------------------------------------------------ files of lines
+
+
+def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
+    """What the lines of a file say; an unfinished last one, cut off with its process, is left out.
+
+    Args:
+        path: a file of JSON lines; no lines where it is missing.
+        parse: makes something of a line.
+
+    Raises:
+        BildError: a line that says something else, by its number. Nothing is changed.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise BildError(f"cannot read {path} ({error.strerror})") from None
+    parsed: list[Line] = []
+    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are.
+    *lines, last = content.split(b"\n")
+    if last and not _is_torn(last):
+        lines.append(last)
+    for number, line in enumerate(lines, start=1):
+        try:
+            parsed.append(parse(line.decode("utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, BildError):
+                raise BildError(f"{path}, line {number}: {error}") from None
+            raise BildError(
+                f"{path}, line {number} is not one that this version has written "
+                f"({type(error).__name__}: {error}); nothing was changed: move the file away to "
+                "start anew"
+            ) from None
+    return parsed
+
+
+def append_lines(
+    path: Path, entries: Iterable[Line], as_line: Callable[[Line], str]
+) -> Iterator[Line]:
+    """The entries, each a line at the end of the file before it is handed on.
+
+    A last line that a process left unfinished is taken off first.
+
+    Args:
+        path: made where it is missing.
+        entries: what is appended.
+        as_line: an entry as a line of JSON.
+
+    Raises:
+        BildError: as `write_atomically`.
+    """
+    check_kind(path)
+    with writing(path):
+        log = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
+    try:
+        with writing(path):
+            _end_with_a_whole_line(log)
+        for entry in entries:
+            with writing(path):
+                _write_all(log, as_line(entry).encode("utf-8") + b"\n")
+            yield entry
+    finally:
+        os.close(log)
+
+
+def _write_all(file: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def _end_with_a_whole_line(file: int) -> None:
+    """Take a torn line off the end of a file of lines, or end one that only lacks its break."""
+    with os.fdopen(os.dup(file), "rb+") as stream:
+        content = stream.read()
+        last = content[content.rfind(b"\n") + 1 :]
+        if not last:
+            pass
+        elif _is_torn(last):
+            stream.truncate(len(content) - len(last))
+        else:
+            stream.write(b"\n")
+    os.lseek(file, 0, os.SEEK_END)
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line without its end is a part of one: no part of an object is valid JSON."""
+    try:
+        json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+# ------------------------------------------------------------------------------ work in a folder
 
 
 @contextmanager
@@ -132,32 +294,6 @@ def sole_user(folder: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
-    """What the lines of a file say; one cut off by the end of a process is taken out of it."""
-    if not path.exists():
-        return []
-    parsed: list[Line] = []
-    whole = ""
-    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON leaves as they are.
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            parsed.append(parse(line))
-        except (ValueError, KeyError, TypeError):
-            break
-        whole += line + "\n"
-    write_atomically(path, whole)
-    return parsed
-
-
-def write_lines(path: Path, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries, each a line at the end of the file before it is handed on."""
-    with path.open("a", encoding="utf-8") as log:
-        for entry in entries:
-            log.write(entry.to_json() + "\n")
-            log.flush()
-            yield entry
-
-
 def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
     """Whether the JSON file says that exactly this work was begun here; False when it is not there.
 
@@ -174,7 +310,7 @@ def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
         begun = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BildError(f"cannot read {path} ({error}); remove it to start anew") from None
-    for name, value in _leaves(json.loads(json.dumps(work))):
+    for name, value in leaves(as_read(work)):
         known: Any = begun
         for key in name:
             known = known.get(key) if isinstance(known, dict) else None
@@ -186,15 +322,10 @@ def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
     return True
 
 
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(path, value) of everything in a nested mapping that is not a mapping with content."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from (((key, *rest), leaf) for rest, leaf in _leaves(value))
+            yield from (((key, *rest), leaf) for rest, leaf in leaves(value))
         else:
             yield (key,), value
-
-
-def digest(parts: list[Any]) -> str:
-    """A name for things that are equal: the SHA-256 of their JSON."""
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -26,13 +26,13 @@ from bild.cli import (
     Parser,
     add_model_options,
     add_record_options,
-    check_record,
     chosen_variant,
     quiet_loading,
     run,
 )
 from bild.config import BiLDConfig
 from bild.errors import BildError
+from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
 

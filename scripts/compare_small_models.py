@@ -27,7 +27,6 @@ from bild.checkpoints.hub import resolve_model
 from bild.cli import (
     Parser,
     add_run_options,
-    check_record,
     quiet_loading,
     rule_options,
     run,
@@ -35,6 +34,7 @@ from bild.cli import (
     small_models,
 )
 from bild.config import BiLDConfig, EvalConfig, GridConfig
+from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.tasks.data import load_examples
 from bild.tasks.registry import TASKS
@@ -65,7 +65,7 @@ def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
 def main() -> None:
     a, config, models, grid = parse()
     check_writable(a.output_dir / config.task)
-    check_record(a.record)
+    check_record(a.record, config)
     sources = locate(config)
     for model in models.values():
         resolve_model(model)

@@ -4,6 +4,7 @@
     python scripts/run_eval.py iwslt2017 aligned 0.9 3 888 --device cuda
     python scripts/run_eval.py xsum vanilla --max-eval-samples 100
     python scripts/run_eval.py demo unaligned --large my/large --small my/small --data-file my.jsonl
+    python scripts/run_eval.py demo --repeat 3 --threads 2 --record results/my/run.json
 
 The launchers run_<task>.sh call this with the task filled in. Models and data come from
 BILD_MODELS_ROOT and BILD_DATA_ROOT if set, else from the hub. Results go to
@@ -18,7 +19,6 @@ from bild.cli import (
     Parser,
     add_run_options,
     add_task,
-    check_record,
     quiet_loading,
     rule_options,
     run,
@@ -26,6 +26,7 @@ from bild.cli import (
 )
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
+from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.tasks.registry import MODES, get
 from bild.tasks.sources import locate
@@ -41,6 +42,7 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
     add("max_eval_samples", nargs="?", type=int, help="as --max-eval-samples")
     add_run_options(parser)
     add("--no-small-alone", action="store_true", help="leave out the small model alone")
+    add("--repeat", type=int, default=1, metavar="K", help="passes over the examples (default: 1)")
     a = parser.parse_args()
 
     preset = get(a.task).default_thresholds(a.mode)
@@ -59,7 +61,10 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
     if a.max_samples is None:
         options["max_samples"] = a.max_eval_samples
     config = EvalConfig(
-        **options, bild=None if preset is None else bild, small_alone=not a.no_small_alone
+        **options,
+        bild=None if preset is None else bild,
+        small_alone=not a.no_small_alone,
+        repeat=a.repeat,
     )
     return config, a.output_dir, a.record
 
@@ -67,33 +72,17 @@ def parse() -> tuple[EvalConfig, Path, Path | None]:
 def main() -> None:
     config, output_dir, copy = parse()
     check_writable(output_dir / config.task)
-    check_record(copy)
+    check_record(copy, config)
     sources = locate(config)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.evaluation.run import evaluate, read_samples
-    from bild.show.tables import examples_text, published_table, run_table
+    from bild.evaluation.run import evaluate_loaded, prepare
+    from bild.show.tables import run_report
 
     quiet_loading()
-    record, path = evaluate(config, output_dir, sources=sources)
-    if copy is not None:
-        record.save(copy)
-    samples = read_samples(path.with_name("samples.jsonl"))
-    print(f"\n{examples_text(samples, count=3)}")
-    print(f"\n{config.task}, {config.mode}", end="")
-    if config.bild is not None:
-        bild = config.bild
-        print(
-            f", fallback {bild.fallback_threshold:g}, rollback {bild.rollback_threshold:g}, "
-            f"{bild.variant} rules",
-            end="",
-        )
-    print(f", {record.data['samples']} examples, {record.env['dtype']}, {record.env['device']}\n")
-    print(run_table(record))
-    published = published_table(config.task, config.mode)
-    if published:
-        print(f"\n{published}")
-    print(f"\n{path}")
+    work = prepare(config, sources)
+    print(work.heading, flush=True)
+    evaluate_loaded(work, output_dir, report=run_report(copy))
 
 
 if __name__ == "__main__":

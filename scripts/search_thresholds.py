@@ -28,7 +28,6 @@ from bild.cli import (
     Parser,
     add_run_options,
     add_task,
-    check_record,
     quiet_loading,
     rule_options,
     run,
@@ -36,10 +35,12 @@ from bild.cli import (
 )
 from bild.config import BiLDConfig, EvalConfig, SearchConfig
 from bild.errors import BildError
+from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.tasks.data import load_examples
 from bild.tasks.registry import get
 from bild.tasks.sources import locate
+from bild.tuning.record import TriedPair
 
 MODES = ("unaligned", "aligned")
 PAIR_FLAGS = ("variant", "start", "num_small_iters", *PAIR_OPTIONS)
@@ -91,14 +92,14 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
     )
 
 
-def launch_command(a: Namespace, pair: dict[str, Any]) -> str:
+def launch_command(a: Namespace, pair: TriedPair) -> str:
     """The command that decodes with a pair of thresholds as it was searched for."""
     usual = {
         **asdict(BiLDConfig(variant=get(a.task).variant)),
         **{"dtype": "float32", "device": "auto", "engine": "auto"},
     }
     command = ["bash", f"run_{a.task}.sh", a.mode]
-    command += [f"{pair[name]:g}" for name in ("fallback", "rollback")]
+    command += [f"{pair.fallback:g}", f"{pair.rollback:g}"]
     for name in PAIR_FLAGS:
         value = getattr(a, name)
         if isinstance(value, bool):
@@ -111,7 +112,7 @@ def launch_command(a: Namespace, pair: dict[str, Any]) -> str:
 def main() -> None:
     a, config, search = parse()
     check_writable(a.output_dir / config.task)
-    check_record(a.record)
+    check_record(a.record, config)
     sources = locate(config)
     check = None
     if a.check_file is not None:

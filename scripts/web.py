@@ -13,30 +13,41 @@ forwards. The page listens on 127.0.0.1 alone and loads nothing from elsewhere. 
 from __future__ import annotations
 
 from bild.cli import Parser, add_pair_flags, pair_config, quiet_loading, run
+from bild.show.serving import check_port, serve
+from bild.tasks.registry import get
 
+# Of the first the small model drafts most, and is corrected now and then.
 EXAMPLES = (
-    "Heute Morgen lag überall Schnee.",
-    "Wir würden gern einen Tisch am Fenster nehmen, falls noch einer frei ist.",
-    "Mein Wecker blieb heute früh stumm. Der Bus war natürlich schon weg.",
+    "Vergessen Sie bitte nicht, am Ende das Licht im Flur auszumachen.",
+    "Tom hat vergessen, die Tür abzuschließen, bevor er ins Bett ging.",
+    "Lass uns die Treppe nehmen. Ein bisschen Bewegung schadet uns nicht.",
 )
+SHIPPED = "This pair translates from German to English and knows everyday sentences."
 
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
+    parser.add_argument(
+        "--port", type=int, help="1 to 65535 (default: the first free one from 7860 on)"
+    )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     add_pair_flags(parser)
     a = parser.parse_args()
     config, bild = pair_config(a)
+    check_port(a.port)
 
     # Only now: these import torch and transformers, which takes seconds.
+    from bild.show.html import race_css
     from bild.show.race import Racer
-    from bild.show.web import build_page, serve
+    from bild.show.web import CSS, build_page
 
     quiet_loading()
     racer = Racer.load(config)
     racer.warm_up(EXAMPLES[0])
-    serve(build_page(racer, bild, EXAMPLES if a.task == "demo" else ()), a.port, a.open)
+    shipped = a.task == "demo" and a.large is None
+    about = SHIPPED if shipped else f"Task: {get(a.task).description}."
+    page = build_page(racer, bild, EXAMPLES if a.task == "demo" else (), about)
+    serve(page, a.port, CSS + race_css(), a.open)
 
 
 if __name__ == "__main__":

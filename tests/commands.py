@@ -62,10 +62,12 @@ class Finished:
         return RunRecord.load(self.path)
 
     def samples(self) -> list[dict[str, Any]]:
-        """The lines of samples.jsonl."""
+        """The lines of samples.jsonl, the arms by their kind."""
         text = self.path.with_name("samples.jsonl").read_text(encoding="utf-8")
         assert text.endswith("\n")
-        return [json.loads(line) for line in text.split("\n")[:-1]]
+        kinds = {str(arm.id): arm.id.kind for arm in self.record().arms}
+        lines = [json.loads(line) for line in text.split("\n")[:-1]]
+        return [{**s, "arms": {kinds[n]: arm for n, arm in s["arms"].items()}} for s in lines]
 
     def outcome(self) -> list[dict[str, Any]]:
         """What must not differ between two equal runs: tokens, texts and counts of every arm."""
@@ -108,6 +110,7 @@ def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "BILD_CACHE": os.environ.get("BILD_CACHE", str(Path.home() / ".cache" / "bild")),
         "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),  # this checkout, whichever one is installed
         "CUDA_VISIBLE_DEVICES": "",
         **more,
     }

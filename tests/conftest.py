@@ -61,3 +61,9 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def mirror(tmp_path_factory) -> mirrors.Mirror:
     """A mirror of the published checkpoints and data; not to be changed."""
     return mirrors.build_mirror(tmp_path_factory.mktemp("mirror"))
+
+
+@pytest.fixture(autouse=True)
+def clean_tree(monkeypatch):
+    """Tests write records while somebody is at work on this tree; `--record` looks away."""
+    monkeypatch.setattr("bild.evaluation.environment.changed_files", list)

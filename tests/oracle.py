@@ -8,9 +8,13 @@ speed trade off over the two thresholds as they do with real pairs.
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
 
-from bild.evaluation.run import ArmSample, SampleRecord
+import numpy as np
+import torch
+
+from bild.evaluation.arms import ArmId, Case, Outcome
+from bild.evaluation.loop import Item, Loop
 from bild.generation.stats import DecodeStats
 
 WINDOW = 10
@@ -36,16 +40,25 @@ class Oracle:
         differs = np.where(rng.random(n) < 0.25, reference, rng.integers(300, size=n))
         return sure, agrees, distance, reference, large, np.where(agrees, large, differs)
 
-    def __call__(self, pair, start):
-        for index in range(start, len(self.examples)):
-            if len(self.decoded) == self.stop_after:
-                raise KeyboardInterrupt
-            self.decoded.append((pair, index))
-            tokens, stats = self._alone(index) if pair is None else self._pair(index, pair)
-            reference = self.examples[index][3]
-            arm = ArmSample(self._text(tokens), [], 0.0, 0.0, stats)
-            name = "vanilla" if pair is None else "bild"
-            yield SampleRecord(index, "", self._text(reference), 1, False, {name: arm})
+    def arms(self, pair):
+        """What decodes with a pair of thresholds, or as the large model alone."""
+        return [OracleArm(self, pair)]
+
+    @property
+    def loop(self):
+        """The examples: a case's only source token is its number."""
+        items = [
+            Item(str(i), self._text(example[3]), Case(torch.tensor([[i]]), 1))
+            for i, example in enumerate(self.examples)
+        ]
+        return Loop(items, to_text=self._text)
+
+    def decode(self, pair, index):
+        if len(self.decoded) == self.stop_after:
+            raise KeyboardInterrupt
+        self.decoded.append((pair, index))
+        tokens, stats = self._alone(index) if pair is None else self._pair(index, pair)
+        return Outcome([int(token) for token in tokens], 0.0, 0.0, stats)
 
     @staticmethod
     def _text(tokens):
@@ -87,3 +100,19 @@ class Oracle:
             large_tokens_fed=fed,
             small_tokens_fed=small_forwards,
         )
+
+
+@dataclass(frozen=True)
+class OracleArm:
+    """The oracle with a pair of thresholds, as an arm."""
+
+    oracle: Oracle
+    pair: object
+    built = "an oracle"
+
+    @property
+    def id(self):
+        return ArmId("vanilla" if self.pair is None else "bild")
+
+    def run(self, case):
+        return self.oracle.decode(self.pair, int(case.input_ids[0, 0]))

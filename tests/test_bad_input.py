@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
@@ -15,7 +16,7 @@ from tiny import tiny_t5
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from bild.errors import BildError
-from bild.evaluation import run as evaluation
+from bild.evaluation.own import OwnArm
 from bild.tasks.registry import TASKS
 
 TASK = "iwslt2017"
@@ -56,7 +57,7 @@ def refuse(evaluate, out):
     def run(*arguments, **options):
         done = evaluate(*arguments, **options)
         assert done.code == 2, done.err
-        assert done.out == ""
+        assert re.fullmatch(r"(.+ thread\(s\)\n)?", done.out)  # what was to run on what
         assert len(done.complaints) == 1, done.err
         sentence = done.complaints[0]
         assert sentence.startswith("error: ")
@@ -142,7 +143,7 @@ def test_a_gpu_that_is_not_there(refuse):
 @pytest.mark.parametrize("fallback", ["0", "1.5", "inf"])
 def test_the_ends_of_the_ranges_are_legal(evaluate, fallback):
     done = evaluate(TASK, "unaligned", fallback, "inf", "1").require_success()
-    assert done.record().config["bild"]["rollback_threshold"] == "inf"
+    assert done.record().config.bild.rollback_threshold == float("inf")
 
 
 # ------------------------------------------------------------------------------ data
@@ -185,7 +186,7 @@ def test_an_empty_source_is_decoded_like_any_other(evaluate, tmp_path, task):
     assert done.samples()[0]["source_tokens"] >= 1
     for line in done.samples():
         assert all(len(arm["tokens"]) > 1 for arm in line["arms"].values())
-    assert done.record().data["truncated_sources"] == 0
+    assert done.record().data.truncated_sources == 0
 
 
 def test_long_sources_are_cut_and_counted(evaluate, mirror, tmp_path):
@@ -199,7 +200,7 @@ def test_long_sources_are_cut_and_counted(evaluate, mirror, tmp_path):
     assert [line["truncated"] for line in done.samples()] == [False, False, True, True]
     counts = [line["source_tokens"] for line in done.samples()]
     assert counts == [length, len(tokenizer("Rosen")["input_ids"]), length, length]
-    assert done.record().data["truncated_sources"] == 2
+    assert done.record().data.truncated_sources == 2
     # What is decoded is the source cut, its end of sequence kept.
     cut = tokenizer.decode(tokenizer(sources[3])["input_ids"][: length - 1])
     write_lines(path, {"de": cut, "en": "x"})
@@ -213,7 +214,7 @@ def test_a_source_beyond_the_tasks_own_limit_is_cut_to_it(evaluate, tmp_path):
     path = write_lines(tmp_path / "data.jsonl", long, short)
     done = evaluate("xsum", "vanilla", "--data-file", path).require_success()
     assert [line["source_tokens"] == 1024 for line in done.samples()] == [True, False]
-    assert done.record().data["truncated_sources"] == 1
+    assert done.record().data.truncated_sources == 1
 
 
 # ------------------------------------------------------------------------------ models
@@ -382,20 +383,14 @@ def test_a_mirror_that_is_not_a_folder(refuse, monkeypatch, out):
 
 def stop_after(patch, examples, error):
     """The BiLD arm raises where it should decode its next example."""
-    make_arms = evaluation.make_arms
+    run, left = OwnArm.run, iter(range(examples))
 
-    def stopping(work):
-        arms = make_arms(work)
-        decode, left = arms["bild"], iter(range(examples))
+    def stopping(arm, case):
+        if arm.kind == "bild" and next(left, None) is None:
+            raise error
+        return run(arm, case)
 
-        def bild(inputs):
-            if next(left, None) is None:
-                raise error
-            return decode(inputs)
-
-        return {**arms, "bild": bild}
-
-    patch.setattr(evaluation, "make_arms", stopping)
+    patch.setattr(OwnArm, "run", stopping)
 
 
 @pytest.fixture
@@ -423,38 +418,86 @@ def resume(evaluate, monkeypatch, tmp_path):
 def test_a_stopped_run_goes_on_where_it_was(resume, k):
     whole, folder, again = resume(k, TASK, "unaligned")
     assert again.path.parent == folder
-    assert again.record().env["resumed_after"] == k
+    assert again.record().env.resumed_after == k
     assert again.outcome() == whole.outcome()
     assert [line["index"] for line in again.samples()] == [0, 1, 2, 3]
     mine, theirs = again.record(), whole.record()
-    assert (mine.decoding, mine.data, mine.quality) == (
-        theirs.decoding,
-        theirs.data,
-        theirs.quality,
-    )
+    assert mine.data == theirs.data
+    for ours, others in zip(mine.arms, theirs.arms, strict=True):
+        assert (ours.stats, ours.quality) == (others.stats, others.quality)
 
 
-@pytest.mark.parametrize("torn", ['{"index": 2, "source": "Kön', "\n", "{}\n", '{"index": 2'])
+@pytest.mark.parametrize(
+    "torn", [b'{"index": 2, "source": "K\xc3\xb6n', b'{"index": 2, "source": "K\xc3', b"\0" * 50]
+)
 def test_a_torn_last_line_is_done_again(resume, torn):
     def tear(folder):
-        with (folder / "samples.jsonl").open("a") as log:
+        with (folder / "samples.jsonl").open("ab") as log:
             log.write(torn)
 
     whole, folder, again = resume(2, TASK, "unaligned", between=tear)
     assert again.path.parent == folder
-    assert again.record().env["resumed_after"] == 2
+    assert again.record().env.resumed_after == 2
     assert again.outcome() == whole.outcome()
 
 
-def test_what_follows_a_damaged_line_is_done_again(resume):
-    def damage(folder):
-        path = folder / "samples.jsonl"
-        first, second, third = path.read_text().splitlines()
-        path.write_text(f"{first}\n{second[:40]}\n{third}\n")
+def swap(lines):
+    return [lines[1], lines[0], lines[2]]
 
-    whole, _, again = resume(3, TASK, "unaligned", between=damage)
-    assert again.record().env["resumed_after"] == 1
-    assert again.outcome() == whole.outcome()
+
+def edited(number, **fields):
+    return lambda lines: [
+        json.dumps({**json.loads(line), **fields}) if i == number else line
+        for i, line in enumerate(lines)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "needles"),
+    [
+        (lambda lines: [lines[0], lines[1][:40], lines[2]], ("line 2", "JSONDecodeError")),
+        (lambda lines: [*lines, ""], ("line 4",)),
+        (lambda lines: [*lines, "{}"], ("line 4", "'arms'")),
+        (lambda lines: [lines[0], lines[0], *lines[1:]], ("line 2", "doubled")),
+        (lambda lines: [lines[0], lines[2]], ("line 2", "missing")),
+        (swap, ("line 1", "swapped")),
+        (lambda lines: [*lines, *[lines[-1]] * 2], ("line 4", "example 2", "example 3")),
+        (edited(1, source="Something else."), ("line 2", "another source")),
+        (edited(1, reference="Something else."), ("line 2", "another reference")),
+        (edited(0, arms={}), ("line 1", "lacks the arm")),
+        (edited(0, arms=None), ("line 1", "'arms'")),
+        (edited(0, extra=1), ("line 1", "'extra'")),
+        (edited(2, run=1), ("line 3", "pass 1")),
+        (edited(0, index="9" * 5000), ("line 1",)),
+    ],
+    ids=[
+        "cut", "empty", "object", "doubled", "missing", "swapped", "tail", "source", "reference",
+        "no arms", "null arms", "field", "pass", "text",
+    ],
+)  # fmt: skip
+def test_lines_that_are_not_of_this_run_are_refused_by_number(refuse, evaluate, monkeypatch, out,
+                                                              damage, needles):  # fmt: skip
+    """Nothing is scored that was not decoded here, and nothing is thrown away."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, KeyboardInterrupt())
+        assert evaluate(TASK, "unaligned").code == 130
+    (path,) = (p for p in out.glob(f"{TASK}/*/samples.jsonl") if "2020" not in str(p))
+    lines = damage(path.read_text().splitlines())
+    path.write_text("".join(line + "\n" for line in lines))
+    before = path.read_bytes()
+    sentence = refuse(TASK, "unaligned")
+    for needle in (str(path), *needles):
+        assert needle in sentence
+    assert path.read_bytes() == before
+
+
+def test_a_number_that_python_does_not_read_is_refused_by_line(refuse, evaluate, monkeypatch, out):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, KeyboardInterrupt())
+        assert evaluate(TASK, "unaligned").code == 130
+    (path,) = (p for p in out.glob(f"{TASK}/*/samples.jsonl") if "2020" not in str(p))
+    path.write_text(path.read_text().replace('"index": 0', f'"index": {"9" * 5000}'))
+    assert "line 1" in refuse(TASK, "unaligned")
 
 
 def test_a_whole_line_without_its_end_is_kept(resume):
@@ -463,7 +506,7 @@ def test_a_whole_line_without_its_end_is_kept(resume):
         path.write_text(path.read_text().removesuffix("\n"))
 
     whole, _, again = resume(2, TASK, "unaligned", between=tear)
-    assert again.record().env["resumed_after"] == 2
+    assert again.record().env.resumed_after == 2
     assert again.outcome() == whole.outcome()
 
 
@@ -472,7 +515,7 @@ def test_a_run_with_odd_line_separators_goes_on(resume, tmp_path, separator):
     rows = [{"de": f"Der Hund{separator}bellt.", "en": "A dog\tbarks."}, *[GOOD] * 3]
     path = write_lines(tmp_path / "data.jsonl", *rows)
     whole, _, again = resume(3, TASK, "unaligned", "--data-file", path)
-    assert again.record().env["resumed_after"] == 3
+    assert again.record().env.resumed_after == 3
     assert again.outcome() == whole.outcome()
     assert again.samples()[0]["source"] == rows[0]["de"]
 
@@ -487,7 +530,7 @@ def test_a_run_with_other_settings_starts_anew(evaluate, monkeypatch, change):
         stop_after(patch, 2, KeyboardInterrupt())
         assert evaluate(TASK, "unaligned").code == 130
     done = evaluate(TASK, "unaligned", *change).require_success()
-    assert done.record().env["resumed_after"] == 0
+    assert done.record().env.resumed_after == 0
 
 
 def test_a_run_with_other_weights_or_data_starts_anew(evaluate, monkeypatch, mirror, tmp_path):
@@ -498,12 +541,12 @@ def test_a_run_with_other_weights_or_data_starts_anew(evaluate, monkeypatch, mir
         stop_after(patch, 2, KeyboardInterrupt())
         assert evaluate(*command).code == 130
     shutil.copy(mirror.model("wmt2014") / "model.safetensors", large)
-    assert evaluate(*command).require_success().record().env["resumed_after"] == 0
+    assert evaluate(*command).require_success().record().env.resumed_after == 0
     shutil.copy(mirror.model(TASK) / "model.safetensors", large)
     write_lines(data, *({"de": s, "en": t} for s, t in PAIRS[1:4]))
-    assert evaluate(*command).require_success().record().env["resumed_after"] == 0
+    assert evaluate(*command).require_success().record().env.resumed_after == 0
     write_lines(data, *({"de": s, "en": t} for s, t in PAIRS[:3]))
-    assert evaluate(*command).require_success().record().env["resumed_after"] == 2
+    assert evaluate(*command).require_success().record().env.resumed_after == 2
 
 
 def test_a_failure_of_the_program_is_not_hidden(evaluate, monkeypatch, out):
@@ -520,7 +563,7 @@ def test_nan_after_some_examples_keeps_them(refuse, evaluate, monkeypatch, out):
         stop_after(patch, 2, BildError("the large model's scores are NaN at output position 3"))
         assert "NaN" in refuse(TASK, "unaligned")
     done = evaluate(TASK, "unaligned").require_success()
-    assert done.record().env["resumed_after"] == 2
+    assert done.record().env.resumed_after == 2
 
 
 # ------------------------------------------------------------------------------ as a process

@@ -9,7 +9,6 @@ import pytest
 from commands import ROOT, run_command, run_here, run_two_at_a_time
 from mirror import PUBLISHED, examples
 
-from bild.config import BiLDConfig
 from bild.tasks.registry import MODES, TASKS
 
 SHORT = ("--max-new-tokens", "12")
@@ -109,17 +108,17 @@ def test_nothing_is_said_on_stderr_but_the_progress(run):
 def test_the_record_says_what_was_asked_for(run):
     (task, mode), done = run
     record = done.record()
-    assert (record.config["task"], record.config["mode"]) == (task, mode)
-    assert record.config["max_new_tokens"] == 12
-    assert record.models["large"]["id"] == TASKS[task].large
-    assert record.data["origin"].startswith(f"$BILD_DATA_ROOT/{task}/validation.jsonl")
+    assert (record.config.task, record.config.mode) == (task, mode)
+    assert record.config.max_new_tokens == 12
+    assert record.models.large.id == TASKS[task].large
+    assert record.data.origin.startswith(f"$BILD_DATA_ROOT/{task}/validation.jsonl")
     if mode == "vanilla":
-        assert record.config["bild"] is None
-        assert set(record.models) == {"large", "tokenizer"}
+        assert record.config.bild is None
+        assert record.models.small == {}
         return
     role = {"unaligned": "small", "aligned": "aligned"}[mode]
-    assert record.models["small"]["id"] == getattr(TASKS[task], role)
-    bild = BiLDConfig.from_dict(record.config["bild"])
+    assert record.models.small["small"].id == getattr(TASKS[task], role)
+    bild = record.config.bild
     assert (bild.fallback_threshold, bild.rollback_threshold) == THRESHOLDS[task, mode]
 
 
@@ -127,7 +126,7 @@ def test_the_sample_limit_holds_in_every_mode(run):
     (task, mode), done = run
     expected = SAMPLES.get((task, mode), 4)
     data = done.record().data
-    assert (data["samples"], data["available"]) == (expected, 4)
+    assert (data.samples, data.available) == (expected, 4)
     found = [(s["index"], s["source"], s["reference"]) for s in done.samples()]
     assert found == [(i, *pair) for i, pair in enumerate(examples(task)[:expected])]
 
@@ -138,24 +137,25 @@ def test_the_arms_are_those_of_the_mode(run):
     if "--no-small-alone" in COMMANDS[task, mode]:
         arms.remove("small")
     assert all(list(sample["arms"]) == arms for sample in done.samples())
-    assert list(done.record().decoding) == arms
+    assert [arm.id.kind for arm in done.record().arms] == arms
     for arm, name in {"vanilla": "large alone", "bild": "BiLD", "small": "small alone"}.items():
         assert (f"\n{name} " in done.out) == (arm in arms)
 
 
 def test_the_counts_are_those_of_the_samples(run):
     _, done = run
-    for arm, sums in done.record().decoding.items():
-        outputs = [sample["arms"][arm] for sample in done.samples()]
+    for arm in done.record().arms:
+        outputs = [sample["arms"][arm.id.kind] for sample in done.samples()]
         for name in outputs[0]["stats"]:
-            assert sums[name] == sum(o["stats"][name] for o in outputs), (arm, name)
-        assert sums["generated_tokens"] == sum(len(o["tokens"]) - 1 for o in outputs)
+            total = sum(o["stats"][name] for o in outputs)
+            assert getattr(arm.stats, name) == total, (arm.id, name)
+        assert arm.stats.generated_tokens == sum(len(o["tokens"]) for o in outputs)
 
 
 def test_the_metric_is_that_of_the_published_table(run):
     (task, _), done = run
     metric = {"xsum": "rougeL", "cnndm": "rougeLsum"}.get(task, "bleu")
-    assert done.record().quality["metric"] == metric
+    assert done.record().metric == metric
 
 
 def test_the_published_rows_stand_under_the_table(run):
@@ -184,30 +184,30 @@ def test_further_flags_pass_through(launched):
     def config(task, mode):
         return launched[task, mode].record().config
 
-    assert config("iwslt2017", "aligned")["bild"]["variant"] == "verified"
-    assert config("iwslt2017", "unaligned")["bild"]["variant"] == "authors"
-    assert config("cnndm", "unaligned")["bild"]["variant"] == "paper"
-    assert config("cnndm", "unaligned")["bild"]["start"] == "small"
-    assert config("wmt2014", "unaligned")["bild"]["num_small_iters"] == "inf"
-    assert config("wmt2014", "vanilla")["seed"] == 7
-    assert config("api", "vanilla")["warmup"] == 0
+    assert config("iwslt2017", "aligned").bild.variant == "verified"
+    assert config("iwslt2017", "unaligned").bild.variant == "authors"
+    assert config("cnndm", "unaligned").bild.variant == "paper"
+    assert config("cnndm", "unaligned").bild.start == "small"
+    assert config("wmt2014", "unaligned").bild.num_small_iters == float("inf")
+    assert config("wmt2014", "vanilla").seed == 7
+    assert config("api", "vanilla").warmup == 0
     for task, mode in RUNS:
         dtype = "bfloat16" if "bfloat16" in COMMANDS[task, mode] else "float32"
-        assert launched[task, mode].record().env["dtype"] == dtype
+        assert launched[task, mode].record().large.id.precision == dtype
 
 
 def test_without_fallback_and_rollback_the_large_model_writes_one_token(launched):
-    counts = launched["wmt2014", "unaligned"].record().decoding["bild"]
-    assert counts["large_forwards"] == 4  # one an example
-    assert counts["fallbacks"] == counts["rollbacks"] == 0
-    assert counts["drafted_tokens"] == counts["generated_tokens"] - 4
+    counts = launched["wmt2014", "unaligned"].record().arm("bild").stats
+    assert counts.large_forwards == 4  # one an example
+    assert counts.fallbacks == counts.rollbacks == 0
+    assert counts.drafted_tokens == counts.generated_tokens - 4
 
 
 def test_both_decisions_are_made_somewhere(launched):
     """Else the checks of counts above would compare zeros."""
-    did = [launched[run].record().decoding["bild"] for run in RUNS if run[1] != "vanilla"]
+    did = [launched[run].record().arm("bild").stats for run in RUNS if run[1] != "vanilla"]
     for name in ("fallbacks", "rollbacks", "verified_tokens"):
-        assert sum(counts[name] > 0 for counts in did) >= 2, name
+        assert sum(getattr(counts, name) > 0 for counts in did) >= 2, name
 
 
 def test_api_has_no_aligned_mode(launched):
@@ -226,8 +226,10 @@ def test_a_second_run_gives_the_same_texts_and_counts(which, launched, run_again
     first, second = launched[which], run_again(which[0], *COMMANDS[which])
     assert second.outcome() == first.outcome()
     assert len(first.outcome()) == 4
-    for field in ("data", "models", "decoding", "quality"):
+    for field in ("data", "models"):
         assert getattr(second.record(), field) == getattr(first.record(), field)
+    for ours, theirs in zip(second.record().arms, first.record().arms, strict=True):
+        assert (ours.stats, ours.quality) == (theirs.stats, theirs.quality)
 
 
 def test_a_finished_run_is_not_touched_by_the_next(run_again):
@@ -242,5 +244,5 @@ def test_above_one_the_fallback_threshold_gives_the_large_model(run_again):
     done = run_again("iwslt2017", "aligned", "1.1")
     for sample in done.samples():
         assert sample["arms"]["bild"]["tokens"] == sample["arms"]["vanilla"]["tokens"]
-    assert done.record().decoding["bild"]["drafted_tokens"] == 0
+    assert done.record().arm("bild").stats.drafted_tokens == 0
     require_strict_json(done.path)  # there was no verification to take a mean over

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from bild.benchmark.profile import ForwardClock, ModelTime
 from bild.config import BiLDConfig
 from bild.engines import Decoder, EngineName
 from bild.errors import BildError
-from bild.evaluation.timing import ForwardClock, ModelTime, timed
+from bild.evaluation.timing import timed
 from bild.files import write_atomically
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats

@@ -32,8 +32,9 @@ from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.evaluation import timing
-from bild.evaluation.record import environment, peak_memory
-from bild.files import check_writable, open_run, read_lines, write_json, write_lines
+from bild.evaluation.environment import environment, peak_memory
+from bild.evaluation.folder import Identity, open_run
+from bild.files import append_lines, check_writable, read_lines, write_json
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
 from bild.tasks.registry import PublishedRow, get
@@ -335,9 +336,10 @@ def compare(
     folder = output_dir / "benchmark"
     check_writable(folder)
     lab = prepare(config, folder / "ctranslate2")
-    env = environment(lab.kit.device, torch.float32)
-    del env["dtype"]  # each arm has its own
-    with open_run(folder, lab.identity) as run:
+    place = environment(lab.kit.device)
+    env = asdict(place)
+    with open_run(folder, Identity({"digest": lab.identity}, place.place())) as opened:
+        run = opened.path
         samples = read_lines(run / "samples.jsonl", Sample.from_json)
         env["resumed_after"] = len(samples)
         bar = tqdm(
@@ -345,12 +347,14 @@ def compare(
             disable=not progress,
         )  # fmt: skip
         with bar:
-            for sample in write_lines(run / "samples.jsonl", run_cases(lab, samples)):
+            fresh = run_cases(lab, samples)
+            for sample in append_lines(run / "samples.jsonl", fresh, Sample.to_json):
                 samples.append(sample)
                 bar.update()
-        env["peak_memory"] = peak_memory(lab.kit.device)
+        env["peak_memory"] = asdict(peak_memory(lab.kit.device))
         record = summarize(lab, samples, env)
         write_json(run / "run.json", record)
+        opened.reported()
     return record, run / "run.json"
 
 

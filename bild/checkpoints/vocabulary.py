@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.errors import BildError
@@ -27,12 +28,13 @@ def shared_vocab_size(large: PreTrainedModel, small: PreTrainedModel) -> int:
         if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             kind = type(model).__name__
             raise BildError(f"the {name} model must be an encoder-decoder model, got {kind}")
-    if large.device != small.device:
+    devices = input_device(large), input_device(small)
+    if devices[0] != devices[1]:
         raise BildError(
-            f"both models must be on one device, got {large.device} (large) and {small.device} "
+            f"both models must be on one device, got {devices[0]} (large) and {devices[1]} "
             "(small); move one with .to()"
         )
-    rows = [m.get_output_embeddings().weight.shape[0] for m in (large, small)]
+    rows = [output_rows(m) for m in (large, small)]
     if abs(rows[0] - rows[1]) >= PADDING_MULTIPLE:
         raise BildError(
             f"the models' vocabularies differ: {rows[0]} tokens (large) and {rows[1]} (small); "
@@ -46,6 +48,42 @@ def shared_vocab_size(large: PreTrainedModel, small: PreTrainedModel) -> int:
                 "a pair must share one tokenizer"
             )
     return min(rows)
+
+
+def output_rows(model: PreTrainedModel) -> int:
+    """The number of token ids a model scores, padding rows included.
+
+    Raises:
+        BildError: it scores none.
+    """
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if callable(weight):  # of torch's own quantized layers
+        weight = weight()
+    if weight is None:
+        raise BildError(
+            f"a {type(model).__name__} has no head that scores tokens, so that it cannot generate; "
+            "load it with AutoModelForSeq2SeqLM"
+        )
+    return int(weight.shape[0])
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs: where its weights are, or, of weights that accelerate keeps
+    elsewhere until they are needed, where it computes.
+
+    Raises:
+        BildError: the weights are not loaded.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type != "meta":
+            return parameter.device
+    for module in model.modules():
+        device = getattr(vars(module).get("_hf_hook"), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    raise BildError(
+        f"the weights of this {type(model).__name__} are on the meta device: they were not loaded"
+    )
 
 
 def check_tokenizers(large: PreTrainedTokenizerBase, small: PreTrainedTokenizerBase) -> None:

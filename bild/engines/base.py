@@ -6,6 +6,7 @@ Letters used for shapes: S source tokens, T fed tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -60,6 +61,8 @@ class Decoder(ABC):
         length: decoder tokens whose keys and values are cached.
         forwards: calls of `feed` since `begin`.
         tokens_fed: tokens fed since `begin`.
+        encoder_seconds: wall-clock seconds of the last `read`: the encoder, where it had to run,
+            and whatever is prepared of its states.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Decoder(ABC):
     length: int
     forwards: int
     tokens_fed: int
+    encoder_seconds: float = 0.0
 
     @property
     @abstractmethod
@@ -92,9 +96,20 @@ class Decoder(ABC):
         """
         if attention_mask is not None:
             check_mask(attention_mask, input_ids)
+        start = self._now()
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, attention_mask)
         self.begin(encoder_outputs, attention_mask)
+        self.encoder_seconds = self._now() - start
+
+    def _now(self) -> float:
+        """Wall-clock seconds, once a GPU has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def release(self) -> None:  # noqa: B027 (most have borrowed nothing)
+        """Give back what the engine lent for this decoder, which must not be used afterwards."""
 
     @abstractmethod
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:

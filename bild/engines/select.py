@@ -10,14 +10,15 @@ from typing import Literal, Protocol, get_args
 
 from transformers import PreTrainedModel
 
-from bild.engines import native
+from bild.engines import build
 from bild.engines.base import Decoder
+from bild.engines.coverage import FAMILIES, not_compilable, not_covered
 from bild.engines.huggingface import HuggingFaceDecoder
-from bild.engines.t5 import T5Engine, not_compilable, not_covered
+from bild.engines.t5 import T5Engine
+from bild.engines.t5_structs import PRECISIONS
 from bild.errors import BildError
 
 EngineName = Literal["auto", "fast", "transformers"]
-PRECISIONS = tuple(native.PRECISIONS)
 
 
 class Engine(Protocol):
@@ -29,8 +30,23 @@ class Engine(Protocol):
 
     model: PreTrainedModel
 
+    @property
+    def name(self) -> str:
+        """ "fast" or "transformers"."""
+
+    @property
+    def precision(self) -> str:
+        """Of the weights it reads."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it runs in machine code made on this machine."""
+
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
-        """A decoder for one sequence at a time; arguments as `HuggingFaceDecoder`'s."""
+        """A decoder for one sequence at a time; arguments as `HuggingFaceDecoder`'s.
+
+        What it needs may be the engine's own, and is for the next one once it is released.
+        """
 
     def __str__(self) -> str:
         """Name, precision of the weights, and whether it is compiled; for records."""
@@ -39,14 +55,18 @@ class Engine(Protocol):
 class HuggingFaceEngine:
     """transformers' own forward and caches."""
 
+    name = "transformers"
+    compiled = False
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.precision = str(model.dtype).removeprefix("torch.")
 
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         return HuggingFaceDecoder(self.model, name, vocab_size)
 
     def __str__(self) -> str:
-        return f"transformers, {str(self.model.dtype).removeprefix('torch.')}"
+        return f"transformers, {self.precision}"
 
 
 def make_engine(
@@ -58,9 +78,10 @@ def make_engine(
     """The engine that runs `model`.
 
     Args:
-        model: any encoder-decoder model; it must not be changed afterwards.
+        model: any encoder-decoder model.
         engine: "transformers" for the library's own forward; "fast" for the static-cache engine,
-            which covers T5, mT5, Flan-T5 and UMT5; "auto" for "fast" where it covers the model.
+            which covers T5, mT5, Flan-T5 and UMT5; "auto" for "fast" where it covers the model;
+            of those families it warns where it does not (an adapter, a hook, quantized weights).
         precision: of the weights that the fast engine reads: "float32", "bfloat16" or, compiled
             only, "int8"; None for the model's own.
         compile: whether the fast engine runs in machine code compiled on this machine (CPU only);
@@ -79,6 +100,12 @@ def make_engine(
             asked = f"precision={precision!r}" if precision is not None else "compile=True"
             reason = "" if why_not is None else f", which does not cover this model: {why_not}"
             raise BildError(f"{asked} needs the fast engine{reason}")
+        if engine == "auto" and model.config.model_type in FAMILIES:
+            warnings.warn(
+                f"the fast engine does not cover this model: {why_not}; it runs on transformers' "
+                "own forward, which is slower (engine='transformers' asks for that)",
+                stacklevel=2,
+            )
         return HuggingFaceEngine(model)
     if why_not is not None:
         raise BildError(
@@ -103,7 +130,7 @@ def _compiled(model: PreTrainedModel, precision: str | None, compile: bool | Non
             raise BildError(f"the fast engine cannot compile this model: {why_not}")
         return False
     try:
-        native.load()
+        build.load()
     except BildError as error:
         if compile or needed:
             raise

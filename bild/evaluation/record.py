@@ -1,39 +1,217 @@
-"""The result of one evaluation as a file that says where each number comes from.
+"""Results as files that say where each number comes from: typed, written whole, read strictly.
 
-`run.json` holds one `RunRecord`; `samples.jsonl` beside it one line an example.
+`run.json` holds one record; `samples.jsonl` beside it one line an example. No torch is needed.
+Times are seconds, rates are per 100 generated tokens, scores are 0 to 100, intervals hold 95 %.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
-import transformers
-
+from bild.config import EvalConfig
 from bild.errors import BildError
-from bild.files import write_atomically
+from bild.evaluation.arms import VANILLA, ArmId
+from bild.evaluation.codec import decode, encode
+from bild.evaluation.environment import Environment, is_tracked, require_clean_tree
+from bild.files import check_file, leaves, write_json
+from bild.generation.stats import DecodeStats
 
-SCHEMA = 1
+SCHEMA = 2
+
+# ------------------------------------------------------------------------------ parts
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and where it lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """A checkpoint: id, revision, SHA-256 of its content, number of parameters."""
+
+    id: str
+    revision: str | None
+    fingerprint: str
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Models:
+    """What decoded; small models by label, a single one as "small"."""
+
+    large: ModelIdentity
+    small: dict[str, ModelIdentity]
+    tokenizer: ModelIdentity | None = None
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """What was decoded.
+
+    Attributes:
+        origin, revision, split: where the examples come from.
+        samples: how many were decoded.
+        available: how many there are.
+        sha256: of their sources and references.
+        truncated_sources: sources that were longer than the limit.
+    """
+
+    origin: str
+    revision: str | None
+    split: str
+    samples: int
+    available: int
+    sha256: str
+    truncated_sources: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How seconds were taken.
+
+    Attributes:
+        excluded: what is not in them.
+        warmup: untimed examples before the first.
+        runs: passes over the examples.
+        interval: what the speedups' intervals cover.
+    """
+
+    excluded: tuple[str, ...]
+    warmup: int
+    runs: int
+    interval: str
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A score with its interval.
+
+    Attributes:
+        value, low, high: the score.
+        signature: everything that must be equal for two scores to be comparable.
+        extra: scores of other metrics of its kind.
+        difference: to the large model alone on the same examples; None for itself.
+    """
+
+    value: float
+    low: float
+    high: float
+    signature: str
+    extra: dict[str, float]
+    difference: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of an arm.
+
+    Attributes:
+        seconds: of one pass over the examples, the mean of all passes.
+        encoder_seconds: the encoders' part; None where the arm cannot tell.
+        seconds_per_sample: of an example.
+        tokens_per_second: generated ones.
+        speedup: over the large model alone; None for itself.
+    """
+
+    seconds: float
+    encoder_seconds: float | None
+    seconds_per_sample: float
+    tokens_per_second: float
+    speedup: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a pair did, per 100 generated tokens.
+
+    Attributes:
+        fallback_rate, rollback_rate, large_forward_rate: as of `DecodeStats`.
+        mean_accepted_length: drafted tokens kept per verification; None where there was none.
+    """
+
+    fallback_rate: float
+    rollback_rate: float
+    large_forward_rate: float
+    mean_accepted_length: float | None
+
+    @classmethod
+    def of(cls, stats: DecodeStats) -> Rates:
+        """The rates that counts make."""
+        return cls(
+            stats.fallback_rate,
+            stats.rollback_rate,
+            stats.large_forward_rate,
+            stats.mean_accepted_length if stats.verifications else None,
+        )
+
+
+@dataclass(frozen=True)
+class ArmFigures:
+    """All that a record says of one arm.
+
+    Attributes:
+        id: which arm.
+        built: the engine and how it was built.
+        quality: by metric.
+        speed: its seconds.
+        stats: what happened, summed over the examples of one pass.
+        rates: of a pair; None for one model alone.
+        tokens_per_sample: generated ones.
+        identical: share of its outputs that equal the large model's; None for itself.
+    """
+
+    id: ArmId
+    built: str
+    quality: dict[str, Quality]
+    speed: Speed
+    stats: DecodeStats
+    rates: Rates | None
+    tokens_per_sample: float
+    identical: float | None = None
+
+
+def arm_of(arms: Sequence[ArmFigures], kind: str, **fields: Any) -> ArmFigures | None:
+    """The first arm of this kind, and with these values in its id; None where there is none."""
+    for arm in arms:
+        if arm.id.kind == kind and all(getattr(arm.id, n) == v for n, v in fields.items()):
+            return arm
+    return None
+
+
+# ------------------------------------------------------------------------------ records
 
 
 @dataclass(frozen=True)
 class Record:
-    """A file of results: saved whole or not at all, and read only where it is what it should be."""
+    """A file of results: saved whole or not at all, and read only where it is what it should be.
+
+    Attributes:
+        models: what decoded.
+        data: what was decoded.
+        env: what it ran on; every second in the record comes from there.
+        schema: version of this layout.
+    """
 
     kind: ClassVar[str]
 
+    models: Models
+    data: DataIdentity
+    env: Environment
+    _: KW_ONLY
+    schema: int = SCHEMA
+
     def save(self, path: Path) -> None:
         """Write as JSON, all of it or nothing."""
-        write_atomically(
-            path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        write_json(path, encode(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -42,133 +220,47 @@ class Record:
         Raises:
             BildError: not a record of this kind and schema; the file is named.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BildError(f"cannot read the record {path}: {error}") from None
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        content = read_record(path)
+        if content.get("schema") != SCHEMA:
             raise BildError(f"{path} is not a {cls.kind} record of schema {SCHEMA}")
-        names = {f.name for f in fields(cls)}
-        if set(content) != names:
-            odd = sorted(set(content) ^ names)[0]
-            raise BildError(
-                f"{path} is not a {cls.kind} record: field {odd!r} is missing or unknown"
-            )
-        return cls(**content)
+        try:
+            return decode(cls, content)
+        except BildError as error:
+            raise BildError(f"{path} is not a {cls.kind} record: {error}") from None
 
 
 @dataclass(frozen=True)
 class RunRecord(Record):
-    """One run. Times are seconds, rates are per 100 generated tokens.
+    """One run of a task.
 
     Attributes:
         config: what was asked for, as it ran.
-        models: id, revision, fingerprint and parameters of each model; under "tokenizer" the first
-            three of the tokenizer (older records have none).
-        data: origin, revision, split, number of examples, sha256, truncated inputs.
-        env: code version, libraries, device, threads.
-        quality: per arm: value, 95 % bootstrap interval, signature; paired difference.
-        speed: per arm: seconds and tokens/s; speedup with a 95 % bootstrap interval.
-        decoding: what BiLD did, summed over the examples.
-        schema: version of this layout.
+        metric: the task's, of `bild.tasks.metrics`.
+        timing: how seconds were taken.
+        arms: the large model alone first.
     """
 
     kind: ClassVar[str] = "run"
 
-    config: dict[str, Any]
-    models: dict[str, Any]
-    data: dict[str, Any]
-    env: dict[str, Any]
-    quality: dict[str, Any]
-    speed: dict[str, Any]
-    decoding: dict[str, Any]
-    schema: int = SCHEMA
+    config: EvalConfig
+    metric: str
+    timing: Timing
+    arms: tuple[ArmFigures, ...]
+
+    def arm(self, kind: str) -> ArmFigures | None:
+        """The arm of this kind; None where it did not run."""
+        return arm_of(self.arms, kind)
+
+    @property
+    def large(self) -> ArmFigures:
+        """The large model alone."""
+        found = self.arm(VANILLA)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True)
-class SearchRecord(Record):
-    """One search for thresholds (`bild.tuning.search`). Speedups are over the large model alone.
-
-    Attributes:
-        config, models, data, env: as in `RunRecord`; the thresholds in `config` mean nothing.
-        search: what was searched for, where, and how.
-        costs: seconds that forwards were priced with; None where the clock was taken.
-        quality: metric, its signature, and the large model's score with its 95 % interval.
-        points: the pairs that were tried, in that order: thresholds, examples decoded, score,
-            loss (large model's score - pair's), its upper bound, speedup with a 95 % interval,
-            rates, and the verdict.
-        front: of the pairs decoded to the end, those that no other beats in both loss and
-            speedup, as indices into `points`, the slowest first.
-        chosen: index of the fastest pair that was kept; None when there is none.
-        spent: examples decoded with pairs and by the large model alone, and what a full grid
-            decodes with pairs.
-        check: data, quality, speed and decoding of the chosen pair on other examples, timed, as
-            in `RunRecord`; None when not asked for.
-        schema: version of this layout.
-    """
-
-    kind: ClassVar[str] = "search"
-
-    config: dict[str, Any]
-    models: dict[str, Any]
-    data: dict[str, Any]
-    env: dict[str, Any]
-    search: dict[str, Any]
-    costs: dict[str, float] | None
-    quality: dict[str, Any]
-    points: list[dict[str, Any]]
-    front: list[int]
-    chosen: int | None
-    spent: dict[str, int]
-    check: dict[str, Any] | None
-    schema: int = SCHEMA
-
-
-@dataclass(frozen=True)
-class SmallModelsRecord(Record):
-    """Several small models beside one large model (`bild.tuning.small_models`).
-
-    Small models go by labels. Arms are "vanilla", "small <label>" and "bild <label> <fallback>
-    <rollback>".
-
-    Attributes:
-        config, env: as in `RunRecord`; the small model and the thresholds in `config` mean nothing.
-        models: as in `RunRecord`, the small ones by label.
-        data: of "validation" and "test" what `RunRecord` says of its examples.
-        grid: the fallback and the rollback thresholds of all pairs decoded.
-        costs: by label the seconds that forwards were priced with.
-        large: by split, by metric: the large model's score; the task's own metric first.
-        sweeps: by label, by split, a list of pairs: thresholds, scores by metric, loss (large
-            model's score - pair's, in the task's metric), priced speedup, rates.
-        chosen: by label, by goal ("no loss", "one point"): thresholds, and whether the pair met
-            the goal on validation examples; if not, it is the one that lost least.
-        quality, speed, decoding: of the arms timed on test examples, as in `RunRecord`; quality by
-            metric.
-        differences: the last small model against each other one, alone and at each goal: quality
-            by metric and speed ratio, with 95 % intervals over the same resampled examples.
-        schema: version of this layout.
-    """
-
-    kind: ClassVar[str] = "small-models"
-
-    config: dict[str, Any]
-    models: dict[str, Any]
-    data: dict[str, Any]
-    env: dict[str, Any]
-    grid: dict[str, list[float]]
-    costs: dict[str, dict[str, float]]
-    large: dict[str, dict[str, float]]
-    sweeps: dict[str, dict[str, list[dict[str, Any]]]]
-    chosen: dict[str, dict[str, dict[str, Any]]]
-    quality: dict[str, dict[str, Any]]
-    speed: dict[str, Any]
-    decoding: dict[str, Any]
-    differences: list[dict[str, Any]]
-    schema: int = SCHEMA
-
-
-@dataclass(frozen=True)
-class PublishedRuns(Record):
+class PublishedRuns:
     """Runs of a task that others made, as figures (results/published/README.md).
 
     Attributes:
@@ -179,83 +271,112 @@ class PublishedRuns(Record):
         schema: version of this layout.
     """
 
-    kind: ClassVar[str] = "published"
-
     task: str
     metric: str
     origin: str
     runs: list[dict[str, Any]]
-    schema: int = SCHEMA
+    schema: int = 1
+
+    @classmethod
+    def load(cls, path: Path) -> PublishedRuns:
+        """Read the file of a task.
+
+        Raises:
+            BildError: it is not such a file; it is named.
+        """
+        try:
+            return decode(cls, read_record(path))
+        except BildError as error:
+            raise BildError(f"{path} does not hold published runs: {error}") from None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a file of results.
+
+    Raises:
+        BildError: it cannot be read, or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BildError(f"cannot read the record {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise BildError(f"{path} is not a record: it holds no object")
+    return content
+
+
+# ------------------------------------------------------------------------------ side by side
 
 
 def comparable(a: RunRecord, b: RunRecord) -> None:
     """Refuse two runs whose scores or speeds must not be set side by side.
 
     Raises:
-        BildError: they differ in data, large model, tokenizer (where both name it), precision,
-            device, engine or metric; both values are named.
+        BildError: they differ in data, large model, tokenizer, metric, limits, engine, precision,
+            machine, threads, versions or commit; both values are named.
     """
-    named = all("tokenizer" in run.models for run in (a, b))
-    tokenizers = [run.models["tokenizer"]["fingerprint"] if named else None for run in (a, b)]
-    for what, left, right in (
-        ("data", a.data["sha256"], b.data["sha256"]),
-        ("large models", a.models["large"]["fingerprint"], b.models["large"]["fingerprint"]),
-        ("tokenizers", *tokenizers),
-        ("metrics", a.quality["vanilla"]["signature"], b.quality["vanilla"]["signature"]),
-        ("precisions", a.env["dtype"], b.env["dtype"]),
-        ("devices", a.env["device"], b.env["device"]),
-        ("engines", a.env.get("engine"), b.env.get("engine")),
-    ):
+    for what, left, right in _compared(a, b):
         if left != right:
             raise BildError(f"these runs cannot be compared: their {what} differ, {left} / {right}")
 
 
-def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Code version, libraries and hardware; no host names, no paths."""
-    root = Path(__file__).resolve().parents[2]
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "dirty": None if changes is None else changes != "",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "datasets": version("datasets"),
-        "device": _device_name(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
+def _compared(a: RunRecord, b: RunRecord) -> list[tuple[str, Any, Any]]:
+    """(name, value of a, value of b) of all that must be equal."""
+    runs = (a, b)
+    values: dict[str, list[Any]] = {
+        "data": [r.data.sha256 for r in runs],
+        "large models": [r.models.large.fingerprint for r in runs],
+        "tokenizers": [r.models.tokenizer and r.models.tokenizer.fingerprint for r in runs],
+        "metrics": [r.large.quality[r.metric].signature for r in runs],
+        "output limits": [r.config.max_new_tokens for r in runs],
+        "source limits": [r.config.max_source_tokens for r in runs],
+        "engines": [r.large.built for r in runs],
+        "precisions": [r.large.id.precision for r in runs],
+        "devices": [r.env.device for r in runs],
+        "processors": [r.env.processor for r in runs],
+        "graphics cards": [r.env.gpu for r in runs],
+        "threads": [r.env.threads for r in runs],
+        "wait policies": [r.env.wait_policy for r in runs],
+        "Python versions": [r.env.python for r in runs],
+        "passes": [r.timing.runs for r in runs],
+        "commits": [r.env.commit for r in runs],
+        "sources of the package": [r.env.code for r in runs],
     }
+    for name in dict.fromkeys([*a.env.versions, *b.env.versions]):
+        values[f"{name} versions"] = [r.env.versions.get(name) for r in runs]
+    return [(name, left, right) for name, (left, right) in values.items()]
 
 
-def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Largest memory use so far, in bytes: of the process, and on a GPU of its tensors."""
-    host: int | None = None
-    if sys.platform != "win32":
-        import resource  # not on Windows
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"host_bytes": host, "device_bytes": gpu}
+# ------------------------------------------------------------------------------ --record
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+def check_record(path: Path | None, config: object = None) -> None:
+    """Refuse, before any work is done, a `--record` that must not or cannot be written.
+
+    Args:
+        path: what was asked for; None for none.
+        config: what is to run, a dataclass of settings; None where any record may be replaced.
+
+    Raises:
+        BildError: a file that cannot be written, a tree that is not clean, or a record of this
+            repository that was made with other settings.
+    """
+    if path is None:
+        return
+    check_file(path, "--record")
+    require_clean_tree(path)
+    if config is None or not path.exists() or not is_tracked(path):
+        return
+    known = dict(leaves(read_record(path).get("config", {})))
+    for name, value in leaves(encode(config)):
+        if value is None or name[-1] in PATHS:
+            continue  # the task's own, or a file whose folders are not in a record
+        if known.get(name) != value:
+            raise BildError(
+                f"--record {str(path)!r} is a record of this repository with other settings: its "
+                f"{' '.join(name)} is {known.get(name)!r}, not {value!r}; name another file, or "
+                "remove that one first"
+            )
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{device.type} {platform.processor()}".strip()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} x {len(names)}" if names else device.type
+PATHS = ("large", "small", "tokenizer", "data_file")  # of a configuration; records shorten them

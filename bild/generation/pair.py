@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers.generation import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.checkpoints.loading import load_model
-from bild.checkpoints.vocabulary import shared_vocab_size
+from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
@@ -33,8 +35,8 @@ class BiLDModel:
     """Two encoder-decoder models that share a tokenizer, and one `generate`.
 
     Args:
-        large, small: the pair. The fast engine arranges their weights once: a model whose weights
-            are changed afterwards needs a new `BiLDModel`.
+        large, small: the pair. The fast engine arranges their weights for its own use, and again
+            when they have changed (but for writes past torch, as through `.data`).
         engine: "transformers" for the library's own forward; "fast" for the static-cache engine
             (T5, mT5, Flan-T5, UMT5); "auto" for "fast" where it covers the model.
         precision: of the weights that the fast engine reads: "float32", "bfloat16" or "int8" (one
@@ -112,7 +114,7 @@ class BiLDModel:
 
     @property
     def device(self) -> torch.device:
-        return self.large.device
+        return input_device(self.large)
 
     @property
     def engine(self) -> Engine:
@@ -156,8 +158,12 @@ class BiLDModel:
         """
         source = check_source(input_ids)
         plan = self.models["large"].plan(source, generate_kwargs)
-        large, small = (m.begin(source, attention_mask) for m in self.models.values())
-        return decode_with_pair(plan, large, small, bild_config, streamer, output_trace)
+        large, small = self.models["large"], self.models["small"]
+        with (
+            large.reading(source, attention_mask) as verifier,
+            small.reading(source, attention_mask) as drafter,
+        ):
+            return decode_with_pair(plan, verifier, drafter, bild_config, streamer, output_trace)
 
     def greedy(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
@@ -214,14 +220,18 @@ class SingleModel:
         """
         source = check_source(input_ids)
         plan = self.plan(source, generate_kwargs)
-        decoder = self.begin(source, attention_mask)
-        return decode_alone(plan, decoder, streamer, output_trace)
+        with self.reading(source, attention_mask) as decoder:
+            return decode_alone(plan, decoder, streamer, output_trace)
 
-    def begin(self, source: Tensor, attention_mask: Tensor | None) -> Decoder:
-        """A decoder that has read the source, (1, S)."""
+    @contextmanager
+    def reading(self, source: Tensor, attention_mask: Tensor | None) -> Iterator[Decoder]:
+        """A decoder that has read the source, (1, S); it is the engine's again afterwards."""
         decoder = self.engine.decoder(self.name, self.vocab_size)
-        decoder.read(source, attention_mask)
-        return decoder
+        try:
+            decoder.read(source, attention_mask)
+            yield decoder
+        finally:
+            decoder.release()
 
     def plan(self, source: Tensor, kwargs: dict[str, Any]) -> Plan:
         """What transformers makes of `generate`'s keywords; remembered, for it takes 2 ms.

@@ -7,6 +7,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bild.benchmark.arms import title
+from bild.evaluation.record import Interval
 from bild.show.tables import interval
 from bild.tasks.metrics import METRIC_NAMES
 
@@ -35,7 +36,7 @@ def heading(record: dict[str, Any]) -> str:
     return (
         f"{models}, {record['data']['origin']}, fallback {bild['fallback_threshold']:g}, "
         f"rollback {bild['rollback_threshold']:g}, {bild['variant']} rules, "
-        f"{record['data']['samples']} samples, {env['threads']} thread(s) of {env['device']}"
+        f"{record['data']['samples']} samples, {env['threads']} thread(s) of {env['processor']}"
     )
 
 
@@ -52,13 +53,13 @@ def speed_summary(record: dict[str, Any]) -> str:
     fastest = max((a["ratio"]["value"] for a in arms.values() if "ratio" in a), default=None)
     rows = []
     for name, arm in arms.items():
-        speedup = interval(arm["ratio"], "x") if "ratio" in arm else ""
+        speedup = _bounded(arm["ratio"], "x") if "ratio" in arm else ""
         if "ratio" in arm and arm["ratio"]["value"] == fastest:
             speedup = f"**{speedup}**"
         row = [*_names(name), f"{1000 * arm['seconds']['median']:.0f}", speedup]
         row.append(_rate(arm["models"].get("large")))
         row.append(_percent(arm["overhead"], 1) if name.startswith("bild-") else "")
-        rows.append([*row, interval(arm["quality"])] if quality is not None else row)
+        rows.append([*row, _bounded(arm["quality"])] if quality is not None else row)
     headers = ["decoder", "precision", "ms/example", "speedup [95 %]"]
     headers += ["large forwards per 100 tokens", "time outside the models"]
     headers += [f"{METRIC_NAMES.get(quality, quality)} [95 %]"] if quality is not None else []
@@ -88,13 +89,13 @@ def _speed_table(record: dict[str, Any]) -> str:
             *_names(name),
             "{median:.3f} [{low:.3f}, {high:.3f}]".format(**arm["seconds"]),
             f"{arm['tokens_per_second']:.1f}",
-            interval(arm["ratio"], "x") if "ratio" in arm else "",
+            _bounded(arm["ratio"], "x") if "ratio" in arm else "",
             f"{arm['ratio']['decoding']['value']:.2f}x" if "ratio" in arm else "",
             f"{arm['ratio_same']['value']:.2f}x" if "ratio_same" in arm else "",
             f"{100 * arm['same_output'][other]:.0f} %",
             *(_rate(arm["models"].get(which)) for which in ("large", "small")),
         ]
-        row += [interval(arm["quality"])] if quality is not None else []
+        row += [_bounded(arm["quality"])] if quality is not None else []
         row += [_percent(arm.get("as_planned"))] if planted else []
         rows.append(row)
     reference = next((a["ratio"]["to"] for a in arms.values() if "ratio" in a), None)
@@ -189,3 +190,7 @@ def _milliseconds(seconds: float) -> str:
 
 def _gigabytes(number: float) -> str:
     return f"{number / 1e9:.1f}"
+
+
+def _bounded(figure: dict[str, Any], unit: str = "") -> str:
+    return interval(Interval(figure["value"], figure["low"], figure["high"]), unit)

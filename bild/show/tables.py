@@ -2,112 +2,178 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
 from bild.config import BiLDConfig
-from bild.evaluation.record import RunRecord, SearchRecord, SmallModelsRecord, comparable
-from bild.evaluation.run import SampleRecord
+from bild.evaluation.arms import BILD, SMALL, VANILLA
+from bild.evaluation.environment import Environment
+from bild.evaluation.record import (
+    ArmFigures,
+    Interval,
+    ModelIdentity,
+    Quality,
+    RunRecord,
+    arm_of,
+    comparable,
+)
 from bild.policy import PUBLISHED, RULES
 from bild.tasks.metrics import METRIC_NAMES
-from bild.tasks.registry import PublishedRow, get
+from bild.tasks.registry import PublishedRow, Thresholds, get
+from bild.tuning.record import SearchRecord, SmallModelsRecord
 
-ARM_NAMES = {"vanilla": "large alone", "small": "small alone", "bild": "BiLD"}
+if TYPE_CHECKING:
+    from bild.evaluation.loop import Sample
+
+ARM_NAMES = {VANILLA: "large alone", SMALL: "small alone", BILD: "BiLD"}
+
+
+def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path], None]:
+    """What shows a finished run: examples, figures, published rows and the path of its record.
+
+    Args:
+        copy: where the record is also written; None for nowhere.
+    """
+
+    def report(record: RunRecord, samples: Sequence[Sample], path: Path) -> None:
+        if copy is not None:
+            record.save(copy)
+        config = record.config
+        rules = "" if config.bild is None else f", {_thresholds(config.bild)}"
+        parts = [
+            examples_text(samples, count=3),
+            f"{config.task}, {config.mode}{rules}, {record.data.samples} examples, "
+            f"{record.large.id.precision}, {record.env.hardware}",
+            run_table(record),
+            published_table(config.task, config.mode),
+            str(path),
+        ]
+        print("\n" + "\n\n".join(part for part in parts if part))
+
+    return report
+
+
+def _thresholds(bild: BiLDConfig) -> str:
+    return (
+        f"fallback {bild.fallback_threshold:g}, rollback {bild.rollback_threshold:g}, "
+        f"{bild.variant} rules"
+    )
 
 
 def run_table(record: RunRecord) -> str:
     """The arms of one run, one a row, and a line on what BiLD did."""
-    metric = record.quality["metric"]
     rows = []
-    for arm in ("vanilla", "small", "bild"):
-        if arm not in record.speed:
-            continue
-        quality, speed = record.quality[arm], record.speed[arm]
-        rows.append(
-            [
-                ARM_NAMES[arm],
-                interval(quality),
-                f"{1000 * speed['seconds_per_sample']:.0f}",
-                f"{speed['tokens_per_second']:.0f}",
-                interval(speed["speedup"], "x") if "speedup" in speed else "1.00x",
-            ]
-        )
-    headers = ["", f"{metric} [95 %]", "ms/example", "tokens/s", "speedup [95 %]"]
+    for kind, name in ARM_NAMES.items():
+        arm = record.arm(kind)
+        if arm is not None:
+            speedup = arm.speed.speedup
+            rows.append(
+                [
+                    name,
+                    interval(arm.quality[record.metric]),
+                    f"{1000 * arm.speed.seconds_per_sample:.0f}",
+                    f"{arm.speed.tokens_per_second:.0f}",
+                    "1.00x" if speedup is None else interval(speedup, "x"),
+                ]
+            )
+    headers = ["", f"{record.metric} [95 %]", "ms/example", "tokens/s", "speedup [95 %]"]
     table = tabulate(rows, headers, disable_numparse=True)
-    if "bild" not in record.decoding:
+    table += f"\nspeedups' intervals cover {record.timing.interval}"
+    pair = record.arm(BILD)
+    if pair is None or pair.rates is None or pair.identical is None:
         return table
-    did = record.decoding["bild"]
     return table + (
-        f"\n\nper 100 tokens: {did['fallback_rate']:.1f} fallbacks, "
-        f"{did['rollback_rate']:.1f} rollbacks, {did['large_forward_rate']:.1f} large forwards "
-        f"(alone: 100); {100 * did['identical_to_vanilla']:.0f} % of the outputs equal the large "
+        f"\n\nper 100 tokens: {pair.rates.fallback_rate:.1f} fallbacks, "
+        f"{pair.rates.rollback_rate:.1f} rollbacks, {pair.rates.large_forward_rate:.1f} large "
+        f"forwards (alone: 100); {100 * pair.identical:.0f} % of the outputs equal the large "
         "model's"
     )
 
 
-def results_table(records: list[RunRecord]) -> str:
+def results_table(records: Sequence[RunRecord]) -> str:
     """A Markdown table of runs on the same data: the large model alone, the small one, each BiLD.
 
     Raises:
         BildError: the runs cannot be compared.
     """
+    first = records[0]
     for other in records[1:]:
-        comparable(records[0], other)
-    rows = [_result_row(ARM_NAMES["vanilla"], records[0], "vanilla")]
+        comparable(first, other)
+    rows = [_result_row(ARM_NAMES[VANILLA], first.large, [first.metric])]
     alone: set[str] = set()
     for record in records:
-        small = record.models.get("small")
-        if "small" in record.speed and small is not None and small["fingerprint"] not in alone:
-            alone.add(small["fingerprint"])
-            name = f"{ARM_NAMES['small']}, {record.config['mode']}"
-            rows.append(_result_row(name, record, "small"))
-    bild = [r for r in records if "bild" in r.speed]
-    pairs = [_result_row(_name(record), record, "bild") for record in bild]
-    _mark_best(pairs, 1, [r.quality["bild"]["value"] for r in bild])
-    _mark_best(pairs, 2, [r.speed["bild"]["speedup"]["value"] for r in bild])
-    rows += pairs
-    first = records[0]
-    metric = first.quality["metric"]
-    metric = METRIC_NAMES.get(metric, metric)
-    headers = [
-        "decoder (fallback, rollback)", f"{metric} [95 %]", "speedup [95 %]",
-        "fallback %", "rollback %", "large forwards per 100 tokens", "outputs equal to large's",
-    ]  # fmt: skip
-    small = next((r.models["small"] for r in records if "small" in r.models), None)
+        arm, small = record.arm(SMALL), record.models.small.get("small")
+        if arm is not None and small is not None and small.fingerprint not in alone:
+            alone.add(small.fingerprint)
+            name = f"{ARM_NAMES[SMALL]}, {record.config.mode}"
+            rows.append(_result_row(name, arm, [first.metric]))
+    named = [(_name(r), arm) for r in records if (arm := r.arm(BILD)) is not None]
+    pairs = [_result_row(name, arm, [first.metric]) for name, arm in named]
+    _mark_best(pairs, [arm for _, arm in named], [first.metric])
+    headers = [*_headers([first.metric]), "outputs equal to large's"]
+    table = tabulate([*rows, *pairs], headers, tablefmt="github", disable_numparse=True)
+    small = next((m for r in records for m in r.models.small.values()), None)
     footnote = (
-        f"{first.data['samples']} examples, batch 1, {_machine(first.env)}; "
-        f"{_sizes(first.models['large'], small)}"
+        f"{first.data.samples} examples, batch 1, {machine(first.env, first.large)}; "
+        f"{_sizes(first.models.large, small)}; speedups' intervals: {first.timing.interval}"
     )
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) + f"\n\n{footnote}."
+    return f"{table}\n\n{footnote}."
 
 
-def _mark_best(rows: list[list[str]], column: int, values: list[float]) -> None:
-    """Set the cells of the highest value in bold, where there are several rows."""
-    for row, value in zip(rows, values, strict=True):
-        if len(rows) > 1 and value == max(values):
-            row[column] = f"**{row[column]}**"
+def _headers(metrics: Sequence[str]) -> list[str]:
+    names = [METRIC_NAMES.get(metric, metric) for metric in metrics]
+    return [
+        "decoder (fallback, rollback)", *(f"{name} [95 %]" for name in names), "speedup [95 %]",
+        "fallback %", "rollback %", "large forwards per 100 tokens",
+    ]  # fmt: skip
 
 
-def _machine(env: Mapping[str, Any]) -> str:
-    return (
-        f"engine {env['engine']}, {env['threads']} thread(s) of {env['device']}, "
-        f"torch {env['torch']}, transformers {env['transformers']}"
-    )
+def _result_row(
+    name: str, arm: ArmFigures, metrics: Sequence[str], *, equal: bool = True
+) -> list[str]:
+    """A decoder's figures; with `equal` the share of its outputs that are the large model's."""
+    speedup = "1x" if arm.speed.speedup is None else interval(arm.speed.speedup, "x")
+    row = [name, *(interval(arm.quality[metric]) for metric in metrics), speedup]
+    if arm.rates is None:
+        row += ["", "", ""]
+    else:
+        row += [f"{arm.rates.fallback_rate:.1f}", f"{arm.rates.rollback_rate:.2f}"]
+        row.append(f"{arm.rates.large_forward_rate:.1f}")
+    share = 1.0 if arm.identical is None else arm.identical
+    return [*row, f"{100 * share:.0f} %"] if equal else row
 
 
-def _sizes(large: Mapping[str, Any], small: Mapping[str, Any] | None) -> str:
-    sizes = f"large {large['parameters'] / 1e6:.1f} M parameters"
-    return sizes if small is None else f"{sizes}, small {small['parameters'] / 1e6:.1f} M"
+def _mark_best(rows: list[list[str]], arms: Sequence[ArmFigures], metrics: Sequence[str]) -> None:
+    """Set the best score of each metric and the best speedup in bold, of several rows."""
+    values = [[arm.quality[metric].value for arm in arms] for metric in metrics]
+    values.append([1.0 if a.speed.speedup is None else a.speed.speedup.value for a in arms])
+    for column, own in enumerate(values, start=1):
+        for row, value in zip(rows, own, strict=True):
+            if len(rows) > 1 and value == max(own):
+                row[column] = f"**{row[column]}**"
+
+
+def machine(env: Environment, arm: ArmFigures) -> str:
+    """What ran on what, for a footnote."""
+    versions = ", ".join(f"{name} {env.versions[name]}" for name in ("torch", "transformers"))
+    return f"engine {arm.built}, {env.threads} thread(s) of {env.hardware}, {versions}"
+
+
+def _sizes(large: ModelIdentity, small: ModelIdentity | None) -> str:
+    sizes = f"large {(large.parameters or 0) / 1e6:.1f} M parameters"
+    return sizes if small is None else f"{sizes}, small {(small.parameters or 0) / 1e6:.1f} M"
 
 
 def _name(record: RunRecord) -> str:
-    asked = BiLDConfig.from_dict(record.config["bild"])
+    asked = record.config.bild
+    assert asked is not None
     published = asked.acceptance_rule == RULES[PUBLISHED](asked.rollback_threshold)
     rules = "" if published else f", {asked.variant} rules"
     thresholds = f"{asked.fallback_threshold:g}, {asked.rollback_threshold:g}"
-    return f"BiLD {record.config['mode']} ({thresholds}){rules}"
+    return f"BiLD {record.config.mode} ({thresholds}){rules}"
 
 
 def small_models_table(record: SmallModelsRecord) -> str:
@@ -115,90 +181,85 @@ def small_models_table(record: SmallModelsRecord) -> str:
 
     One row a pair of thresholds, with the goals that it was chosen for.
     """
-    metrics = list(record.quality)
-    rows = [_arm_row(ARM_NAMES["vanilla"], record, "vanilla")]
-    rows += [_arm_row(f"{label} alone", record, f"small {label}") for label in record.chosen]
-    arms: dict[str, str] = {}
+    metrics = record.metrics
+    large = record.arm(VANILLA)
+    rows = [_result_row(ARM_NAMES[VANILLA], large, metrics, equal=False)]
+    for label in record.chosen:
+        alone = record.arm(SMALL, label=label)
+        rows.append(_result_row(f"{label} alone", alone, metrics, equal=False))
+    goals_of: dict[tuple[str, Thresholds], list[str]] = {}
     for label, goals in record.chosen.items():
         for goal, at in goals.items():
-            pair = f"{at['fallback']:g} {at['rollback']:g}"
-            arm = f"bild {label} {pair}"
-            goal = goal if at["met"] else f"nearest to {goal}"
-            arms[arm] = f"{arms[arm]}, {goal}" if arm in arms else f"BiLD {label}: {goal}"
+            pair = Thresholds(at.fallback, at.rollback)
+            goal = goal if at.met else f"nearest to {goal}"
+            goals_of.setdefault((label, pair), []).append(goal)
+    arms = [record.arm(BILD, label=label, thresholds=pair) for label, pair in goals_of]
     pairs = [
-        _arm_row(f"{name} ({', '.join(arm.split()[2:])})", record, arm)
-        for arm, name in arms.items()
-    ]
-    for i, metric in enumerate(metrics, start=1):
-        _mark_best(pairs, i, [record.quality[metric][arm]["value"] for arm in arms])
-    speeds = [record.speed[arm]["speedup"]["value"] for arm in arms]
-    _mark_best(pairs, len(metrics) + 1, speeds)
-    names = [METRIC_NAMES.get(metric, metric) for metric in metrics]
-    headers = [
-        "decoder (fallback, rollback)", *(f"{name} [95 %]" for name in names), "speedup [95 %]",
-        "fallback %", "rollback %", "large forwards per 100 tokens",
+        _result_row(
+            f"BiLD {label}: {', '.join(goals)} ({pair.fallback:g}, {pair.rollback:g})",
+            arm, metrics, equal=False,
+        )
+        for arm, ((label, pair), goals) in zip(arms, goals_of.items(), strict=True)
     ]  # fmt: skip
-    tables = [tabulate([*rows, *pairs], headers, tablefmt="github", disable_numparse=True)]
+    _mark_best(pairs, arms, metrics)
+    tables = [
+        tabulate([*rows, *pairs], _headers(metrics), tablefmt="github", disable_numparse=True)
+    ]
     if record.differences:
-        goals_of: dict[tuple[str, ...], list[str]] = {}  # goals met by the same pairs share a row
-        for d in record.differences:
-            figures = [interval(d["quality"][metric], sign="+") for metric in metrics]
-            row = f"{d['model']} against {d['against']}", *figures, interval(d["speed"], "x")
-            goals_of.setdefault(row, []).append(d["goal"])
-        rows = [[row[0], ", ".join(goals), *row[1:]] for row, goals in goals_of.items()]
-        headers = ["small model", "at", *(f"{name} [95 %]" for name in names), "speed [95 %]"]
-        tables.append(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-    validation, test = (record.data[split] for split in ("validation", "test"))
-    small = next(iter(record.models["small"].values()))
+        tables.append(_differences_table(record))
+    small = next(iter(record.models.small.values()))
+    name = METRIC_NAMES.get(metrics[0], metrics[0])
     tables.append(
-        f"Timed on {test['samples']} test examples, side by side; of "
-        f"{len(record.grid['fallbacks']) * len(record.grid['rollbacks'])} pairs of thresholds, "
-        f"chosen on {validation['samples']} validation examples: the fastest that loses nothing, "
-        f"and the fastest that loses at most one {names[0]}. Batch 1, {_machine(record.env)}; "
-        f"{_sizes(record.models['large'], small)}."
+        f"Timed on {record.data.samples} test examples, side by side; of {record.grid.size} pairs "
+        f"of thresholds, chosen on {record.validation.samples} validation examples: the fastest "
+        f"that loses nothing, and the fastest that loses at most one {name}. Batch 1, "
+        f"{machine(record.env, large)}; {_sizes(record.models.large, small)}; intervals: "
+        f"{record.timing.interval}."
     )
     return "\n\n".join(tables)
 
 
-def _arm_row(name: str, record: SmallModelsRecord, arm: str) -> list[str]:
-    quality, did = record.quality, record.decoding[arm]
-    speed = "1x" if arm == "vanilla" else interval(record.speed[arm]["speedup"], "x")
-    row = [name, *(interval(own[arm]) for own in quality.values()), speed]
-    if "fallback_rate" not in did:
-        return [*row, "", "", ""]
-    rates = f"{did['fallback_rate']:.1f}", f"{did['rollback_rate']:.2f}"
-    return [*row, *rates, f"{did['large_forward_rate']:.1f}"]
+def _differences_table(record: SmallModelsRecord) -> str:
+    """The last small model's lead; goals met by the same pairs share a row."""
+    goals_of: dict[tuple[str, ...], list[str]] = {}
+    for d in record.differences:
+        figures = [interval(d.quality[metric], sign="+") for metric in record.metrics]
+        row = f"{d.model} against {d.against}", *figures, interval(d.speed, "x")
+        goals_of.setdefault(row, []).append(d.goal)
+    rows = [[row[0], ", ".join(goals), *row[1:]] for row, goals in goals_of.items()]
+    names = [METRIC_NAMES.get(metric, metric) for metric in record.metrics]
+    headers = ["small model", "at", *(f"{name} [95 %]" for name in names), "speed [95 %]"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def search_table(record: SearchRecord) -> str:
     """The pairs worth choosing from, the chosen one, and what finding it cost."""
-    asked, spent, metric = record.search, record.spent, record.quality["metric"]
-    sure = f"{100 * asked['confidence']:g} %"
-    allowed = f"{asked['max_loss']:g}" + (" %" if asked["percent"] else f" {metric}")
+    asked, spent, metric = record.search, record.spent, record.metric
+    sure = f"{100 * asked.confidence:g} %"
+    allowed = f"{asked.max_loss:g}" + (" %" if asked.percent else f" {metric}")
     rows = [
         [
-            ("* " if index == record.chosen else "") + f"{p['fallback']:g}",
-            f"{p['rollback']:g}",
-            f"{p['score']:.2f}",
-            f"{p['loss']:.2f}",
-            f"{p['loss_bound']:.2f}",
-            f"{p['speedup']:.2f}x [{p['low']:.2f}, {p['high']:.2f}]",
+            ("* " if index == record.chosen else "") + f"{p.fallback:g}",
+            f"{p.rollback:g}",
+            f"{p.score:.2f}",
+            f"{p.loss:.2f}",
+            f"{p.loss_bound:.2f}",
+            f"{p.speedup:.2f}x [{p.low:.2f}, {p.high:.2f}]",
         ]
         for index in record.front
         for p in [record.points[index]]
     ]
     headers = [
         "fallback", "rollback", metric, "loss", f"at most ({sure})",
-        f"speedup ({asked['speed']}) [95 %]",
+        f"speedup ({asked.speed}) [95 %]",
     ]  # fmt: skip
     align = ("right",) * 5 + ("left",)
     lines = [
         tabulate(rows, headers, disable_numparse=True, colalign=align if rows else None),
-        f"large alone: {interval(record.quality['vanilla'])} {metric} on "
-        f"{record.data['samples']} examples",
-        f"decoded: {spent['with_pairs']} examples with {len(record.points)} pairs, "
-        f"{100 * spent['with_pairs'] / spent['grid_with_pairs']:.1f} % of what the full grid "
-        f"decodes; {spent['large_alone']} by the large model alone",
+        f"large alone: {interval(record.large)} {metric} on {record.data.samples} examples",
+        f"decoded: {spent.with_pairs} examples with {len(record.points)} pairs, "
+        f"{100 * spent.with_pairs / spent.grid_with_pairs:.1f} % of what the full grid "
+        f"decodes; {spent.large_alone} by the large model alone",
     ]
     if record.chosen is None:
         lines.append(
@@ -207,35 +268,19 @@ def search_table(record: SearchRecord) -> str:
         )
     else:
         lines.append(f"*: the fastest pair that loses at most {allowed} with {sure} confidence")
-    if record.check is not None:
-        quality, speed = record.check["quality"]["bild"], record.check["speed"]["bild"]
+    pair = None if record.check is None else arm_of(record.check.arms, BILD)
+    if record.check is not None and pair is not None:
+        difference, speedup = pair.quality[metric].difference, pair.speed.speedup
+        assert difference is not None
+        assert speedup is not None
         lines.append(
-            f"checked on {record.check['data']['samples']} other examples, timed: "
-            f"{metric} {interval(quality['difference'], sign='+')}, "
-            f"speedup {interval(speed['speedup'], 'x')}"
+            f"checked on {record.check.data.samples} other examples, timed: "
+            f"{metric} {interval(difference, sign='+')}, speedup {interval(speedup, 'x')}"
         )
     return "\n\n".join(lines)
 
 
-def _threshold(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
-
-
-def _result_row(name: str, record: RunRecord, arm: str) -> list[str]:
-    quality, speed, did = record.quality[arm], record.speed[arm], record.decoding[arm]
-    row = [name, interval(quality), interval(speed["speedup"], "x") if arm != "vanilla" else "1x"]
-    if arm != "bild":
-        return [*row, "", "", "", f"{100 * did.get('identical_to_vanilla', 1):.0f} %"]
-    return [
-        *row,
-        f"{did['fallback_rate']:.1f}",
-        f"{did['rollback_rate']:.2f}",
-        f"{did['large_forward_rate']:.1f}",
-        f"{100 * did['identical_to_vanilla']:.0f} %",
-    ]
-
-
-def examples_text(samples: list[SampleRecord], count: int, width: int = 300) -> str:
+def examples_text(samples: Sequence[Sample], count: int, width: int = 300) -> str:
     """The first few examples as text: source, output, reference; long ones cut to `width`."""
 
     def cut(text: str) -> str:
@@ -244,15 +289,13 @@ def examples_text(samples: list[SampleRecord], count: int, width: int = 300) -> 
 
     blocks = []
     for sample in samples[:count]:
-        arm = "bild" if "bild" in sample.arms else "vanilla"
-        output = sample.arms[arm].text
-        lines = [
-            ("source", sample.source),
-            (ARM_NAMES[arm], output),
-            ("reference", sample.reference),
-        ]
-        if arm == "bild" and sample.arms["vanilla"].text != output:
-            lines.insert(1, (ARM_NAMES["vanilla"], sample.arms["vanilla"].text))
+        texts = {arm.kind: done.text or "" for arm, done in sample.arms.items()}
+        shown = BILD if BILD in texts else VANILLA
+        lines = [("source", sample.source), (ARM_NAMES[shown], texts[shown])]
+        if texts[VANILLA] != texts[shown]:
+            lines.insert(1, (ARM_NAMES[VANILLA], texts[VANILLA]))
+        if sample.reference is not None:
+            lines.append(("reference", sample.reference))
         blocks.append("\n".join(f"{name + ':':13}{cut(text)}" for name, text in lines))
     return "\n\n".join(blocks)
 
@@ -279,7 +322,7 @@ def agreement_table(record: dict[str, Any]) -> str:
                 result["model"],
                 result["text"],
                 f"{result['positions']:,}",
-                interval(agreement),
+                interval(Interval(**agreement)),
                 f"{100 * result['mean_confidence']:.1f}",
                 f"{100 * result['calibration_error']:.1f}",
             ]
@@ -291,9 +334,10 @@ def agreement_table(record: dict[str, Any]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def interval(figure: dict[str, float], unit: str = "", sign: str = "-") -> str:
+def interval(figure: Interval | Quality, unit: str = "", sign: str = "-") -> str:
     """`value [low, high]`, two decimals; `sign` "+" for differences, to show it of gains too."""
-    value, low, high = (f"{figure[name]:{sign}.2f}" for name in ("value", "low", "high"))
+    parts = (figure.value, figure.low, figure.high)
+    value, low, high = (f"{part:{sign}.2f}" for part in parts)
     return f"{value}{unit} [{low}, {high}]"
 
 

@@ -3,161 +3,173 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.policy import RULES
-from bild.show.html import race_css, race_html
+from bild.show.html import race_html
 from bild.show.race import Race, Racer, Runner
+from bild.show.serving import import_gradio
 
 if TYPE_CHECKING:
     import gradio
 
+    Frame = tuple[str, str, str, str, str]  # both texts, their clocks, the trace
+
 FRAME_SECONDS = 0.05  # between two updates of the page
+LONGEST_SOURCE = 4000  # characters
 HEAD = """# Big Little Decoder, live
-The large model alone against the pair, on the same sentence. The two take turns on this machine, so
-each clock shows that arm's own time only."""
+{about} The large model alone against the pair, on the same sentence. The two take turns on this
+machine, so each clock shows that arm's own time only."""
 CSS = """
 .gradio-container { max-width: 68rem !important; margin: 0 auto !important; }
 .bild-clock { font-variant-numeric: tabular-nums; min-height: 1.5em; }
+.bild-refused { font-weight: 600; }
 .gradio-container .html-container { padding: 0 !important; }
+#variant .wrap { flex-direction: column; align-items: stretch; }
 """
+# What the page says of sets of rules.
+EXPLAINED = {
+    "verified": "the large model checks every drafted token before the text may end",
+    "paper": "as the paper's algorithm; a drafted end of the text is believed",
+    "authors": "as the published code; of a draft only the first doubtful token is looked at",
+}
+NOTHING: Frame = ("", "", "", "", "")
+CLEAR = '() => ["", "", "", "", ""]'  # the same, in the browser
 
 
-def build_page(racer: Racer, config: BiLDConfig, examples: Sequence[str] = ()) -> gradio.Blocks:
+def build_page(
+    racer: Racer, config: BiLDConfig, examples: Sequence[str] = (), about: str = ""
+) -> gradio.Blocks:
     """The page as a Gradio app, to be launched.
 
     Args:
         racer: the pair.
         config: where the sliders stand at first, and what has no slider.
-        examples: sentences to choose from.
+        examples: sentences to choose from; the first stands in the box.
+        about: what the pair does, and in which languages; a sentence.
 
     Raises:
         BildError: Gradio is not installed, or a threshold is infinite.
     """
-    gr = _gradio()
+    gr = import_gradio()
     if math.inf in (config.fallback_threshold, config.rollback_threshold):
         raise BildError("a slider cannot stand at inf; give a finite threshold")
-
-    def race(
-        source: str, fallback: float, rollback: float, variant: str
-    ) -> Iterator[tuple[str, str, str, str, str]]:
-        chosen = BiLDConfig(fallback, rollback, config.num_small_iters, variant, config.start)
-        shown = 0.0
-        try:
-            for state in racer.run(source, chosen):
-                if state.finished or time.monotonic() - shown > FRAME_SECONDS:
-                    shown = time.monotonic()
-                    yield _frame(state)
-        except BildError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
     with gr.Blocks(title="Big Little Decoder", analytics_enabled=False) as page:
-        gr.Markdown(HEAD)
-        source = gr.Textbox(label="Sentence", value=examples[0] if examples else "", max_lines=8)
-        if len(examples) > 1:
-            gr.Examples([[e] for e in examples], source, label="Examples")
-        with gr.Row():
-            fallback = gr.Slider(
-                0,
-                max(1.1, config.fallback_threshold),
-                config.fallback_threshold,
-                step=0.05,
-                min_width=300,
-                label="Fallback threshold",
-                info="The small model hands over below this probability.",
-            )
-            rollback = gr.Slider(
-                0,
-                max(10, config.rollback_threshold),
-                config.rollback_threshold,
-                step=0.25,
-                min_width=300,
-                label="Rollback threshold",
-                info="The large model takes back what is farther off, in nats.",
-            )
-        variant = gr.Radio(list(RULES), value=config.variant, label="Variant")
+        gr.Markdown(HEAD.format(about=about))
+        inputs = _inputs(gr, config, examples)
         with gr.Row():
             start = gr.Button("Race", variant="primary", elem_id="race")
             stop = gr.Button("Stop", elem_id="stop")
-        with gr.Row(equal_height=True):
-            with gr.Column(min_width=300):
-                alone = gr.Textbox(label="Large alone", lines=3, interactive=False, elem_id="alone")
-                alone_clock = gr.HTML(elem_id="alone-clock")
-            with gr.Column(min_width=300):
-                bild = gr.Textbox(label="BiLD", lines=3, interactive=False, elem_id="bild")
-                bild_clock = gr.HTML(elem_id="bild-clock")
-        trace = gr.HTML(elem_id="trace")
-
-        outputs = [alone, alone_clock, bild, bild_clock, trace]
+        outputs = _outputs(gr)
         running = gr.on(
-            [start.click, source.submit],
-            race,
-            [source, fallback, rollback, variant],
+            [start.click, inputs[0].submit],
+            racing(racer, config),
+            inputs,
             outputs,
             show_progress="hidden",
             concurrency_limit=1,  # of two races at once neither would be timed alone
             trigger_mode="once",
         )
         stop.click(None, cancels=[running])
+        # A result never stands below settings that it is not of.
+        changed = gr.on([component.change for component in inputs], None, cancels=[running])
+        changed.then(None, None, outputs, js=CLEAR, show_progress="hidden")
     return page
 
 
-def serve(page: gradio.Blocks, port: int | None, in_browser: bool = False) -> None:
-    """Show the page to this machine alone, until interrupted.
+def racing(racer: Racer, config: BiLDConfig) -> Callable[..., Iterator[Frame]]:
+    """What happens when a race is asked for: a function of what stands in the page's controls."""
 
-    Args:
-        page: from `build_page`.
-        port: where to listen; None for the first free one from 7860 on.
-        in_browser: open it there.
+    def race(source: str, fallback: float, rollback: float, variant: str) -> Iterator[Frame]:
+        yield NOTHING  # what stood there is of another race
+        shown = 0.0
+        try:
+            if len(source) > LONGEST_SOURCE:
+                raise BildError(
+                    f"the text has {len(source):,} characters, which is more than "
+                    f"{LONGEST_SOURCE:,}; give less"
+                )
+            chosen = BiLDConfig(fallback, rollback, config.num_small_iters, variant, config.start)
+            for state in racer.run(source, chosen):
+                if state.finished or time.monotonic() - shown > FRAME_SECONDS:
+                    shown = time.monotonic()
+                    yield _frame(state)
+        except BildError as error:
+            said = f'<p class="bild-refused" role="alert">{escape(str(error))}</p>'
+            yield (*NOTHING[:-1], said)
 
-    Raises:
-        BildError: the port is taken.
-    """
-    gr = _gradio()
-    try:
-        _, address, _ = page.launch(
-            server_name="127.0.0.1",
-            server_port=port,
-            inbrowser=in_browser,
-            share=False,
-            ssr_mode=False,
-            footer_links=[],
-            prevent_thread_lock=True,
-            quiet=True,
-            theme=gr.themes.Default(
-                primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]
-            ).set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"),
-            css=CSS + race_css(),
+    return race
+
+
+# ------------------------------------------------------------------------------ what stands there
+
+
+def _inputs(gr: ModuleType, config: BiLDConfig, examples: Sequence[str]) -> list[Any]:
+    """The sentence, both thresholds and the variant."""
+    source = gr.Textbox(
+        label="Sentence",
+        info=f"At most {LONGEST_SOURCE:,} characters.",
+        value=examples[0] if examples else "",
+        max_lines=8,
+        max_length=LONGEST_SOURCE,
+    )
+    if len(examples) > 1:
+        gr.Examples([[e] for e in examples], source, label="Examples")
+    with gr.Row():
+        fallback = gr.Slider(
+            0,
+            max(1.1, config.fallback_threshold),
+            config.fallback_threshold,
+            step=0.05,
+            min_width=300,
+            label="Fallback threshold",
+            info="The small model hands over below this probability.",
         )
-    except OSError:
-        raise BildError(f"port {port} is taken; choose another by --port") from None
-    print(f"{address} (Ctrl+C ends it)", flush=True)
-    page.block_thread()
+        rollback = gr.Slider(
+            0,
+            max(10, config.rollback_threshold),
+            config.rollback_threshold,
+            step=0.25,
+            min_width=300,
+            label="Rollback threshold",
+            info="The large model takes back what is farther off, in nats.",
+        )
+    variant = gr.Radio(
+        [(_explained(name), name) for name in sorted(RULES, key=[*EXPLAINED, *RULES].index)],
+        value=config.variant,
+        label="Variant",
+        info="Which rules decide the details.",
+        elem_id="variant",
+    )
+    return [source, fallback, rollback, variant]
 
 
-def _gradio() -> ModuleType:
-    # Before the import: nothing of this page is anybody else's business.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        import gradio
-    except ImportError:
-        raise BildError(
-            "the page needs Gradio; run `make web`, or pip install -r requirements-web.txt"
-        ) from None
-    return gradio
+def _explained(name: str) -> str:
+    return f"{name}: {EXPLAINED[name]}" if name in EXPLAINED else name
 
 
-def _frame(race: Race) -> tuple[str, str, str, str, str]:
+def _outputs(gr: ModuleType) -> list[Any]:
+    """Both texts with their clocks, and the trace: what a `Frame` fills."""
+    shown: list[Any] = []
+    with gr.Row(equal_height=True):
+        for name, element in (("Large alone", "alone"), ("BiLD", "bild")):
+            with gr.Column(min_width=300):
+                shown += [
+                    gr.Textbox(label=name, lines=3, interactive=False, elem_id=element),
+                    gr.HTML(elem_id=f"{element}-clock"),
+                ]
+    return [*shown, gr.HTML(elem_id="trace")]
+
+
+def _frame(race: Race) -> Frame:
     """What stands in the two texts, their clocks and the trace."""
-    more = f", <b>{race.speedup:.2f}x</b>" if race.finished else ""
+    more = f", <b>{race.speedup:.2f}x</b> in this race" if race.finished else ""
     return (
         race.alone.text,
         _clock("Large alone", race.alone),

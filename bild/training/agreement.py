@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
-from bild.evaluation.record import environment
+from bild.evaluation.environment import environment
 from bild.tasks.data import LoadedData
 from bild.training.config import AgreementConfig
 from bild.training.corpus import describe_data
@@ -153,7 +153,7 @@ def measure(
             for small, tally in zip(described[1:], tallies, strict=True)
             for text in TEXTS
         ],
-        "env": environment(device, dtype),
+        "env": asdict(environment(device)),
         "schema": SCHEMA,
     }
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.errors import BildError
-from bild.evaluation.record import environment
+from bild.evaluation.environment import environment
 from bild.files import is_same_work, sole_user, write_atomically, write_json
 from bild.tasks.data import Example, LoadedData, checksum, read_jsonl
 from bild.training.config import LabelConfig
@@ -81,7 +81,7 @@ def label(
         with sole_user(parts, "labelling") if state.is_main_process else nullcontext():
             _label_chunks(state, model, words, data.examples, parts, work, config, progress)
             if state.is_main_process:
-                env = environment(state.device, getattr(torch, config.dtype))
+                env = asdict(environment(state.device))
                 _assemble(parts, data.examples, output, work, config, env)
             state.wait_for_everyone()
     if state.is_main_process:  # also where a process was stopped just before

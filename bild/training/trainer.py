@@ -38,7 +38,7 @@ from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizer_size
 from bild.errors import BildError
-from bild.evaluation.record import environment
+from bild.evaluation.environment import environment
 from bild.files import (
     check_writable,
     is_same_work,
@@ -281,7 +281,7 @@ def _train(
         **results(job, trainer, trainer.evaluate(), one_pass),
         "seconds": trained.metrics["train_runtime"],
         "resumed_from_step": 0 if last is None else step_of(last),
-        "env": environment(settings.device, torch.bfloat16 if settings.bf16 else torch.float32),
+        "env": asdict(environment(settings.device)),
     }
     if trainer.is_world_process_zero():
         model.config.use_cache = True  # the trainer switches it off

@@ -26,11 +26,10 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,23 +40,25 @@ from transformers import PreTrainedModel
 from bild.config import SEARCH_STEPS, SearchConfig
 from bild.errors import BildError
 from bild.evaluation import timing
-from bild.evaluation.record import RunRecord, SearchRecord, environment
+from bild.evaluation.arms import BILD, SMALL, VANILLA, Arm, ArmId
+from bild.evaluation.environment import environment
+from bild.evaluation.figures import quality
+from bild.evaluation.loop import Loop, Sample, decode, samples
+from bild.evaluation.own import OwnArm
+from bild.evaluation.record import RunRecord
 from bild.evaluation.run import (
-    Arm,
-    SampleRecord,
     Workload,
-    continue_samples,
     describe_config,
     describe_data,
     evaluate_loaded,
-    make_arms,
-    run_examples,
+    identity,
 )
-from bild.files import check_writable, sole_user, write_atomically
+from bild.files import as_read, check_writable, digest, sole_user, write_json
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
 from bild.tasks.data import LoadedData
 from bild.tasks.registry import Task, Thresholds
+from bild.tuning.record import Check, SearchRecord, Spent, TriedPair
 
 FIRST_LOOK = 32  # examples; each later look has half as many again
 RESAMPLES = 1000  # of a bootstrap
@@ -67,12 +68,11 @@ STARTUP = 4  # pairs before the sampler learns from them
 Floats = npt.NDArray[np.float64]
 Verdict = Literal["kept", "too lossy", "too slow"]
 
-# Yields the examples from the given number on, decoded with a pair of thresholds, or by the large
-# model alone (None).
-Decode = Callable[[Thresholds | None, int], Iterator[SampleRecord]]
+# The arms that decode with a pair of thresholds, or the large model alone (None).
+ArmsOf = Callable[[Thresholds | None], Sequence[Arm]]
 
 # (an example by the large model alone, the same with a pair) -> seconds of each.
-Price = Callable[[SampleRecord, SampleRecord], tuple[float, float]]
+Price = Callable[[Sample, Sample], tuple[float, float]]
 
 
 # ------------------------------------------------------------------------------ its time
@@ -94,9 +94,9 @@ class Costs:
     large_encoder: float
     small_encoder: float
 
-    def __call__(self, alone: SampleRecord, pair: SampleRecord) -> tuple[float, float]:
+    def __call__(self, alone: Sample, pair: Sample) -> tuple[float, float]:
         """The `Price` of an example: its seconds by the large model alone, and with a pair."""
-        large, both = alone.arms["vanilla"].stats, pair.arms["bild"].stats
+        large, both = alone.of(VANILLA).did, pair.of(BILD).did
         return (
             self.large_encoder + self.large_forward * large.large_forwards,
             self.large_encoder
@@ -122,30 +122,35 @@ def measure_costs(works: Sequence[Workload], pair: Thresholds) -> list[Costs]:
         have small models of one shape: between those the clock would only find its own noise.
     """
     shapes = [_shape(work.small) for work in works]
-    arms: dict[str, Arm] = {}
-    for i, work in enumerate(works):
-        work = replace(work, config=replace(work.config, small_alone=True))
-        own = make_arms(work.with_thresholds(pair))
-        arms |= {"vanilla": own["vanilla"], f"small {i}": own["small"], f"bild {i}": own["bild"]}
-    runs = [s.arms for s in islice(run_examples(works[0], arms), CALIBRATION)]
+    alone = OwnArm(VANILLA, works[0].runner)
+    smalls_alone = [OwnArm(SMALL, w.runner, label=str(i)) for i, w in enumerate(works)]
+    pairs = [
+        OwnArm(BILD, w.runner, w.with_thresholds(pair).config.bild, label=str(i))
+        for i, w in enumerate(works)
+    ]
+    timed = decode([alone, *smalls_alone, *pairs], replace(works[0].loop(), runs=1))
+    runs = [s.arms for s in islice(timed, CALIBRATION)]
 
-    def of(arms: Sequence[str]) -> tuple[float, float]:
+    def of(arms: Sequence[ArmId]) -> tuple[float, float]:
         """Seconds of a forward and of a source."""
         each = [r[arm] for r in runs for arm in arms]
         return (
-            median((a.seconds - a.encoder_seconds) / a.stats.large_forwards for a in each),
-            median(a.encoder_seconds for a in each),
+            median((a.seconds - (a.encoder_seconds or 0)) / a.did.large_forwards for a in each),
+            median(a.encoder_seconds or 0 for a in each),
         )
 
-    large, large_encoder = of(["vanilla"])
-    smalls = [of([f"small {i}" for i, s in enumerate(shapes) if s == shape]) for shape in shapes]
+    large, large_encoder = of([alone.id])
+    smalls = [
+        of([arm.id for arm, s in zip(smalls_alone, shapes, strict=True) if s == shape])
+        for shape in shapes
+    ]
     tokens = []
-    for i, (small, _) in enumerate(smalls):
-        for both in (r[f"bild {i}"] for r in runs):
-            more = both.stats.large_tokens_fed - both.stats.large_forwards
-            plain = large * both.stats.large_forwards + small * both.stats.small_forwards
+    for arm, (small, _) in zip(pairs, smalls, strict=True):
+        for both in (r[arm.id] for r in runs):
+            more = both.did.large_tokens_fed - both.did.large_forwards
+            plain = large * both.did.large_forwards + small * both.did.small_forwards
             if more:
-                tokens.append((both.seconds - both.encoder_seconds - plain) / more)
+                tokens.append((both.seconds - (both.encoder_seconds or 0) - plain) / more)
     return [
         Costs(
             large_forward=large,
@@ -163,45 +168,12 @@ def _shape(model: PreTrainedModel | None) -> list[torch.Size]:
     return [p.shape for p in model.parameters()]
 
 
-def clock(_: SampleRecord, pair: SampleRecord) -> tuple[float, float]:
+def clock(_: Sample, pair: Sample) -> tuple[float, float]:
     """The measured `Price` of an example, which the large model decoded again beside the pair."""
-    return pair.arms["vanilla"].seconds, pair.arms["bild"].seconds
+    return pair.of(VANILLA).seconds, pair.of(BILD).seconds
 
 
 # ------------------------------------------------------------------------------ its worth
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the decoded examples say of a pair of thresholds.
-
-    Attributes:
-        fallback, rollback: the pair.
-        samples: examples it was decoded on.
-        score: of the metric, 0 to 100.
-        loss: the large model's score on the same examples less this one; negative for a gain.
-        loss_bound: the loss is at most this, with the confidence asked for.
-        headroom: points between the allowed loss and the bound, as the latter is expected to be
-            once all examples are decoded; negative where too much is lost.
-        speedup, low, high: over the large model alone, with a 95 % interval.
-        fallback_rate, rollback_rate, large_forward_rate: per 100 generated tokens.
-        verdict: "kept", or why the pair was given up; None while that is open.
-    """
-
-    fallback: float
-    rollback: float
-    samples: int
-    score: float
-    loss: float
-    loss_bound: float
-    headroom: float
-    speedup: float
-    low: float
-    high: float
-    fallback_rate: float
-    rollback_rate: float
-    large_forward_rate: float
-    verdict: Verdict | None
 
 
 class Search:
@@ -210,10 +182,9 @@ class Search:
     What is decoded goes to a folder, a file a pair, and is read from there the next time.
 
     Args:
-        decode: the decoder.
-        total: how many examples there are, in an order that means nothing: the first ones stand
-            for all of them.
-        folder: where decoded examples are kept; one folder for one `decode`.
+        arms: what decodes with a pair.
+        loop: the examples, in an order that means nothing: the first ones stand for all of them.
+        folder: where decoded examples are kept; one folder for one `arms`.
         metric: of `bild.tasks.metrics`.
         config: what is searched for.
         price: what an example costs.
@@ -222,8 +193,8 @@ class Search:
 
     def __init__(
         self,
-        decode: Decode,
-        total: int,
+        arms: ArmsOf,
+        loop: Loop,
         folder: Path,
         metric: str,
         config: SearchConfig,
@@ -231,9 +202,11 @@ class Search:
         *,
         progress: bool = True,
     ) -> None:
-        self.total, self.config, self.progress = total, config, progress
-        self.findings: dict[Thresholds, Finding] = {}
-        self._decode, self._folder, self._metric, self._price = decode, folder, metric, price
+        self.total = total = len(loop.items)
+        self.config, self.progress = config, progress
+        self.findings: dict[Thresholds, TriedPair] = {}
+        self._arms, self._loop = arms, replace(loop, runs=1)
+        self._folder, self._metric, self._price = folder, metric, price
         self._times: dict[Thresholds, list[tuple[float, float]]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         examples = islice(self._samples(None), total)
@@ -251,30 +224,30 @@ class Search:
         return sum(f.samples for f in self.findings.values())
 
     @property
-    def best(self) -> Finding | None:
+    def best(self) -> TriedPair | None:
         """The fastest pair that was kept."""
         kept = (f for f in self.findings.values() if f.verdict == "kept")
         return max(kept, key=lambda f: f.speedup, default=None)
 
-    def front(self) -> list[Finding]:
+    def front(self) -> list[TriedPair]:
         """Of the pairs decoded to the end those that none beats in both loss and speedup."""
-        front: list[Finding] = []
+        front: list[TriedPair] = []
         whole = (f for f in self.findings.values() if f.samples == self.total)
         for finding in sorted(whole, key=lambda f: (-f.speedup, f.loss)):
             if not front or finding.loss < front[-1].loss:
                 front.append(finding)
         return front[::-1]
 
-    def examine(self, pair: Thresholds, bar: tqdm, *, to_the_end: bool = False) -> Finding:
+    def examine(self, pair: Thresholds, bar: tqdm, *, to_the_end: bool = False) -> TriedPair:
         """Decode a pair until it is clear what it is worth, or to the end, and remember that."""
         looks = [self.total] if to_the_end else self.looks
         texts: list[str] = []
         times: list[tuple[float, float]] = []
         stats = DecodeStats()
         for large, sample in zip(self.large, self._samples(pair), strict=False):
-            texts.append(sample.arms["bild"].text)
+            texts.append(sample.of(BILD).text or "")
             times.append(self._price(large, sample))
-            stats += sample.arms["bild"].stats
+            stats += sample.of(BILD).did
             bar.update()
             if len(texts) in looks:
                 finding = self._look(pair, texts, times, stats)
@@ -292,7 +265,7 @@ class Search:
         texts: list[str],
         times: list[tuple[float, float]],
         stats: DecodeStats,
-    ) -> Finding:
+    ) -> TriedPair:
         """What the first examples say.
 
         A bootstrap tells how far their means may be from those of all examples that could have
@@ -303,8 +276,8 @@ class Search:
         """
         n, confidence = len(texts), self.config.confidence
         ahead, shrunk = math.sqrt(1 - n / self.total), math.sqrt(n / self.total)
-        alone = [s.arms["vanilla"].text for s in self.large[:n]]
-        references = [s.reference for s in self.large[:n]]
+        alone = [s.of(VANILLA).text or "" for s in self.large[:n]]
+        references = [s.reference or "" for s in self.large[:n]]
         scores, resampled = metrics.resampled_scores(
             self._metric, [texts, alone], references, RESAMPLES
         )
@@ -324,7 +297,7 @@ class Search:
             if np.mean(lead + (ratios - rivals - lead) * ahead > 0) <= small:
                 verdict = "too slow"
         low, high = np.quantile(ratios, (0.025, 0.975))
-        return Finding(
+        return TriedPair(
             fallback=pair.fallback,
             rollback=pair.rollback,
             samples=n,
@@ -347,7 +320,7 @@ class Search:
         allowed = self.config.max_loss * (large / 100 if self.config.percent else 1.0)
         return pair - large + allowed
 
-    def _known_times(self, finding: Finding) -> list[tuple[float, float]]:
+    def _known_times(self, finding: TriedPair) -> list[tuple[float, float]]:
         """The times of a pair that was decoded to the end."""
         pair = Thresholds(finding.fallback, finding.rollback)
         if pair not in self._times:
@@ -355,10 +328,10 @@ class Search:
             self._times[pair] = [self._price(large, sample) for large, sample in both]
         return self._times[pair]
 
-    def _samples(self, pair: Thresholds | None) -> Iterator[SampleRecord]:
+    def _samples(self, pair: Thresholds | None) -> Iterator[Sample]:
         """The examples as they come: first those on disk, then newly decoded ones, written down."""
         name = "large" if pair is None else f"{pair.fallback:g}-{pair.rollback:g}"
-        return continue_samples(self._folder / f"{name}.jsonl", partial(self._decode, pair))
+        return samples(self._arms(pair), self._loop, self._folder / f"{name}.jsonl")
 
 
 def _speedups(times: list[tuple[float, float]]) -> tuple[float, Floats]:
@@ -436,7 +409,7 @@ def propose(
 
     trials, nothing_new = 0, False
     for trial in study.get_trials(states=(state.COMPLETE,)):
-        finding = Finding(**trial.user_attrs["finding"])
+        finding = TriedPair(**trial.user_attrs["finding"])
         pair = Thresholds(finding.fallback, finding.rollback)
         trials, nothing_new = trials + 1, pair in search.findings
         search.findings[pair] = finding
@@ -508,7 +481,9 @@ def search_thresholds(
     assert work.config.bild is not None
     plain = work.config.bild.without_thresholds()
     work = replace(work, config=replace(work.config, bild=plain))
-    folder = output_dir / work.config.task / f"search-{config.speed}-{work.identity[:12]}"
+    env = environment(work.large.device)
+    own = as_read(asdict(identity(work, work.arms(), env)))
+    folder = output_dir / work.config.task / f"search-{config.speed}-{digest(own)[:12]}"
     check_writable(folder)
     with sole_user(folder, "search"):
         return _search(work, config, folder, check, progress)
@@ -517,16 +492,16 @@ def search_thresholds(
 def _search(
     work: Workload, config: SearchConfig, folder: Path, check: LoadedData | None, progress: bool
 ) -> tuple[SearchRecord, Path]:
-    env = environment(work.large.device, work.large.dtype)
+    env = environment(work.large.device)
     order = np.random.default_rng(work.config.seed).permutation(len(work.data.examples))
     shuffled = replace(work.data, examples=tuple(work.data.examples[i] for i in order))
     work = replace(work, data=shuffled)
     costs = None if config.speed == "measured" else _costs(work, config, folder / "costs.json")
     search = Search(
         _decoder(work, timed=costs is None),
-        len(order),
+        work.loop() if costs is None else replace(work.loop(), warmup=0),
         folder / "decoded",
-        work.benchmark.metric,
+        work.task.metric,
         config,
         clock if costs is None else costs,
         progress=progress,
@@ -534,37 +509,31 @@ def _search(
     if config.method == "grid":
         sweep(search)
     else:
-        propose(search, folder / "study.db", _presets(work.benchmark), work.config.seed)
+        propose(search, folder / "study.db", _presets(work.task), work.config.seed)
 
     points, best = list(search.findings.values()), search.best
     checked = None
     if best is not None and check is not None:
         chosen = work.with_thresholds(Thresholds(best.fallback, best.rollback))
         checked = _check(chosen, check, folder / "check", progress)
-    metric, references = work.benchmark.metric, [s.reference for s in search.large]
-    texts = [s.arms["vanilla"].text for s in search.large]
-    low, high = metrics.bootstrap(metric, texts, references)
-    score = metrics.score(metric, texts, references)
+    texts = [s.of(VANILLA).text or "" for s in search.large]
     record = SearchRecord(
-        config=describe_config(work.config),
         models=work.models,
         data=describe_data(work.data, search.large),
         env=env,
-        search=asdict(config),
+        config=describe_config(work.config, work.task),
+        search=config,
         costs=None if costs is None else asdict(costs),
-        quality={
-            "metric": metric,
-            "signature": score.signature,
-            "vanilla": {"value": score.value, "low": low, "high": high},
-        },
-        points=[asdict(p) for p in points],
-        front=[points.index(p) for p in search.front()],
+        metric=work.task.metric,
+        large=quality(work.task.metric, texts, [s.reference or "" for s in search.large]),
+        points=tuple(points),
+        front=tuple(points.index(p) for p in search.front()),
         chosen=None if best is None else points.index(best),
-        spent={
-            "with_pairs": search.spent,
-            "large_alone": search.total + (search.spent if costs is None else 0),
-            "grid_with_pairs": len(grid(config)) * search.total,
-        },
+        spent=Spent(
+            with_pairs=search.spent,
+            large_alone=search.total + (search.spent if costs is None else 0),
+            grid_with_pairs=len(grid(config)) * search.total,
+        ),
         check=checked,
     )
     path = folder / f"{config.method}.json"
@@ -572,17 +541,17 @@ def _search(
     return record, path
 
 
-def _decoder(work: Workload, *, timed: bool) -> Decode:
+def _decoder(work: Workload, *, timed: bool) -> ArmsOf:
     """How a `Search` decodes: pairs alone, or beside the large model where they are timed."""
-    if not timed:
-        work = replace(work, config=replace(work.config, warmup=0))
+    alone = OwnArm(VANILLA, work.runner)
 
-    def decode(pair: Thresholds | None, start: int) -> Iterator[SampleRecord]:
-        names = ["vanilla"] if pair is None else ["vanilla", "bild"] if timed else ["bild"]
-        arms = make_arms(work if pair is None else work.with_thresholds(pair))
-        return run_examples(work, {name: arms[name] for name in names}, start)
+    def arms(pair: Thresholds | None) -> Sequence[Arm]:
+        if pair is None:
+            return [alone]
+        both = OwnArm(BILD, work.runner, work.with_thresholds(pair).config.bild)
+        return [alone, both] if timed else [both]
 
-    return decode
+    return arms
 
 
 def _costs(work: Workload, config: SearchConfig, path: Path) -> Costs:
@@ -590,7 +559,7 @@ def _costs(work: Workload, config: SearchConfig, path: Path) -> Costs:
     if not path.exists():
         middle = Thresholds(sum(config.fallbacks) / 2, sum(config.rollbacks) / 2)
         (costs,) = measure_costs([work], middle)
-        write_atomically(path, json.dumps(asdict(costs), indent=1) + "\n")
+        write_json(path, asdict(costs))
     return Costs(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -599,15 +568,16 @@ def _presets(task: Task) -> tuple[Thresholds, ...]:
     return tuple(dict.fromkeys(t for some in task.thresholds.values() for t in some))
 
 
-def _check(work: Workload, data: LoadedData, folder: Path, progress: bool) -> dict[str, Any]:
+def _check(work: Workload, data: LoadedData, folder: Path, progress: bool) -> Check:
     """The figures of an evaluation on other examples, which is run unless it was run before."""
     config = replace(work.config, max_samples=None, data_file=data.origin, small_alone=False)
     work = replace(work, config=config, data=data)
+    own = identity(work, work.arms(), environment(work.large.device))
     record = None
-    for identity in folder.glob("*/*/identity"):
-        done = identity.with_name("run.json")
-        if done.exists() and identity.read_text(encoding="utf-8") == work.identity:
+    for path in folder.glob("*/*/identity"):
+        done = path.with_name("run.json")
+        if done.exists() and json.loads(path.read_text(encoding="utf-8")) == as_read(asdict(own)):
             record = RunRecord.load(done)
     if record is None:
         record, _ = evaluate_loaded(work, folder, progress=progress)
-    return {name: getattr(record, name) for name in ("data", "quality", "speed", "decoding")}
+    return Check(record.data, record.timing, record.arms)

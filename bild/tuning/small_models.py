@@ -16,78 +16,45 @@ other thresholds decode only what is new.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median_low
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from bild.config import EvalConfig, GridConfig
+from bild.config import BiLDConfig, EvalConfig, GridConfig
 from bild.errors import BildError
-from bild.evaluation.record import SCHEMA, SmallModelsRecord, environment, peak_memory
+from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, Case, Outcome
+from bild.evaluation.environment import environment, peak_memory
+from bild.evaluation.figures import arm_figures, references_of, speed_ratio, texts_of
+from bild.evaluation.loop import Loop, Sample, read_samples, samples
+from bild.evaluation.own import OwnArm
+from bild.evaluation.record import SCHEMA, Interval
 from bild.evaluation.run import (
-    EXCLUDED_FROM_TIME,
-    Arm,
-    SampleRecord,
     Workload,
-    bounded,
-    continue_samples,
-    decoding_figures,
     describe_config,
     describe_data,
-    make_arms,
+    describe_timing,
     prepare,
-    quality_figures,
-    run_examples,
-    speed_figures,
-    speed_ratio,
-    texts_of,
 )
 from bild.files import check_writable, digest, sole_user, write_json
-from bild.generation.generate import BiLDOutput
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
 from bild.tasks.data import LoadedData
 from bild.tasks.registry import Thresholds
 from bild.tasks.sources import Sources
+from bild.tuning.record import Chosen, Difference, GridPoint, SmallModelsRecord
 from bild.tuning.search import Costs, measure_costs
 
 GOALS = {"no loss": 0.0, "one point": 1.0}  # points of the task's metric that may be lost
 SPLITS = ("validation", "test")
 
 
-@dataclass(frozen=True)
-class Point:
-    """A small model with a pair of thresholds, on a set of examples.
-
-    Attributes:
-        fallback, rollback: the pair.
-        scores: by metric, 0 to 100.
-        loss: the large model's score on the same examples less this one, in the task's metric.
-        speedup: over the large model alone, priced.
-        fallback_rate, rollback_rate, large_forward_rate: per 100 generated tokens.
-    """
-
-    fallback: float
-    rollback: float
-    scores: dict[str, float]
-    loss: float
-    speedup: float
-    fallback_rate: float
-    rollback_rate: float
-    large_forward_rate: float
-
-    @property
-    def pair(self) -> Thresholds:
-        return Thresholds(self.fallback, self.rollback)
-
-
-def choose(points: Sequence[Point], allowed: float) -> tuple[Point, bool]:
+def choose(points: Sequence[GridPoint], allowed: float) -> tuple[GridPoint, bool]:
     """The operating point for an allowed loss, and whether it keeps to it.
 
     The fastest of the points that lose at most so much; of equally fast ones that which loses
@@ -103,11 +70,6 @@ def choose(points: Sequence[Point], allowed: float) -> tuple[Point, bool]:
     return min(points, key=lambda p: (p.loss, -p.speedup)), False
 
 
-def arm_name(label: str, pair: Thresholds) -> str:
-    """What a small model's pair of thresholds is called among the timed arms."""
-    return f"bild {label} {pair.fallback:g} {pair.rollback:g}"
-
-
 class RollbackRow:
     """Decodes with one fallback threshold and rising rollback thresholds, where these matter.
 
@@ -116,24 +78,45 @@ class RollbackRow:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], tuple[float, BiLDOutput]] = {}  # source -> limit, output
+        self._known: dict[tuple[int, ...], tuple[float, Outcome]] = {}  # source -> limit, outcome
 
-    def arm(self, work: Workload) -> Arm:
+    def arm(self, work: Workload) -> RollbackArm:
         """The pair's arm with the workload's thresholds, whose rollback is at least the last."""
         assert work.config.bild is not None
-        rollback, rule = work.config.bild.rollback_threshold, work.config.bild.acceptance_rule
-        decode = make_arms(work, trace=True)["bild"]
+        own = OwnArm(BILD, work.runner, work.config.bild)
+        return RollbackArm(own, work.config.bild, self._known)
 
-        def decode_where_needed(inputs: dict[str, torch.Tensor]) -> BiLDOutput:
-            source = tuple(inputs["input_ids"][0].tolist())
-            if source not in self._known or rollback >= self._known[source][0]:
-                output: BiLDOutput = decode(inputs)
-                assert output.trace is not None
-                distances = [t.distance for t in output.trace.tokens if t.distance is not None]
-                self._known[source] = rule.same_below(distances), replace(output, trace=None)
-            return self._known[source][1]
 
-        return decode_where_needed
+@dataclass(frozen=True)
+class RollbackArm:
+    """A pair that decodes where its rollback threshold matters; its seconds mean nothing."""
+
+    own: OwnArm
+    bild: BiLDConfig
+    known: dict[tuple[int, ...], tuple[float, Outcome]]
+
+    @property
+    def id(self) -> ArmId:
+        return self.own.id
+
+    @property
+    def built(self) -> str:
+        return self.own.built
+
+    def run(self, case: Case) -> Outcome:
+        source = tuple(case.input_ids[0].tolist())
+        if source not in self.known or self.bild.rollback_threshold >= self.known[source][0]:
+            ids = case.input_ids.to(self.own.engine.model.device)
+            options = {"max_new_tokens": case.max_new_tokens, "output_trace": True}
+            output = self.own.decoder(ids, torch.ones_like(ids), **options)()
+            assert output.trace is not None
+            assert output.sequences is not None
+            distances = [t.distance for t in output.trace.tokens if t.distance is not None]
+            limit = self.bild.acceptance_rule.same_below(distances)
+            tokens = output.sequences[0, 1:].tolist()
+            # No seconds: most outputs are looked up.
+            self.known[source] = limit, Outcome(tokens, math.nan, None, output.stats)
+        return self.known[source][1]
 
 
 # ------------------------------------------------------------------------------ with real models
@@ -200,7 +183,9 @@ def compare_small_models(
             "be chosen on other examples than they are reported on"
         )
     config = replace(_plain(first.config), max_samples=None, data_file=None)
-    identity = digest([asdict(config), first.models["large"], torch.__version__, SCHEMA])
+    env = environment(first.large.device)
+    own = [asdict(config), asdict(first.models.large), env.place(), SCHEMA]
+    identity = digest(own)
     folder = output_dir / first.config.task / f"small-models-{identity[:12]}"
     check_writable(folder)
     with sole_user(folder, "comparison"):
@@ -220,7 +205,7 @@ class _Comparison:
     ) -> None:
         self.labels = list(works)
         first = works[self.labels[0]]
-        self.task, self.folder, self.progress = first.benchmark, folder, progress
+        self.task, self.folder, self.progress = first.task, folder, progress
         self.metrics = (self.task.metric, *self.task.more_metrics)
         self.grid = grid
         validation = replace(first.data, split="validation")
@@ -229,63 +214,51 @@ class _Comparison:
             split: {label: replace(work, data=data) for label, work in works.items()}
             for split, data in self.data.items()
         }
-        self.small = {label: work.models["small"] for label, work in works.items()}
-        self.env = environment(first.large.device, first.large.dtype)
-        self.env["engine"] = str(first.runner.engine)
+        self.small = {label: work.models.small["small"] for label, work in works.items()}
+        self.env = environment(first.large.device)
 
     def run(self) -> tuple[SmallModelsRecord, Path]:
-        # What a clock says holds for one machine and these models.
-        machine = [self.env[name] for name in ("device", "threads", "engine")]
-        fingerprints = {label: model["fingerprint"] for label, model in self.small.items()}
+        fingerprints = {label: model.fingerprint for label, model in self.small.items()}
         data = [data.sha256 for data in self.data.values()]
-        timed_in = self.folder / f"timed-{digest([machine, fingerprints, data])[:12]}"
+        timed_in = self.folder / f"timed-{digest([fingerprints, data])[:12]}"
         timed_in.mkdir(exist_ok=True)
 
         costs = self._costs(timed_in)
         large, alone = {}, {}
-        sweeps: dict[str, dict[str, list[Point]]] = {label: {} for label in self.labels}
+        sweeps: dict[str, dict[str, tuple[GridPoint, ...]]] = {label: {} for label in self.labels}
         for split in SPLITS:
             alone[split] = self._large_alone(split)
-            large[split] = self._scores(texts_of(alone[split])["vanilla"], alone[split])
+            (texts,) = texts_of(alone[split]).values()
+            large[split] = self._scores(texts, alone[split])
             for label in self.labels:
-                sweeps[label][split] = self._sweep(split, label, alone[split], large[split], costs)
+                points = self._sweep(split, label, alone[split], large[split], costs)
+                sweeps[label][split] = tuple(points)
         chosen = {
             label: {goal: choose(sweeps[label]["validation"], GOALS[goal]) for goal in GOALS}
             for label in self.labels
         }
-        samples, resumed = self._time(timed_in, chosen)
+        arms = self._timed_arms(chosen)
+        timed, resumed = self._time(timed_in, arms)
         first = self.works["test"][self.labels[0]]
+        peak = peak_memory(first.large.device)
         record = SmallModelsRecord(
-            config=describe_config(_plain(first.config)),
-            models={**first.models, "small": self.small},
-            data={split: describe_data(self.data[split], alone[split]) for split in SPLITS},
-            env={
-                **self.env,
-                "resumed_after": resumed,
-                "peak_memory": peak_memory(first.large.device),
-            },
-            grid={name: list(values) for name, values in asdict(self.grid).items()},
+            models=replace(first.models, small=self.small),
+            data=describe_data(self.data["test"], alone["test"]),
+            env=replace(self.env, resumed_after=resumed, peak_memory=peak),
+            config=describe_config(_plain(first.config), first.task),
+            validation=describe_data(self.data["validation"], alone["validation"]),
+            grid=self.grid,
+            metrics=self.metrics,
             costs={label: asdict(own) for label, own in costs.items()},
             large=large,
-            sweeps={
-                label: {split: [asdict(p) for p in points] for split, points in own.items()}
-                for label, own in sweeps.items()
-            },
+            sweeps=sweeps,
             chosen={
-                label: {
-                    goal: {"fallback": p.fallback, "rollback": p.rollback, "met": met}
-                    for goal, (p, met) in own.items()
-                }
+                label: {goal: Chosen(p.fallback, p.rollback, met) for goal, (p, met) in own.items()}
                 for label, own in chosen.items()
             },
-            quality={metric: quality_figures(metric, samples) for metric in self.metrics},
-            speed={
-                "excluded": EXCLUDED_FROM_TIME,
-                "warmup": first.config.warmup,
-                **speed_figures(samples),
-            },
-            decoding=decoding_figures(samples),
-            differences=self._differences(samples, chosen),
+            timing=describe_timing(first.config),
+            arms=arm_figures(timed, {arm.id: arm.built for arm in arms}, self.metrics),
+            differences=tuple(self._differences(timed, arms, chosen)),
         )
         path = timed_in / "record.json"
         record.save(path)
@@ -301,25 +274,25 @@ class _Comparison:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {label: Costs(**known[label]) for label in self.labels}
 
-    def _large_alone(self, split: str) -> list[SampleRecord]:
-        work = _untimed(self.works[split][self.labels[0]])
-        arms = {"vanilla": make_arms(work)["vanilla"]}
+    def _large_alone(self, split: str) -> list[Sample]:
+        work = self.works[split][self.labels[0]]
         path = self._folder(split) / "large.jsonl"
-        samples = continue_samples(path, partial(run_examples, work, arms))
+        found = samples([OwnArm(VANILLA, work.runner)], _untimed(work), path)
         with self._bar(f"{split}, large alone", len(work.data.examples)) as bar:
-            return list(_counted(samples, bar))
+            return list(_counted(found, bar))
 
     def _sweep(
         self,
         split: str,
         label: str,
-        alone: Sequence[SampleRecord],
+        alone: Sequence[Sample],
         large: Mapping[str, float],
         costs: Mapping[str, Costs],
-    ) -> list[Point]:
+    ) -> list[GridPoint]:
         """Every pair of the grid, with one small model."""
-        work = _untimed(self.works[split][label])
-        folder = self._folder(split) / self.small[label]["fingerprint"][:12]
+        work = self.works[split][label]
+        loop = _untimed(work)
+        folder = self._folder(split) / self.small[label].fingerprint[:12]
         folder.mkdir(exist_ok=True)
         points = []
         with self._bar(f"{split}, {label}", self.grid.size * len(alone)) as bar:
@@ -328,32 +301,30 @@ class _Comparison:
                 for rollback in self.grid.rollbacks:
                     pair = Thresholds(fallback, rollback)
                     bar.set_postfix_str(f"{fallback:g} {rollback:g}", refresh=False)
-                    arms = {"bild": row.arm(work.with_thresholds(pair))}
+                    arm = row.arm(work.with_thresholds(pair))
                     path = folder / f"{fallback:g}-{rollback:g}.jsonl"
-                    samples = continue_samples(path, partial(run_examples, work, arms))
-                    points.append(
-                        self._point(pair, _counted(samples, bar), alone, large, costs[label])
-                    )
+                    found = _counted(samples([arm], loop, path), bar)
+                    points.append(self._point(pair, found, alone, large, costs[label]))
         return points
 
     def _point(
         self,
         pair: Thresholds,
-        samples: Iterable[SampleRecord],
-        alone: Sequence[SampleRecord],
+        found: Iterable[Sample],
+        alone: Sequence[Sample],
         large: Mapping[str, float],
         price: Costs,
-    ) -> Point:
+    ) -> GridPoint:
         texts: list[str] = []
         theirs = ours = 0.0
         stats = DecodeStats()
-        for one, sample in zip(alone, samples, strict=True):
+        for one, sample in zip(alone, found, strict=True):
             seconds = price(one, sample)
             theirs, ours = theirs + seconds[0], ours + seconds[1]
-            texts.append(sample.arms["bild"].text)
-            stats += sample.arms["bild"].stats
+            texts.append(sample.of(BILD).text or "")
+            stats += sample.of(BILD).did
         scores = self._scores(texts, alone)
-        return Point(
+        return GridPoint(
             fallback=pair.fallback,
             rollback=pair.rollback,
             scores=scores,
@@ -364,65 +335,57 @@ class _Comparison:
             large_forward_rate=stats.large_forward_rate,
         )
 
-    def _time(
-        self, folder: Path, chosen: Mapping[str, Mapping[str, tuple[Point, bool]]]
-    ) -> tuple[list[SampleRecord], int]:
+    def _timed_arms(
+        self, chosen: Mapping[str, Mapping[str, tuple[GridPoint, bool]]]
+    ) -> list[OwnArm]:
+        """The large model alone, each small model alone, each operating point once."""
+        works = self.works["test"]
+        arms = [OwnArm(VANILLA, works[self.labels[0]].runner)]
+        for label, work in works.items():
+            arms.append(OwnArm(SMALL, work.runner, label=label))
+            for pair in dict.fromkeys(point.pair for point, _ in chosen[label].values()):
+                bild = work.with_thresholds(pair).config.bild
+                arms.append(OwnArm(BILD, work.runner, bild, label, pair))
+        return arms
+
+    def _time(self, folder: Path, arms: Sequence[OwnArm]) -> tuple[list[Sample], int]:
         """All arms on the test examples, side by side; and how many of these were there before."""
-        arms: dict[str, Arm] = {}
-        for label, work in self.works["test"].items():
-            own = make_arms(work)
-            arms.setdefault("vanilla", own["vanilla"])
-            arms[f"small {label}"] = own["small"]
-            for point, _ in chosen[label].values():
-                pairs = make_arms(work.with_thresholds(point.pair))
-                arms[arm_name(label, point.pair)] = pairs["bild"]
-        work = self.works["test"][self.labels[0]]
-        path = folder / f"{digest(list(arms))[:12]}.jsonl"
-        known: list[int] = []
-
-        def decode(start: int) -> Iterator[SampleRecord]:
-            known.append(start)
-            return run_examples(work, arms, start)
-
-        with self._bar(f"timed, {len(arms)} arms", len(work.data.examples)) as bar:
-            samples = list(_counted(continue_samples(path, decode), bar))
-        return samples, known[0]
+        loop = self.works["test"][self.labels[0]].loop()
+        ids = [arm.id for arm in arms]
+        path = folder / f"{digest([str(arm) for arm in ids])[:12]}.jsonl"
+        known = len(read_samples(path, ids, loop))
+        with self._bar(f"timed, {len(arms)} arms", loop.total) as bar:
+            return list(_counted(samples(arms, loop, path), bar)), known
 
     def _differences(
         self,
-        samples: list[SampleRecord],
-        chosen: Mapping[str, Mapping[str, tuple[Point, bool]]],
-    ) -> list[dict[str, Any]]:
+        timed: list[Sample],
+        arms: Sequence[OwnArm],
+        chosen: Mapping[str, Mapping[str, tuple[GridPoint, bool]]],
+    ) -> Iterator[Difference]:
         """The last small model against each other one, alone and at each goal."""
-        texts, references = texts_of(samples), [s.reference for s in samples]
+        texts, references = texts_of(timed), references_of(timed)
 
-        def arm(label: str, goal: str) -> str:
-            at_goal = chosen[label].get(goal)
-            return f"small {label}" if at_goal is None else arm_name(label, at_goal[0].pair)
+        def arm(label: str, goal: str) -> ArmId:
+            kind, pair = SMALL, None
+            if goal in chosen[label]:
+                kind, pair = BILD, chosen[label][goal][0].pair
+            wanted = (kind, label, pair)
+            return next(a.id for a in arms if (a.kind, a.label, a.thresholds) == wanted)
 
         *others, model = self.labels
-        differences = []
         for goal, other in product(("small alone", *GOALS), others):
             ours, theirs = arm(model, goal), arm(other, goal)
             quality = {
-                metric: bounded(
-                    metrics.paired_bootstrap(metric, texts[ours], texts[theirs], references)
+                metric: Interval(
+                    *metrics.paired_bootstrap(metric, texts[ours], texts[theirs], references)
                 )
                 for metric in self.metrics
             }
-            differences.append(
-                {
-                    "goal": goal,
-                    "model": model,
-                    "against": other,
-                    "quality": quality,
-                    "speed": bounded(speed_ratio(samples, theirs, ours)),
-                }
-            )
-        return differences
+            yield Difference(goal, model, other, quality, speed_ratio(timed, theirs, ours))
 
-    def _scores(self, texts: Sequence[str], samples: Sequence[SampleRecord]) -> dict[str, float]:
-        references = [s.reference for s in samples]
+    def _scores(self, texts: Sequence[str], samples: Sequence[Sample]) -> dict[str, float]:
+        references = references_of(samples)
         return {metric: metrics.score(metric, texts, references).value for metric in self.metrics}
 
     def _folder(self, split: str) -> Path:
@@ -440,11 +403,11 @@ def _plain(config: EvalConfig) -> EvalConfig:
     return replace(config, bild=config.bild.without_thresholds(), small=None)
 
 
-def _untimed(work: Workload) -> Workload:
-    return replace(work, config=replace(work.config, warmup=0))
+def _untimed(work: Workload) -> Loop:
+    return replace(work.loop(), warmup=0, runs=1)
 
 
-def _counted(samples: Iterable[SampleRecord], bar: tqdm) -> Iterator[SampleRecord]:
-    for sample in samples:
+def _counted(found: Iterable[Sample], bar: tqdm) -> Iterator[Sample]:
+    for sample in found:
         yield sample
         bar.update()

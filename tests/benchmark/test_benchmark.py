@@ -9,7 +9,7 @@ import pytest
 
 from bild import cli
 from bild.benchmark import arms, planted
-from bild.engines import native
+from bild.engines import build
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 900, "d_kv": 32, "d_model": 256, "d_ff": 64, "num_heads": 2}
@@ -48,7 +48,7 @@ def record_of(out):
 def test_arms_side_by_side_on_a_planted_pair(benchmark):
     kinds = ["greedy", "assisted-constant", "greedy-small", "bild-transformers", "vanilla-fast"]
     names = [f"{kind}@float32" for kind in kinds]
-    if native.find_compiler():
+    if build.find_compiler():
         names += ["bild-compiled@float32", "bild-compiled@int8"]
     if importlib.util.find_spec("ctranslate2"):
         names += ["ctranslate2@float32", "ctranslate2@int8"]

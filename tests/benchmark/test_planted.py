@@ -6,7 +6,7 @@ from transformers import MT5Config, T5Config
 
 from bild import BiLDConfig, BildError, BiLDModel, DecodeStats
 from bild.benchmark.planted import EOS, PAIRS, build_pair, configs, plan_outputs, recorded_rates
-from bild.engines import native
+from bild.engines import build
 from bild.tasks.registry import TASKS, Thresholds
 
 CONFIG = BiLDConfig(0.4, 3.0)
@@ -22,7 +22,7 @@ RECORDED = [
 ENGINES = {
     "transformers": {"engine": "transformers"},
     "fast": {"engine": "fast", "compile": False},
-    **({"int8": {"precision": "int8"}} if native.find_compiler() else {}),
+    **({"int8": {"precision": "int8"}} if build.find_compiler() else {}),
 }
 
 

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from tiny import sources, tiny_bart, tiny_t5
 
 from bild import BiLDConfig, BildError, BiLDModel
-from bild.engines import HuggingFaceDecoder, make_engine, native
+from bild.engines import HuggingFaceDecoder, build, make_engine
+from bild.engines.t5_structs import PRECISIONS
 from bild.policy import NEVER_STOPS, MaxProbability
 
 needs_compiler = pytest.mark.skipif(
-    native.find_compiler() is None, reason="no C++ compiler on this machine"
+    build.find_compiler() is None, reason="no C++ compiler on this machine"
 )
 needs_avx2 = pytest.mark.skipif(
-    not {"avx2", "fma"} <= set(native._processor().split()), reason="a processor without AVX2"
+    not {"avx2", "fma"} <= set(build._processor().split()), reason="a processor without AVX2"
 )
 COMPILED = [False, pytest.param(True, marks=needs_compiler)]
 KINDS = {
@@ -177,14 +178,17 @@ def test_float16_logits_are_transformers_own(kind, make):
 @pytest.mark.parametrize("make", [half, torch.nn.Module.half])
 def test_float16_states_do_not_overflow(make):
     model = tiny(16)
-    added = []
+    added, hooks = [], []
     with torch.no_grad():
         for block in model.encoder.block:
             matrix = block.layer[-1].DenseReluDense.wo
             matrix.weight.fill_(1800.0)
-            matrix.register_forward_hook(lambda *call: added.append(float(call[-1].min())))
+            hook = matrix.register_forward_hook(lambda *call: added.append(float(call[-1].min())))
+            hooks.append(hook)
     (source,) = sources(16, 1)
     expected = model.encoder(source).last_hidden_state
+    for hook in hooks:
+        hook.remove()
     assert max(added) < 65504 < sum(added)  # float16 holds each layer's part, not their sum
     found = make_engine(make(model), "fast").decoder("large").encode(source, None)[0]
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
@@ -224,10 +228,10 @@ def test_unknown_ids_are_refused_and_not_read():
     pair = BiLDModel(tiny(13), tiny(13, noise=0.1), engine="fast", compile=True)
     with pytest.raises(BildError, match="token id 16 is not one of the model's 16 embeddings"):
         pair.generate(torch.tensor([[3, 16, 1]]), max_new_tokens=5)
-    decoder = pair.models["large"].begin(torch.tensor([[3, 1]]), None)
-    for call in (lambda: decoder.feed([99]), lambda: decoder.draft([-1], 3, NEVER_STOPS)):
-        with pytest.raises(BildError, match="is not one of the model's 16 embeddings"):
-            call()
+    with pair.models["large"].reading(torch.tensor([[3, 1]]), None) as decoder:
+        for call in (lambda: decoder.feed([99]), lambda: decoder.draft([-1], 3, NEVER_STOPS)):
+            with pytest.raises(BildError, match="is not one of the model's 16 embeddings"):
+                call()
 
 
 @needs_compiler
@@ -320,12 +324,12 @@ def test_lesser_processors_compute_the_same(monkeypatch, tmp_path, flags):
         begin(fast, source)
         return fast.feed([0, 3, 4, 5, 6])
 
-    here = {p: logits(p) for p in native.PRECISIONS}
+    here = {p: logits(p) for p in PRECISIONS}
     monkeypatch.setenv("BILD_CACHE", str(tmp_path))
-    monkeypatch.setattr(native, "OPTIONAL_FLAGS", (flags,))
-    native.load.cache_clear()
+    monkeypatch.setattr(build, "OPTIONAL_FLAGS", (flags,))
+    build.load.cache_clear()
     try:
         for precision, expected in here.items():
             torch.testing.assert_close(logits(precision), expected, rtol=1e-3, atol=1e-3)
     finally:
-        native.load.cache_clear()
+        build.load.cache_clear()

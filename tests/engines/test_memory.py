@@ -7,10 +7,14 @@ import torch
 from tiny import sources, tiny_bart, tiny_t5
 
 from bild import BiLDConfig, BildError, BiLDModel, bild_generate, greedy_generate
-from bild.engines import make_engine, native
+from bild.engines import build, make_engine, t5_structs
+from bild.engines.t5_native import NativeSession, NativeStack
+from bild.engines.t5_structs import PRECISIONS
+from bild.engines.t5_weights import read_stack
 
+PARTS = ("encoder", "decoder")
 needs_compiler = pytest.mark.skipif(
-    native.find_compiler() is None, reason="no C++ compiler on this machine"
+    build.find_compiler() is None, reason="no C++ compiler on this machine"
 )
 COMPILED = [False, pytest.param(True, marks=needs_compiler)]
 ENGINES = [
@@ -81,7 +85,10 @@ def padded(source, left, right):
 
 @pytest.mark.parametrize(
     ("compiled", "precision"),
-    [(False, "float32"), *(pytest.param(True, p, marks=needs_compiler) for p in native.PRECISIONS)],
+    [
+        (False, "float32"),
+        *(pytest.param(True, p, marks=needs_compiler) for p in PRECISIONS),
+    ],
 )
 @pytest.mark.parametrize(("left", "right"), [(0, 5), (4, 0), (3, 17)])
 def test_a_padded_source_is_the_bare_one_to_the_last_bit(compiled, precision, left, right):
@@ -141,14 +148,13 @@ def test_the_plug_in_refuses_a_source_that_is_all_padding(make):
 @needs_compiler
 def test_the_machine_code_does_nothing_with_nothing():
     """Below all checks: no tokens, no source. It used to divide by their number."""
-    stack = make_engine(tiny(), "fast", compile=True).native
-    session = native.NativeSession(stack, 16)
-    session.begin(torch.empty(0, 32))
+    encoder, decoder = (NativeStack(read_stack(tiny(), p), "float32") for p in PARTS)
+    session = NativeSession(encoder, decoder)
+    session.begin(torch.empty(0, 32), 16)
     assert session.feed(0, []).shape == (0, 16)
     assert session.draft(0, [], 3, 0.0, ()) == ([], [], None)
     assert session.verify(0, [], [], 0) == ([], [], [])
-    struct = native._Model.from_buffer_copy(stack.struct)
-    stack.library.bild_t5_encode(struct, None, 0, 16, None, None, None)
+    encoder.library.bild_t5_encode(encoder.struct, None, 0, 16, None, None, None)
 
 
 @pytest.mark.parametrize("options", ENGINES)
@@ -162,8 +168,11 @@ def test_verify_refuses_drafted_ids_that_it_does_not_score(options, token):
 
 @needs_compiler
 def test_structures_are_measured_when_the_library_is_loaded(monkeypatch):
-    library = native.load()
-    native._declare(library)
-    monkeypatch.setattr(native, "MULTIPLE", 32)
+    t5_structs.load()
+    monkeypatch.setattr(t5_structs, "MAX_TOKENS", 32)
     with pytest.raises(AssertionError, match=r"t5\.cpp has .* Python"):
-        native._declare(library)
+        t5_structs.load()
+    monkeypatch.undo()
+    monkeypatch.setattr(t5_structs, "STRUCTURES", (t5_structs.CMatrix,) * 4)
+    with pytest.raises(AssertionError, match=r"t5\.cpp has .* Python"):
+        t5_structs.load()

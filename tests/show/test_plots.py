@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from commands import ROOT, run_here
+from records import run_record, search_record
 
 from bild import BildError
-from bild.evaluation.record import PublishedRuns, SearchRecord
+from bild.evaluation.record import PublishedRuns
 from bild.show.plots import STYLES, draw_folders, published_panel, published_sweeps, save
 from bild.tasks.registry import TASKS
 
@@ -32,29 +33,17 @@ def published(task: str) -> PublishedRuns:
     return PublishedRuns.load(RESULTS / "published" / f"{task}.json")
 
 
-def search_record(points, data, method="grid") -> SearchRecord:
-    """A search on given pairs: (fallback, rollback, score, speedup)."""
-    found = [
-        {
-            "fallback": fallback, "rollback": rollback, "samples": data["samples"],
-            "score": score, "speedup": speedup, "low": speedup - 0.1, "high": speedup + 0.1,
-        }
-        for fallback, rollback, score, speedup in points
-    ]  # fmt: skip
-    return SearchRecord(
-        config={"task": "demo", "mode": "unaligned", "data_file": None, "max_samples": None},
-        models={},
-        data=data,
-        env={},
-        search={"method": method, "speed": "forwards", "max_loss": 0.5, "percent": False},
-        costs={},
-        quality={"metric": "bleu", "vanilla": {"value": 20.0, "low": 19.0, "high": 21.0}},
-        points=found,
-        front=[0, len(found) - 1],
-        chosen=0,
-        spent={},
-        check=None,
-    )
+def own_records(folder: Path) -> Path:
+    """A folder of runs with both small models, at several thresholds."""
+    folder.mkdir(parents=True)
+    for mode, gain in (("unaligned", 0.0), ("aligned", 0.4)):
+        for fallback, rollback in ((0.2, 5), (0.4, 3), (0.6, 2)):
+            score, speedup = 28 + 2 * fallback + gain, 2 - fallback + gain
+            record = run_record(mode, fallback, rollback, score=score, speedup=speedup)
+            record.save(folder / f"run-{mode}-{fallback:g}-{rollback:g}.json")
+    lossless = run_record("aligned", 0.4, 0, score=30, speedup=1.1, variant="verified")
+    lossless.save(folder / "run-verified-0.4-0.json")
+    return folder
 
 
 # ------------------------------------------------------------------------------ the README's
@@ -68,7 +57,7 @@ def test_docs_show_what_the_records_say(monkeypatch, capsys, tmp_path):
     ).require_success()
     drawn = sorted(tmp_path.iterdir())
     assert [str(p) for p in drawn] == sorted(done.out.split())
-    assert {p.name for p in drawn} >= {"tradeoff.svg", "published.svg"}
+    assert {p.name for p in drawn} >= {"published.svg", "thresholds-iwslt2017.svg"}
     for path in drawn:
         kept = ROOT / "docs" / path.name
         assert path.stat().st_size < 150_000
@@ -78,22 +67,22 @@ def test_docs_show_what_the_records_say(monkeypatch, capsys, tmp_path):
 
 
 def test_own_records_are_drawn_with_thresholds_and_both_models_alone(tmp_path):
-    pictures = draw_folders([RESULTS / "demo"])
-    assert [p.name for p in pictures] == ["thresholds-demo", "tradeoff"]
+    (picture,) = draw_folders([own_records(tmp_path / "mine")])
+    assert picture.name == "tradeoff"
     for ending in ("svg", "png"):
-        save(pictures[1].figure, tmp_path / f"tradeoff.{ending}", pictures[1].title)
+        save(picture.figure, tmp_path / f"tradeoff.{ending}", picture.title)
     shown = texts(tmp_path / "tradeoff.svg")
     names = {STYLES[name].name for name in ("large", "small", "lossless", "unaligned", "aligned")}
     assert names <= set(shown)
-    for path in (RESULTS / "demo").glob("run*.json"):
+    for path in (tmp_path / "mine").glob("run*.json"):
         _, fallback, rollback = path.stem.removeprefix("run-").split("-")
         assert f"{fallback}, {rollback}" in shown
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_no_label_stands_on_another():
-    pictures = draw_folders([RESULTS / name for name in ("demo", "multi30k", "tatoeba")])
-    (figure,) = (p.figure for p in pictures if p.name == "tradeoff")
+def test_no_label_stands_on_another(tmp_path):
+    folders = [own_records(tmp_path / name) for name in ("one", "two", "three")]
+    (figure,) = (p.figure for p in draw_folders(folders) if p.name == "tradeoff")
     figure.draw_without_rendering()
     for place in figure.axes:
         boxes = [text.get_window_extent() for text in place.texts if text.get_text()]
@@ -114,9 +103,8 @@ def test_searches_are_drawn_as_front_and_heat_map(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     pairs = [(f / 10, r, 20 - f / 10 + r / 100, 1 + f / 10) for f in (1, 2, 3) for r in (1, 2, 3)]
-    data = {"sha256": "1", "samples": 50}
-    search_record(pairs, data).save(folder / "search-grid.json")
-    search_record(pairs[:2], data, "optuna").save(folder / "search.json")
+    search_record(pairs).save(folder / "search-grid.json")
+    search_record(pairs[:2], method="optuna").save(folder / "search.json")
     pictures = {p.name: p for p in draw_folders([folder])}
     assert list(pictures) == ["thresholds-mine", "tradeoff"]
     for picture in pictures.values():

@@ -1,58 +1,54 @@
-"""Tables: what they show, and that the README shows the records."""
+"""Tables: what they show, and that the pages show the records."""
 
-import importlib.util
+import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from commands import ROOT, script
+from records import environment, run_record
 
 from bild import BildError
-from bild.evaluation.record import RunRecord
 from bild.show.tables import published_table, results_table, run_table
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture
-def record():
-    return RunRecord.load(ROOT / "results/demo/run-unaligned-0.2-5.json")
-
-
-def test_run_table_shows_every_arm_with_its_interval(record):
+def test_run_table_shows_every_arm_with_its_interval():
+    record = run_record()
     text = run_table(record)
-    for arm, name in (("vanilla", "large alone"), ("small", "small alone"), ("bild", "BiLD")):
-        quality = record.quality[arm]
+    for kind, name in (("vanilla", "large alone"), ("small", "small alone"), ("bild", "BiLD")):
+        quality = record.arm(kind).quality["bleu"]
         assert name in text
-        assert f"{quality['value']:.2f} [{quality['low']:.2f}, {quality['high']:.2f}]" in text
-    assert f"{record.decoding['bild']['fallback_rate']:.1f} fallbacks" in text
+        assert f"{quality.value:.2f} [{quality.low:.2f}, {quality.high:.2f}]" in text
+    assert "1.50x [1.40, 1.60]" in text
+    assert "10.0 fallbacks, 2.5 rollbacks, 30.0 large forwards" in text
+    assert "intervals cover examples, within one run" in text
 
 
-def test_results_table_has_one_row_a_run_and_refuses_unlike_ones(record):
+def test_results_table_has_one_row_a_run_and_refuses_unlike_ones():
+    record = run_record()
     table = results_table([record, record])
     assert table.count("BiLD unaligned (") == 2
     assert table.count("large alone") == 1
     assert table.count("small alone") == 1
-    other = replace(record, data={**record.data, "sha256": "0"})
+    other = replace(record, data=replace(record.data, sha256="0"))
     with pytest.raises(BildError, match="data differ"):
         results_table([record, other])
+    with pytest.raises(BildError, match="threads differ, 2 / 1"):
+        results_table([record, replace(record, env=environment(threads=1))])
 
 
-def test_results_table_marks_the_best_and_names_what_was_run(record):
-    faster = replace(
-        record,
-        config={**record.config, "mode": "aligned"},
-        speed={**record.speed, "bild": {**record.speed["bild"], "speedup": {
-            "value": 9.0, "low": 8.0, "high": 10.0}}},
-        quality={**record.quality, "bild": {**record.quality["bild"], "value": 1.0}},
-    )  # fmt: skip
+def test_results_table_marks_the_best_and_names_what_was_run():
+    record = run_record(fallback=0.2, rollback=5)
+    faster = run_record("aligned", score=1.0, speedup=9.0)
     table = results_table([record, faster]).splitlines()
     unaligned, aligned = (line for line in table if line.startswith("| BiLD"))
     assert "unaligned (0.2, 5)" in unaligned
-    assert f"**{record.quality['bild']['value']:.2f} [" in unaligned
-    assert "**9.00x [8.00, 10.00]**" in aligned
+    assert "**29.00 [" in unaligned
+    assert "**9.00x [8.90, 9.10]**" in aligned
     assert "**1.00" not in aligned
-    assert f"engine {record.env['engine']}" in results_table([record])
+    footnote = results_table([record])
+    assert "engine fast, float32, compiled, 2 thread(s) of a processor x 2" in footnote
+    assert "intervals: examples, within one run" in footnote
 
 
 def test_published_rows_stand_with_their_thresholds():
@@ -62,27 +58,54 @@ def test_published_rows_stand_with_their_thresholds():
     assert published_table("demo", "unaligned") == ""
 
 
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "scripts/make_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.xfail(reason="a benchmark's arms still need torch to be named", strict=True)
+def test_tables_and_records_are_read_without_torch():
+    code = (
+        "import sys, bild.show.tables, bild.show.speed_tables, bild.evaluation.record\n"
+        f"sys.argv = ['make_tables.py', '--check']; sys.path.insert(0, {str(ROOT / 'scripts')!r})\n"
+        "import make_tables; make_tables.main()\n"
+        "print(*({'torch', 'transformers', 'datasets', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
 
 
-def test_readme_shows_what_the_records_say(script, monkeypatch):
+# ------------------------------------------------------------------------------ in pages
+
+
+def make_tables(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["make_tables.py", *map(str, arguments)])
+    script("make_tables").main()
+
+
+def test_pages_show_what_the_records_say(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--check"])
-    script.main()
+    make_tables(monkeypatch, "--check")
 
 
-def test_stale_readme_is_noticed(script, monkeypatch, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- results: demo -->\n| old |\n<!-- end -->\n")
-    arguments = ["--readme", str(readme), "--results", str(ROOT / "results")]
-    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--check", *arguments])
+def test_a_stale_page_is_noticed(monkeypatch, tmp_path):
+    page, results = tmp_path / "README.md", tmp_path / "results"
+    (results / "mine").mkdir(parents=True)
+    run_record().save(results / "mine" / "run.json")
+    page.write_text("before\n<!-- results: mine -->\n| old |\n<!-- end -->\nafter\n")
+    arguments = ("--pages", page, "--results", results)
     with pytest.raises(BildError, match="is not what the records say"):
-        script.main()
-    monkeypatch.setattr(sys, "argv", ["make_tables.py", *arguments])
-    script.main()
-    assert "large alone" in readme.read_text()
+        make_tables(monkeypatch, "--check", *arguments)
+    make_tables(monkeypatch, *arguments)
+    assert "large alone" in page.read_text()
+    assert page.read_text().startswith("before\n")
+    assert page.read_text().endswith("after\n")
+    make_tables(monkeypatch, "--check", *arguments)
+
+
+def test_rows_of_unlike_runs_never_share_a_table(monkeypatch, tmp_path):
+    page, results = tmp_path / "README.md", tmp_path / "results"
+    (results / "mine").mkdir(parents=True)
+    record = run_record()
+    record.save(results / "mine" / "run-1.json")
+    replace(record, env=environment(commit="e" * 40)).save(results / "mine" / "run-2.json")
+    page.write_text("<!-- results: mine -->\n<!-- end -->\n")
+    with pytest.raises(BildError, match="commits differ"):
+        make_tables(monkeypatch, "--pages", page, "--results", results)

@@ -50,13 +50,13 @@ def garden(monkeypatch, tmp_path):
 def test_a_task_of_one_entry_is_evaluated(garden, monkeypatch, capsys, tmp_path, mode):
     done = run_here(monkeypatch, capsys, "garden", mode, "--output-dir", tmp_path / "out")
     record = done.require_success().record()
-    assert (record.config["task"], record.models["large"]["id"]) == ("garden", "gardener/large")
-    assert record.data["origin"] == "$BILD_DATA_ROOT/garden/evening.jsonl"
-    assert record.quality["metric"] == "bleu"
+    assert (record.config.task, record.models.large.id) == ("garden", "gardener/large")
+    assert record.data.origin == "$BILD_DATA_ROOT/garden/evening.jsonl"
+    assert record.metric == "bleu"
     assert [(s["source"], s["reference"]) for s in done.samples()] == list(PAIRS[:4])
     assert all(len(a["tokens"]) <= 8 for s in done.samples() for a in s["arms"].values())
     if mode == "unaligned":
-        assert record.config["bild"]["fallback_threshold"] == 0.4
+        assert record.config.bild.fallback_threshold == 0.4
     assert "published" not in done.out
 
 

@@ -15,11 +15,13 @@ from toy import COSTS
 
 from bild import BildError
 from bild.config import SearchConfig
-from bild.evaluation.record import SearchRecord
-from bild.evaluation.run import ArmSample, SampleRecord
+from bild.evaluation.arms import ArmId
+from bild.evaluation.loop import ArmSample, Sample
+from bild.evaluation.record import arm_of
 from bild.generation.stats import DecodeStats
 from bild.tasks.registry import Thresholds
 from bild.tuning import search
+from bild.tuning.record import SearchRecord, Spent
 from bild.tuning.search import Search, grid, propose, sweep
 
 SMALL = SearchConfig(max_loss=2, fallbacks=(0.4, 0.8), rollbacks=(1, 3), budget=0.5)
@@ -32,7 +34,7 @@ def few_resamples(monkeypatch):
 
 def begin(oracle, folder, config):
     return Search(
-        oracle, len(oracle.examples), folder / "decoded", "bleu", config, COSTS, progress=False
+        oracle.arms, oracle.loop, folder / "decoded", "bleu", config, COSTS, progress=False
     )
 
 
@@ -144,9 +146,8 @@ def test_hopeless_and_slow_pairs_are_given_up_at_the_first_look(tmp_path):
 
 def test_price_counts_forwards_tokens_and_encoders():
     def sample(arm, **counts):
-        return SampleRecord(
-            0, "", "", 1, False, {arm: ArmSample("", [], 9.0, 9.0, DecodeStats(**counts))}
-        )
+        done = ArmSample("", [], 9.0, 9.0, DecodeStats(**counts))
+        return Sample(0, 0, "", "", 1, False, {ArmId(arm): done})
 
     alone = sample("vanilla", large_forwards=10, large_tokens_fed=10)
     pair = sample("bild", large_forwards=4, large_tokens_fed=12, small_forwards=9)
@@ -196,14 +197,14 @@ def test_the_command_searches_checks_and_says_what_to_run(command, tmp_path):
     done = command(*arguments, "--record", "search.json").require_success()
     record = SearchRecord.load(tmp_path / "search.json")
     chosen = record.points[record.chosen]
-    assert f"run_iwslt2017.sh aligned {chosen['fallback']:g} {chosen['rollback']:g}" in done.out
+    assert f"run_iwslt2017.sh aligned {chosen.fallback:g} {chosen.rollback:g}" in done.out
     assert "--variant verified" in done.out
-    assert chosen["speedup"] == max(p["speedup"] for p in record.points if p["samples"] == 8)
-    assert record.spent["with_pairs"] == sum(p["samples"] for p in record.points) <= 6 * 8
-    assert record.spent["large_alone"] == 8
-    assert record.data["samples"] == 8
-    assert record.check["data"]["samples"] == 4
-    assert record.check["speed"]["bild"]["speedup"]["value"] > 0
+    assert chosen.speedup == max(p.speedup for p in record.points if p.samples == 8)
+    assert record.spent.with_pairs == sum(p.samples for p in record.points) <= 6 * 8
+    assert record.spent.large_alone == 8
+    assert record.data.samples == 8
+    assert record.check.data.samples == 4
+    assert arm_of(record.check.arms, "bild").speed.speedup.value > 0
     assert min(record.costs[n] for n in record.costs if n != "large_token") > 0
 
     decoded = {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
@@ -213,10 +214,13 @@ def test_the_command_searches_checks_and_says_what_to_run(command, tmp_path):
 
     # What the search decoded with the chosen pair is what the launcher's script decodes with it.
     (folder,) = (tmp_path / "out" / "iwslt2017").glob("search-*")
-    name = f"{chosen['fallback']:g}-{chosen['rollback']:g}.jsonl"
+    name = f"{chosen.fallback:g}-{chosen.rollback:g}.jsonl"
     (checked,) = folder.glob("check/*/*/samples.jsonl")
     texts = [
-        {s["source"]: s["arms"]["bild"]["tokens"] for s in map(json.loads, path.open())}
+        {
+            s["source"]: next(a["tokens"] for n, a in s["arms"].items() if n.startswith("bild"))
+            for s in map(json.loads, path.open())
+        }
         for path in (folder / "decoded" / name, checked)
     ]
     assert len(texts[1]) == 4
@@ -230,10 +234,11 @@ def test_measured_grid_times_the_large_model_beside_every_example(command):
     record = SearchRecord.load(done.path)
     assert record.costs is None
     assert len(record.points) == 6
-    assert record.spent == {"with_pairs": 24, "large_alone": 28, "grid_with_pairs": 24}
+    assert record.spent == Spent(with_pairs=24, large_alone=28, grid_with_pairs=24)
     (path, *_) = (done.path.parent / "decoded").glob("0.*.jsonl")
     arms = [json.loads(line)["arms"] for line in path.open()]
-    assert [list(a) for a in arms] == [["vanilla", "bild"]] * 4
+    kinds = [[name.split("-")[0] for name in a] for a in arms]
+    assert kinds == [["vanilla", "bild"]] * 4
 
 
 def test_bad_loss_is_refused_before_anything_is_loaded(command):

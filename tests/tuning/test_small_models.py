@@ -15,16 +15,19 @@ from toy import COSTS
 from transformers import AutoTokenizer
 
 from bild import BiLDConfig, BildError, BiLDModel
+from bild.checkpoints.loading import load_model
 from bild.config import EvalConfig, GridConfig
 from bild.evaluation import run as evaluation
-from bild.evaluation.record import SmallModelsRecord
+from bild.evaluation.own import OwnArm
+from bild.evaluation.record import Interval
 from bild.show.plots import draw_folders, save
 from bild.show.tables import small_models_table
 from bild.tasks import metrics
 from bild.tasks.registry import TASKS, Thresholds
 from bild.tasks.sources import locate
 from bild.tuning import small_models
-from bild.tuning.small_models import GOALS, Point, RollbackRow, choose
+from bild.tuning.record import Chosen, GridPoint, SmallModelsRecord
+from bild.tuning.small_models import GOALS, RollbackArm, RollbackRow, choose
 
 TASK = TASKS["iwslt2017"]
 SPLITS = {"validation": PAIRS[:5], "test": PAIRS[5:]}
@@ -36,7 +39,7 @@ LENGTH = 6
 
 
 def point(loss, speedup, fallback=0.5):
-    return Point(fallback, 2.0, {}, loss, speedup, 0.0, 0.0, 0.0)
+    return GridPoint(fallback, 2.0, {}, loss, speedup, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def command(mirror, monkeypatch, capsys, tmp_path):
         write(tmp_path / f"{name}.jsonl", pairs, "de", "en")
     monkeypatch.setattr(small_models, "measure_costs", lambda works, _: [COSTS] * len(works))
     return partial(
-        run_here, monkeypatch, capsys, "iwslt2017", "--max-new-tokens", LENGTH,
+        run_here, monkeypatch, capsys, "iwslt2017", "--max-new-tokens", LENGTH, "--warmup", 0,
         "--data-file", "validation.jsonl", "--test-file", "test.jsonl",
         "--small", f"unaligned={TASK.small}", f"control={TASK.small}", f"aligned={TASK.aligned}",
         "--fallbacks", 0.5, 0.8, "--rollbacks", 1, 3, name="compare_small_models",
@@ -95,23 +98,26 @@ def loaded(done):
 def decoded(monkeypatch):
     """A list that grows with every example decoded by an arm; `stop` raises at that length."""
     counted = []
-    original = evaluation._decode
-
-    def decode(*args):
-        if len(counted) == counted_until[0]:
-            raise KeyboardInterrupt
-        counted.append(1)
-        return original(*args)
-
     counted_until = [None]
-    monkeypatch.setattr(evaluation, "_decode", decode)
+
+    def counting(original):
+        def run(arm, case):
+            if len(counted) == counted_until[0]:
+                raise KeyboardInterrupt
+            counted.append(1)
+            return original(arm, case)
+
+        return run
+
+    for kind in (OwnArm, RollbackArm):
+        monkeypatch.setattr(kind, "run", counting(kind.run))
     return counted, counted_until
 
 
 def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
     record = loaded(command("--record", "small-models.json"))
     assert SmallModelsRecord.load(tmp_path / "small-models.json") == record
-    timed = [name for name in record.decoding if name.startswith("bild ")]
+    timed = {(a.id.label, a.id.thresholds): a for a in record.arms if a.id.kind == "bild"}
     arms = 1 + 3 + len(timed)
     # The large model once, and "control", which is the same model as "unaligned", not at all.
     assert len(decoded[0]) == 8 * (1 + 2 * len(GRID)) + 3 * arms
@@ -128,7 +134,7 @@ def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
             large = metrics.score("bleu", [text(pair.greedy(**s, **options)) for s in sources],
                                   references).value  # fmt: skip
             assert record.large[split] == {"bleu": large}
-            points = {(p["fallback"], p["rollback"]): p for p in record.sweeps[label][split]}
+            points = {(p.fallback, p.rollback): p for p in record.sweeps[label][split]}
             assert list(points) == GRID
             for thresholds, p in points.items():
                 outputs = [
@@ -136,46 +142,41 @@ def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
                     for s in sources
                 ]
                 score = metrics.score("bleu", [text(o) for o in outputs], references).value
-                assert p["scores"] == {"bleu": score}
-                assert p["loss"] == large - score
+                assert p.scores == {"bleu": score}
+                assert p.loss == large - score
                 forwards = sum(o.stats.large_forwards for o in outputs)
                 tokens = sum(o.stats.generated_tokens for o in outputs)
-                assert p["large_forward_rate"] == pytest.approx(100 * forwards / tokens)
-                arm = f"bild {label} {thresholds[0]:g} {thresholds[1]:g}"
-                if split == "test" and arm in timed:
-                    assert record.quality["bleu"][arm]["value"] == score
-                    assert record.decoding[arm]["large_forwards"] == forwards
+                assert p.large_forward_rate == pytest.approx(100 * forwards / tokens)
+                arm = timed.get((label, Thresholds(*thresholds)))
+                if split == "test" and arm is not None:
+                    assert arm.quality["bleu"].value == score
+                    assert arm.stats.large_forwards == forwards
     assert record.sweeps["control"] == record.sweeps["unaligned"]
     for label, points in record.sweeps.items():
         for goal, allowed in GOALS.items():
             at = record.chosen[label][goal]
-            kept = [p for p in points["validation"] if p["loss"] <= allowed]
-            assert at["met"] == bool(kept)
+            kept = [p for p in points["validation"] if p.loss <= allowed]
+            pair = Thresholds(at.fallback, at.rollback)
+            assert at.met == bool(kept)
             if kept:
-                best = max(p["speedup"] for p in kept)
-                assert best in [
-                    p["speedup"]
-                    for p in kept
-                    if (p["fallback"], p["rollback"]) == (at["fallback"], at["rollback"])
-                ]
-            assert f"bild {label} {at['fallback']:g} {at['rollback']:g}" in timed
-    assert [(d["goal"], d["model"], d["against"]) for d in record.differences] == [
+                best = max(p.speedup for p in kept)
+                assert best in [p.speedup for p in kept if p.pair == pair]
+            assert (label, pair) in timed
+    assert [(d.goal, d.model, d.against) for d in record.differences] == [
         (goal, "aligned", other)
         for goal in ("small alone", *GOALS)
         for other in ("unaligned", "control")
     ]
-    alone = record.quality["bleu"]
-    assert record.differences[0]["quality"]["bleu"]["value"] == pytest.approx(
-        alone["small aligned"]["value"] - alone["small unaligned"]["value"]
-    )
-    assert (record.data["validation"]["samples"], record.data["test"]["samples"]) == (5, 3)
-    assert record.env["engine"].startswith("fast, float32")
+    alone = [record.arm("small", label=n).quality["bleu"].value for n in ("aligned", "unaligned")]
+    assert record.differences[0].quality["bleu"].value == pytest.approx(alone[0] - alone[1])
+    assert (record.validation.samples, record.data.samples) == (5, 3)
+    assert record.arm("vanilla").built.startswith("fast, float32")
 
 
 def test_stopped_anywhere_it_goes_on_and_decodes_nothing_twice(command, tmp_path, decoded):
     counted, until = decoded
     whole = loaded(command("--output-dir", "whole"))
-    total, arms = len(counted), len(whole.decoding)
+    total, arms = len(counted), len(whole.arms)
     # In the large model alone, in the grids of both splits, within the arms of a timed example.
     stops = [3, 20, 47, 66, total - arms - 2]
     assert stops == sorted(stops)
@@ -194,12 +195,14 @@ def test_stopped_anywhere_it_goes_on_and_decodes_nothing_twice(command, tmp_path
     resumed = loaded(command("--output-dir", "stopped"))
     timed_again = len(counted) - total
     assert 0 < timed_again < arms  # only the example that was being timed
-    for name in ("sweeps", "chosen", "large", "models", "data", "quality", "decoding"):
+    for name in ("sweeps", "chosen", "large", "models", "data", "validation"):
         assert getattr(resumed, name) == getattr(whole, name), name
+    for ours, theirs in zip(resumed.arms, whole.arms, strict=True):
+        assert (ours.id, ours.quality, ours.stats) == (theirs.id, theirs.quality, theirs.stats)
 
     before = len(counted)
     again = command("--output-dir", "stopped")
-    assert loaded(again).speed == resumed.speed
+    assert [a.speed for a in loaded(again).arms] == [a.speed for a in resumed.arms]
     assert len(counted) == before
     # A wider grid decodes what is new.
     command("--output-dir", "stopped", "--rollbacks", 1, 3, 6).require_success()
@@ -218,14 +221,18 @@ def test_api_is_scored_by_both_of_its_metrics(mirror, monkeypatch, capsys, tmp_p
         "--fallbacks", 0.5, "--rollbacks", 2, name="compare_small_models",
     )  # fmt: skip
     record = loaded(done)
-    assert list(record.quality) == list(record.large["test"]) == ["bleu", "rougeL"]
+    assert list(record.metrics) == list(record.large["test"]) == ["bleu", "rougeL"]
     (p,) = record.sweeps["unaligned"]["validation"]
-    assert p["loss"] == record.large["validation"]["bleu"] - p["scores"]["bleu"]
-    assert record.differences == []
+    assert p.loss == record.large["validation"]["bleu"] - p.scores["bleu"]
+    assert record.differences == ()
     assert "BLEU [95 %]" in done.out
     assert "ROUGE-L [95 %]" in done.out
     # One pair is both operating points, and is timed once.
-    assert list(record.speed)[2:] == ["vanilla", "small unaligned", "bild unaligned 0.5 2"]
+    assert [(a.id.kind, a.id.label, a.id.thresholds) for a in record.arms] == [
+        ("vanilla", "", None),
+        ("small", "unaligned", None),
+        ("bild", "unaligned", Thresholds(0.5, 2)),
+    ]
     assert min(v for n, v in record.costs["unaligned"].items() if n != "large_token") > 0
 
 
@@ -251,7 +258,7 @@ def test_bad_input_is_refused_with_one_sentence(command, arguments, message):
 
 def test_a_pair_with_another_small_model_shares_the_large_one(command, mirror):
     first = BiLDModel.from_pretrained(TASK.large, TASK.small)
-    aligned = evaluation.load_model(TASK.aligned, torch.float32, "cpu")
+    aligned = load_model(TASK.aligned, torch.float32, "cpu")
     second = first.with_small(aligned)
     assert second.engine is first.engine
     assert second.small is aligned
@@ -278,21 +285,21 @@ def test_only_thresholds_that_matter_are_decoded(command, monkeypatch):
             data_file="validation.jsonl",
         )  # fmt: skip
         work = evaluation.prepare(config, locate(config))
-        sources = [evaluation.tokenize(work, example)[0] for example in work.data.examples]
+        cases = [item.case for item in work.loop().items]
         row, outcomes = RollbackRow(), set()
         for rollback in rollbacks:
             pair = work.with_thresholds(Thresholds(0.5, rollback))
-            plain = evaluation.make_arms(pair)["bild"]
-            expected = [plain(source) for source in sources]
+            plain = OwnArm("bild", pair.runner, pair.config.bild)
+            expected = [plain.run(case) for case in cases]
             monkeypatch.setattr(BiLDModel, "generate", counted)
-            decoded = [row.arm(pair)(source) for source in sources]
+            decoded = [row.arm(pair).run(case) for case in cases]
             monkeypatch.setattr(BiLDModel, "generate", generate)
             for ours, theirs in zip(decoded, expected, strict=True):
-                assert torch.equal(ours.sequences, theirs.sequences)
+                assert ours.tokens == theirs.tokens
                 assert ours.stats == theirs.stats
-            outcomes.add(tuple(tuple(o.sequences[0].tolist()) for o in decoded))
+            outcomes.add(tuple(tuple(o.tokens) for o in decoded))
         assert len(outcomes) > 2  # the thresholds do matter
-    assert len(calls) < 0.8 * 3 * len(rollbacks) * len(sources)
+    assert len(calls) < 0.8 * 3 * len(rollbacks) * len(cases)
 
 
 # ------------------------------------------------------------------------------ shown
@@ -300,30 +307,25 @@ def test_only_thresholds_that_matter_are_decoded(command, monkeypatch):
 
 def test_tables_and_picture_show_the_record(command, monkeypatch, tmp_path):
     record = loaded(command("--record", "results/mine/small-models.json"))
-    point = {"fallback": 0.5, "rollback": 1.0, "met": True}
-    other = {"fallback": 0.8, "rollback": 3.0, "met": False}
-    figures = {"bild aligned 0.5 1": (30.0, 1.5), "bild unaligned 0.8 3": (20.0, 2.5)}
-
-    def arms(of, change):
-        known = of["vanilla"], next(v for k, v in of.items() if k.startswith("bild"))
-        return {
-            "vanilla": known[0],
-            **{k: v for k, v in of.items() if k.startswith("small")},
-            **{k: change(known[1], *f) for k, f in figures.items()},
-        }
-
+    point, other = Chosen(0.5, 1.0, True), Chosen(0.8, 3.0, False)
+    figures = {("aligned", 0.5, 1.0): (30.0, 1.5), ("unaligned", 0.8, 3.0): (20.0, 2.5)}
+    known = next(a for a in record.arms if a.id.kind == "bild")
+    pairs = [
+        replace(
+            known,
+            id=replace(known.id, label=label, thresholds=Thresholds(*pair)),
+            quality={"bleu": replace(known.quality["bleu"], value=score)},
+            speed=replace(known.speed, speedup=Interval(speed, speed - 0.1, speed + 0.1)),
+        )
+        for (label, *pair), (score, speed) in figures.items()
+    ]
     shown = replace(
         record,
         chosen={
-            "unaligned": {"no loss": other, "one point": {**other, "met": True}},
+            "unaligned": {"no loss": other, "one point": replace(other, met=True)},
             "aligned": {"no loss": point, "one point": point},
         },
-        quality={"bleu": arms(record.quality["bleu"], lambda of, q, _: {**of, "value": q})},
-        speed=arms(
-            record.speed,
-            lambda of, _, s: {**of, "speedup": {"value": s, "low": s - 0.1, "high": s + 0.1}},
-        ),
-        decoding=arms(record.decoding, lambda of, *_: of),
+        arms=(*(a for a in record.arms if a.id.kind != "bild"), *pairs),
     )
     lines = small_models_table(shown).splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
@@ -353,5 +355,5 @@ def test_tables_and_picture_show_the_record(command, monkeypatch, tmp_path):
     for label, splits in record.sweeps.items():
         assert f"{label} (large alone" in svg
         for p in splits["test"]:
-            assert f"{p['scores']['bleu']:.1f}" in svg
-            assert f"{p['speedup']:.2f}" in svg
+            assert f"{p.scores['bleu']:.1f}" in svg
+            assert f"{p.speedup:.2f}" in svg

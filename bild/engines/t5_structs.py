@@ -1,0 +1,104 @@
+"""The structures and functions of `native/t5.cpp`, as ctypes has them."""
+
+from __future__ import annotations
+
+import ctypes
+
+from bild.engines import build
+
+PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}
+ACTIVATIONS = {"relu": 0, "gelu_new": 1, "gelu": 2, "silu": 3}
+MULTIPLE = 16  # of widths and positions
+MAX_TOKENS = 16  # of one forward; longer feeds go in pieces
+
+Int, Float, Double, Pointer = ctypes.c_int32, ctypes.c_float, ctypes.c_double, ctypes.c_void_p
+
+
+class CMatrix(ctypes.Structure):
+    _fields_ = (
+        *((n, Pointer) for n in ("data", "scales", "sums")),
+        *((n, Int) for n in ("type", "columns")),
+    )
+
+
+class CAttention(ctypes.Structure):
+    _fields_ = (("norm", Pointer), *((n, CMatrix) for n in "qkvo"))
+
+
+class CFeedForward(ctypes.Structure):
+    _fields_ = (("norm", Pointer), *((n, CMatrix) for n in ("into", "gate", "out")))
+
+
+class CLayer(ctypes.Structure):
+    _fields_ = (
+        ("own", CAttention),
+        ("cross", CAttention),
+        ("feed", CFeedForward),
+        ("bias", Pointer),
+    )
+
+
+class CModel(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(CLayer)),
+        *((n, Int) for n in ("layer_count", "width", "heads", "head_width", "feed_width")),
+        *((n, Int) for n in ("vocabulary", "activation", "threads")),
+        ("epsilon", Float),
+        ("output_scale", Float),
+        ("final_norm", Pointer),
+        ("embedding", CMatrix),
+        ("head", CMatrix),
+    )
+
+
+class CSession(ctypes.Structure):
+    _fields_ = (
+        *((n, Int) for n in ("capacity", "length", "source", "source_stride", "cross_type")),
+        *((n, Pointer) for n in ("keys", "values", "cross_keys", "cross_values")),
+        *((n, Pointer) for n in ("logits", "scratch")),
+    )
+
+
+STRUCTURES = (CMatrix, CLayer, CModel, CSession)
+
+
+def load() -> ctypes.CDLL:
+    """The compiled functions, with the types of their arguments.
+
+    Raises:
+        BildError: as `build.load`.
+    """
+    calls = build.load().calls
+    model, session = ctypes.POINTER(CModel), ctypes.POINTER(CSession)
+    calls.bild_t5_layout.argtypes = (ctypes.POINTER(Int),)
+    calls.bild_t5_layout.restype = None
+    _check_layout(calls)
+    calls.bild_t5_scratch_floats.argtypes = (model, session)
+    calls.bild_t5_scratch_floats.restype = ctypes.c_int64
+    calls.bild_t5_encode_floats.argtypes = (model, Int, Int)
+    calls.bild_t5_encode_floats.restype = ctypes.c_int64
+    calls.bild_t5_encode.argtypes = (model, Pointer, Int, Int, *(Pointer,) * 3)
+    calls.bild_t5_encode.restype = None
+    calls.bild_t5_begin.argtypes = (model, session, Pointer)
+    calls.bild_t5_begin.restype = None
+    calls.bild_t5_feed.argtypes = (model, session, Pointer, Int, Pointer)
+    calls.bild_t5_feed.restype = None
+    calls.bild_t5_draft.argtypes = (
+        *(model, session, Pointer, Int, Int, Double),
+        *(Pointer, Int, Pointer, Pointer, Pointer),
+    )
+    calls.bild_t5_draft.restype = Int
+    calls.bild_t5_verify.argtypes = (
+        *(model, session, Pointer, Int, Pointer, Int, Int),
+        *(Pointer, Pointer, Pointer),
+    )
+    calls.bild_t5_verify.restype = None
+    return calls
+
+
+def _check_layout(calls: ctypes.CDLL) -> None:
+    """Both sides must have the same structures and limits, or one overwrites the other's memory."""
+    theirs = (Int * (len(STRUCTURES) + 2))()
+    calls.bild_t5_layout(theirs)
+    ours = [*map(ctypes.sizeof, STRUCTURES), MULTIPLE, MAX_TOKENS]
+    assert theirs[:] == ours, f"t5.cpp has {theirs[:]}, Python {ours}"

@@ -1,0 +1,133 @@
+"""The folder of a run: begun, stopped and gone on with, finished, reported.
+
+A run is finished when its run.json is there, and reported when its result has been shown: one that
+was cut off in between is reported by the next call, not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bild.files import as_read, leaves, write_atomically, write_json, writing
+
+UNREPORTED = "unreported"  # lies in a run's folder until its result has been shown
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two runs the same; both are JSON values.
+
+    Attributes:
+        work: all that decides the outputs.
+        place: all that decides how long they take: machine, threads, engine, versions, commit.
+    """
+
+    work: dict[str, Any]
+    place: dict[str, Any]
+
+    def difference(self, other: Mapping[str, Any]) -> str:
+        """Where another place differs from this one, as "threads 1, not 2"; empty where nowhere."""
+        own, theirs = (dict(leaves(as_read(place))) for place in (self.place, other))
+        for name in dict.fromkeys([*own, *theirs]):
+            if own.get(name) != theirs.get(name):
+                return f"{' '.join(name)} {theirs.get(name)!r}, not {own.get(name)!r}"
+        return ""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's own folder, locked by this process.
+
+    Attributes:
+        path: the folder.
+        finished: its run.json is there, but was never shown to anybody.
+    """
+
+    path: Path
+    finished: bool
+
+    def reported(self) -> None:
+        """Its result has been shown: the same work starts anew the next time."""
+        (self.path / UNREPORTED).unlink(missing_ok=True)
+
+
+@contextmanager
+def open_run(folder: Path, identity: Identity) -> Iterator[RunFolder]:
+    """A run's own folder within `folder`, locked until the block ends.
+
+    One of the same identity that has not been finished and reported, or a new one. Where one was
+    begun elsewhere (on other threads, by another commit, ...) it is left alone and named.
+
+    Args:
+        folder: of the runs of a task.
+        identity: of this run.
+    """
+    for candidate in sorted(folder.glob("*/identity")):
+        known = _identity(candidate)
+        if known is None or known["work"] != as_read(identity.work):
+            continue
+        run = candidate.parent
+        lock = _locked(run)
+        if lock is None:
+            continue
+        try:
+            finished = (run / "run.json").exists()
+            if finished and not (run / UNREPORTED).exists():
+                continue
+            difference = identity.difference(known["place"])
+            if not difference:
+                yield RunFolder(run, finished)
+                return
+            if not finished:
+                print(
+                    f"{run} was begun with {difference}: it stays as it is, and a new run begins",
+                    file=sys.stderr,
+                )
+        finally:
+            lock.release()
+    run = _new_folder(folder)
+    with FileLock(run / "lock"):
+        write_atomically(run / UNREPORTED, "")
+        write_json(run / "identity", {"work": identity.work, "place": identity.place})
+        yield RunFolder(run, finished=False)
+
+
+def _new_folder(folder: Path) -> Path:
+    """A folder named by the time of day."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
+            with suppress(FileExistsError):
+                (folder / name).mkdir()
+                return folder / name
+    raise AssertionError("there is always another number")
+
+
+def _locked(run: Path) -> FileLock | None:
+    """A run's lock; None while another process has it."""
+    lock = FileLock(run / "lock", blocking=False)
+    try:
+        lock.acquire()
+    except (Timeout, OSError):
+        return None
+    return lock
+
+
+def _identity(path: Path) -> dict[str, Any] | None:
+    """The identity in a file; None for one that this version has not written."""
+    try:
+        known = json.loads(path.read_bytes().decode("utf-8"))
+        return known if {"work", "place"} <= known.keys() else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None

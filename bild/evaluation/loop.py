@@ -1,0 +1,350 @@
+"""The one loop over examples: every example decoded by each arm in turn, timed, written down.
+
+For each example the arms run one after the other in one process, in a random order that the seed
+fixes, so that a noisy or shared machine slows them alike. Timed is decoding alone, all encoders
+included. Every finished example is a line of samples.jsonl at once; a run that was stopped goes on
+there, and whatever the file says that is not of this run is refused by its line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bild.errors import BildError, first_line
+from bild.evaluation.arms import Arm, ArmId, Case
+from bild.evaluation.codec import decode as decode_json
+from bild.evaluation.folder import Identity, open_run
+from bild.evaluation.record import Record
+from bild.files import append_lines, as_json, check_writable, read_lines
+from bild.generation.stats import DecodeStats
+
+EXCLUDED_FROM_TIME = ("loading", "tokenization", "detokenization", "scoring", "warm-up")
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example.
+
+    Attributes:
+        source: its text, or what else it is called.
+        reference: what should come out, where that is known.
+        case: what is decoded.
+        truncated: the source was longer than what is decoded.
+    """
+
+    source: str
+    reference: str | None
+    case: Case
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class ArmSample:
+    """One example under one arm; as `Outcome`, with its text where there is a tokenizer."""
+
+    text: str | None
+    tokens: list[int]
+    seconds: float
+    encoder_seconds: float | None
+    stats: DecodeStats | None
+
+    @property
+    def did(self) -> DecodeStats:
+        """What happened, where the arm is one of ours."""
+        assert self.stats is not None
+        return self.stats
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example under all arms: a line of samples.jsonl.
+
+    Attributes:
+        index: of the example.
+        run: pass over the examples, from 0.
+        source, reference: as of `Item`.
+        source_tokens: of what was decoded.
+        truncated: as of `Item`.
+        arms: what they did.
+        failed: arms that could not, and why; they stay out from then on.
+        warmup_seconds: on the first line of a process: what the untimed examples took each arm.
+        beside: what else was measured with this example.
+    """
+
+    index: int
+    run: int
+    source: str
+    reference: str | None
+    source_tokens: int
+    truncated: bool
+    arms: dict[ArmId, ArmSample]
+    failed: dict[ArmId, str] = field(default_factory=dict)
+    warmup_seconds: dict[ArmId, float] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
+
+    BY_ARM = ("arms", "failed", "warmup_seconds")
+
+    def of(self, kind: str) -> ArmSample:
+        """What the first arm of this kind did."""
+        return next(done for arm, done in self.arms.items() if arm.kind == kind)
+
+    def to_json(self) -> str:
+        """A line; arms by name."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        for name in self.BY_ARM:
+            fields[name] = {str(arm): v for arm, v in fields[name].items()}
+        fields["arms"] = {name: asdict(arm) for name, arm in fields["arms"].items()}
+        return as_json(fields)
+
+    @classmethod
+    def from_json(cls, line: str, ids: Mapping[str, ArmId]) -> Sample:
+        """The inverse of `to_json`; `ids` are the arms by name."""
+        content = json.loads(line)
+        sample = decode_json(_Line, content)
+        unknown = [n for part in cls.BY_ARM for n in getattr(sample, part) if n not in ids]
+        if unknown:
+            raise BildError(f"the arm {unknown[0]!r} is not one of this run")
+        fields = {name: getattr(sample, name) for name in cls.__dataclass_fields__}
+        for name in cls.BY_ARM:
+            fields[name] = {ids[arm]: v for arm, v in fields[name].items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A `Sample` as JSON has it: its arms by name."""
+
+    index: int
+    run: int
+    source: str
+    reference: str | None
+    source_tokens: int
+    truncated: bool
+    arms: dict[str, ArmSample]
+    failed: dict[str, str]
+    warmup_seconds: dict[str, float]
+    beside: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------ the loop
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How examples are gone through.
+
+    Attributes:
+        items: the examples.
+        warmup: untimed examples before the first.
+        runs: passes over the examples.
+        seed: of the order of arms.
+        to_text: makes text of output tokens; None where nobody reads it.
+        beside: measures something else with each example, when its arms have run.
+        may_fail: an arm that raises stays out from then on, instead of ending the run.
+    """
+
+    items: Sequence[Item]
+    warmup: int = 0
+    runs: int = 1
+    seed: int = 0
+    to_text: Callable[[list[int]], str] | None = None
+    beside: Callable[[Item], dict[str, Any]] | None = None
+    may_fail: bool = False
+
+    @property
+    def total(self) -> int:
+        """Lines of a finished run."""
+        return len(self.items) * self.runs
+
+
+def order(count: int, number: int, seed: int) -> list[int]:
+    """The order of `count` arms for the line of this number: random, and fair.
+
+    In each `count` lines in a row, from a multiple of it on, every arm has every place once.
+    """
+    block, turn = divmod(number, count)
+    drawn = np.random.default_rng([seed, count, block]).permutation(count)
+    return [int(i) for i in np.roll(drawn, -turn)]
+
+
+def samples(
+    arms: Sequence[Arm], loop: Loop, path: Path, failed: Mapping[ArmId, str] | None = None
+) -> Iterator[Sample]:
+    """The examples in samples.jsonl, then those decoded from there on, each written down at once.
+
+    Args:
+        arms: each with an id of its own.
+        loop: the examples, and how they are gone through.
+        path: the file, made where it is missing.
+        failed: arms that stay out, and why.
+
+    Raises:
+        BildError: as `read_samples`; whatever an arm raises.
+    """
+    failed = {} if failed is None else failed
+    known = read_samples(path, [*(arm.id for arm in arms), *failed], loop)
+    yield from known
+    fresh = decode(arms, loop, len(known), failed)
+    yield from append_lines(path, fresh, Sample.to_json)
+
+
+def decode(
+    arms: Sequence[Arm], loop: Loop, start: int = 0, failed: Mapping[ArmId, str] | None = None
+) -> Iterator[Sample]:
+    """Decode from a line's number on. Arguments as `samples`."""
+    if start >= loop.total:
+        return
+    running = {arm.id: arm for arm in arms}
+    assert len(running) == len(arms), "two arms have one id"
+    out = {} if failed is None else dict(failed)
+    ids = list(running)
+    warmup_seconds = _warm_up(running, loop, out)
+    for number in range(start, loop.total):
+        run, index = divmod(number, len(loop.items))
+        item = loop.items[index]
+        done: dict[ArmId, ArmSample] = {}
+        for place in order(len(ids), number, loop.seed):
+            if ids[place] in running:
+                sample = _try(running, ids[place], item, loop, out)
+                if sample is not None:
+                    done[ids[place]] = sample
+        if not running:
+            reasons = "; ".join(f"{arm}: {why}" for arm, why in out.items())
+            raise BildError(f"no arm can run: {reasons}")
+        yield Sample(
+            index=index,
+            run=run,
+            source=item.source,
+            reference=item.reference,
+            source_tokens=item.case.input_ids.shape[1],
+            truncated=item.truncated,
+            arms={arm: done[arm] for arm in ids if arm in done},
+            failed=dict(out),
+            warmup_seconds=warmup_seconds,
+            beside={} if loop.beside is None else loop.beside(item),
+        )
+        warmup_seconds = {}
+
+
+def _warm_up(running: dict[ArmId, Arm], loop: Loop, failed: dict[ArmId, str]) -> dict[ArmId, float]:
+    seconds = {}
+    for arm in list(running):
+        start = time.perf_counter()
+        for item in loop.items[: loop.warmup]:
+            if arm in running:
+                _try(running, arm, item, loop, failed)
+        seconds[arm] = time.perf_counter() - start
+    return seconds
+
+
+def _try(
+    running: dict[ArmId, Arm], arm: ArmId, item: Item, loop: Loop, failed: dict[ArmId, str]
+) -> ArmSample | None:
+    """What an arm does with an example; None where it fails and may."""
+    try:
+        outcome = running[arm].run(item.case)
+    except Exception as error:  # whatever an engine may raise
+        if not loop.may_fail:
+            raise
+        failed[arm] = reason(error)
+        del running[arm]
+        return None
+    text = None if loop.to_text is None else loop.to_text(outcome.tokens)
+    return ArmSample(text, outcome.tokens, outcome.seconds, outcome.encoder_seconds, outcome.stats)
+
+
+def reason(error: Exception) -> str:
+    """Why an arm failed, in a line."""
+    line = first_line(error)
+    named = isinstance(error, BildError) or line == type(error).__name__
+    return line if named else f"{type(error).__name__}: {line}"
+
+
+def read_samples(path: Path, ids: Sequence[ArmId], loop: Loop) -> list[Sample]:
+    """The examples in samples.jsonl, checked against the data; nothing is written.
+
+    Args:
+        path: the file; no examples where it is missing.
+        ids: of the run's arms.
+        loop: of the run.
+
+    Raises:
+        BildError: a line that is doubled, missing, of another example or of another version.
+    """
+    by_name = {str(arm): arm for arm in ids}
+    known = read_lines(path, lambda line: Sample.from_json(line, by_name))
+    for number, sample in enumerate(known):
+        line = f"{path}, line {number + 1}"
+        if number >= loop.total:
+            raise BildError(f"{line} is one too many: there are {loop.total} examples to decode")
+        run, index = divmod(number, len(loop.items))
+        if (sample.run, sample.index) != (run, index):
+            raise BildError(
+                f"{line} holds example {sample.index} of pass {sample.run} where example {index} "
+                f"of pass {run} belongs: lines are missing, doubled or swapped; move the file "
+                "away to start anew"
+            )
+        item = loop.items[index]
+        for what in ("source", "reference"):
+            if getattr(sample, what) != getattr(item, what):
+                raise BildError(
+                    f"{line} has another {what} than example {index} of the data; move the file "
+                    "away to start anew"
+                )
+        missing = [arm for arm in ids if arm not in sample.arms and arm not in sample.failed]
+        if missing:
+            raise BildError(f"{line} lacks the arm {str(missing[0])!r}; move the file away")
+    return known
+
+
+# ------------------------------------------------------------------------------ a run in its folder
+
+
+def run_in_folder(
+    folder: Path,
+    identity: Identity,
+    kind: type[R],
+    decode_into: Callable[[Path], Iterator[Sample]],
+    summarize: Callable[[list[Sample]], R],
+    report: Callable[[R, list[Sample], Path], None] | None = None,
+) -> tuple[R, Path]:
+    """A run in a new folder of `folder`, or in an unfinished one of the same identity.
+
+    One that was finished but never reported is reported, not done again.
+
+    Args:
+        folder: of the runs of a task.
+        identity: of this run.
+        kind: of its record.
+        decode_into: yields the samples, given the path of samples.jsonl.
+        summarize: makes the record of all of them.
+        report: shows record, samples and the path of run.json.
+
+    Returns:
+        The record and the path of its run.json.
+
+    Raises:
+        BildError: a folder that cannot be written; as `samples`.
+    """
+    check_writable(folder)
+    with open_run(folder, identity) as run:
+        path = run.path / "run.json"
+        found = list(decode_into(run.path / "samples.jsonl"))
+        if run.finished:
+            record = kind.load(path)
+        else:
+            record = summarize(found)
+            record.save(path)
+        if report is not None:
+            report(record, found, path)
+        run.reported()
+    return record, path
