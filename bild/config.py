@@ -14,6 +14,7 @@ SEARCH_STEPS = {
     "grid": {"fallback": 0.1, "rollback": 1.0},
 }
 DTYPES = ("float32", "bfloat16", "float16")
+HIGHEST_CONFIDENCE = 0.999  # a few hundred examples do not tell how rare still rarer errors are
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,11 @@ class SearchConfig:
     Attributes:
         max_loss: how much of the large model's score may be lost; at least 0.
         percent: whether `max_loss` is in percent of that score, not in points of the metric.
-        confidence: that no more is lost; between 0.5 and 1.
+        confidence: that the chosen thresholds lose no more, however many there were to choose
+            from (`bild.tuning.verdict`); from 0.5 to `HIGHEST_CONFIDENCE`.
         fallbacks, rollbacks: lowest and highest threshold.
-        method: "optuna" proposes pairs in steps of 0.05 and 0.5 and gives hopeless ones up;
-            "grid" decodes every pair in steps of 0.1 and 1 to the end.
+        method: "optuna" proposes thresholds in steps of 0.05 and 0.5 and gives hopeless ones up;
+            "grid" decodes with all in steps of 0.1 and 1, to the end.
         speed: "forwards" or "measured", see `bild.tuning.search`.
         budget: share of the grid's decoding that Optuna may spend.
     """
@@ -193,6 +195,11 @@ class SearchConfig:
             raise BildError(f"max_loss must be a number >= 0, got {self.max_loss!r}")
         if not 0.5 <= self.confidence < 1:
             raise BildError(f"confidence must be at least 0.5 and below 1, got {self.confidence!r}")
+        if self.confidence > HIGHEST_CONFIDENCE:
+            raise BildError(
+                f"confidence must be at most {HIGHEST_CONFIDENCE}, since so rare errors cannot be "
+                f"told from a sample of examples, got {self.confidence!r}"
+            )
         for name in ("fallbacks", "rollbacks"):
             low, high = getattr(self, name)
             if not 0 <= low <= high < math.inf:
@@ -221,7 +228,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class GridConfig:
-    """Pairs of thresholds: each fallback threshold with each rollback threshold.
+    """Thresholds: each fallback threshold with each rollback threshold.
 
     Attributes:
         fallbacks, rollbacks: at least 0 and finite; kept in order, each once.
@@ -243,7 +250,7 @@ class GridConfig:
 
     @property
     def size(self) -> int:
-        """How many pairs there are."""
+        """How many points there are."""
         return len(self.fallbacks) * len(self.rollbacks)
 
 

@@ -10,10 +10,10 @@ its bound; all bounds hold at once.
 
 The margin is that of a max-t test: the quantile of the largest of the candidates' standardised
 errors, which are taken to follow Student's t and to be as correlated as their resampled scores are
-(all candidates share the resampled examples). Candidates that were given up, or never tried, count as well: what a
-search tries next depends on what it saw, so they could have been chosen. Their errors are not
-known; they are drawn with the lowest correlation that is seen between two of the others, which is
-the safe side (Slepian's inequality).
+(all candidates share the resampled examples). Candidates that were given up, or never tried, count
+as well: what a search tries next depends on what it saw, so they could have been chosen. Their
+errors are not known; they are drawn with the lowest correlation that is seen between two of the
+others, which is the safe side (Slepian's inequality).
 
 Tried, and left (tests/tuning/test_verdict.py has the simulation):
 - Bonferroni over the candidates holds too, but asks for a wider margin, as it cannot use that the
@@ -105,17 +105,19 @@ def margin(whole: Sequence[Estimate], plan: Plan) -> float:
     Returns:
         The quantile, at the confidence, of the largest of all candidates' standardised errors.
     """
-    draws = max(DRAWS, math.ceil(BEYOND / (1 - plan.confidence)))
     # Candidates that always write what the large model writes cannot be wrong.
     errors = [e.resampled for e in whole if e.error > 0]
     unseen = plan.candidates - len(whole)
     assert unseen >= 0
-    largest, common, lowest = np.full(draws, -np.inf), _normal(draws, 0), UNKNOWN
+    if not errors and not unseen:
+        return 0.0
+    draws = max(DRAWS, math.ceil(BEYOND / (1 - plan.confidence)))
+    largest, common, lowest = np.full(draws, -np.inf), _normal(1, draws)[0], UNKNOWN
     if errors:
         correlations = np.atleast_2d(np.corrcoef(np.array(errors)))
-        drawn = _correlated(correlations, draws)  # (draws, candidates)
-        largest = drawn.max(axis=1)
-        mean = drawn.mean(axis=1)
+        drawn = _correlated(correlations, draws)  # (candidates, draws)
+        largest = drawn.max(axis=0)
+        mean = drawn.mean(axis=0)
         if mean.std() > 0:
             common = mean / mean.std()
     if len(errors) > 1:
@@ -124,8 +126,7 @@ def margin(whole: Sequence[Estimate], plan: Plan) -> float:
         own = math.sqrt(1 - lowest) * _largest(unseen, draws)
         largest = np.maximum(largest, math.sqrt(lowest) * common + own)
     # Standard errors are estimates as well, of so many examples: Student's t, not the normal law.
-    freedom = max(1, plan.total - 1)
-    off = np.sqrt(np.random.default_rng(3).chisquare(freedom, draws) / freedom)
+    off = _too_small(max(1, plan.total - 1), draws)
     return max(0.0, float(np.quantile(largest / off, plan.confidence)))
 
 
@@ -176,23 +177,30 @@ def _chance(mean: float, deviation: float) -> float:
 
 
 def _correlated(correlations: Floats, draws: int) -> Floats:
-    """Normal figures with these correlations, (draws, candidates)."""
+    """Normal figures with these correlations, (candidates, draws)."""
     values, vectors = np.linalg.eigh(correlations)
-    independent = np.random.default_rng(1).standard_normal((len(correlations), draws))
-    return independent.T @ (vectors * np.sqrt(values.clip(min=0))).T
+    return (vectors * np.sqrt(values.clip(min=0))) @ _normal(len(correlations), draws)
 
 
 # The same draws for every margin: it moves with what was decoded, not with luck.
 
 
-def _normal(draws: int, seed: int) -> Floats:
-    return np.random.default_rng(seed).standard_normal(draws)
+@lru_cache(maxsize=2)
+def _normal(count: int, draws: int) -> Floats:
+    """Independent normal figures, (count, draws)."""
+    return np.random.default_rng(1).standard_normal((count, draws))
+
+
+@lru_cache(maxsize=2)
+def _too_small(freedom: int, draws: int) -> Floats:
+    """By how much estimated standard errors are off, with so many degrees of freedom, (draws,)."""
+    return np.sqrt(np.random.default_rng(2).chisquare(freedom, draws) / freedom)
 
 
 @lru_cache(maxsize=256)
 def _largest(count: int, draws: int) -> Floats:
     """The largest of so many independent normal figures, (draws,)."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(3)
     largest = np.full(draws, -np.inf)
     for _ in range(count):
         np.maximum(largest, rng.standard_normal(draws), out=largest)

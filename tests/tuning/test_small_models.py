@@ -25,9 +25,10 @@ from bild.show.tables import small_models_table
 from bild.tasks import metrics
 from bild.tasks.registry import TASKS, Thresholds
 from bild.tasks.sources import locate
-from bild.tuning import small_models
+from bild.tuning import prices
 from bild.tuning.record import Chosen, GridPoint, SmallModelsRecord
-from bild.tuning.small_models import GOALS, RollbackArm, RollbackRow, choose
+from bild.tuning.rollback import RollbackArm, RollbackRow
+from bild.tuning.small_models import GOALS, choose
 
 TASK = TASKS["iwslt2017"]
 SPLITS = {"validation": PAIRS[:5], "test": PAIRS[5:]}
@@ -76,7 +77,7 @@ def command(mirror, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, pairs in SPLITS.items():
         write(tmp_path / f"{name}.jsonl", pairs, "de", "en")
-    monkeypatch.setattr(small_models, "measure_costs", lambda works, _: [COSTS] * len(works))
+    monkeypatch.setattr(prices, "measure_costs", lambda works, _: [COSTS] * len(works))
     return partial(
         run_here, monkeypatch, capsys, "iwslt2017", "--max-new-tokens", LENGTH, "--warmup", 0,
         "--data-file", "validation.jsonl", "--test-file", "test.jsonl",
@@ -137,10 +138,8 @@ def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
             points = {(p.fallback, p.rollback): p for p in record.sweeps[label][split]}
             assert list(points) == GRID
             for thresholds, p in points.items():
-                outputs = [
-                    pair.generate(**s, bild_config=BiLDConfig(*thresholds), **options)
-                    for s in sources
-                ]
+                rules = BiLDConfig(*thresholds, variant=TASK.variant)
+                outputs = [pair.generate(**s, bild_config=rules, **options) for s in sources]
                 score = metrics.score("bleu", [text(o) for o in outputs], references).value
                 assert p.scores == {"bleu": score}
                 assert p.loss == large - score
@@ -160,7 +159,7 @@ def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
             assert at.met == bool(kept)
             if kept:
                 best = max(p.speedup for p in kept)
-                assert best in [p.speedup for p in kept if p.pair == pair]
+                assert best in [p.speedup for p in kept if p.thresholds == pair]
             assert (label, pair) in timed
     assert [(d.goal, d.model, d.against) for d in record.differences] == [
         (goal, "aligned", other)
