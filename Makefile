@@ -7,7 +7,7 @@ SHELL := bash
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
 	| awk '!/^Requirement already satisfied/ { print; fflush() }'
 
-.PHONY: help demo web test lint check
+.PHONY: help demo web test lint check results
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -15,6 +15,9 @@ help:  ## this list
 
 demo: .venv/installed  ## the shipped pair translates 100 of the shipped sentences, offline
 	bash run_demo.sh unaligned --max-eval-samples 100
+	@echo; echo "Both models are tiny, so that a forward of the large one costs little more than the rest and"
+	@echo "there is little to gain. What decides the speed, and how to see it at the published sizes:"
+	@echo "docs/speed.md. Who wrote which word: bash scripts/python.sh show_trace.py 'Ein Satz.'"
 
 web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 8000" and so on
 	$(BIN)/python scripts/web.py $(ARGS)
@@ -26,6 +29,9 @@ lint: .venv/installed-dev  ## lint, format, types, secrets, large files
 	$(BIN)/pre-commit run --all-files
 
 check: lint test  ## both
+
+results: .venv/installed-dev  ## every record in results/ again, from one clean commit; hours
+	$(BIN)/python scripts/make_results.py
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null \

@@ -13,7 +13,9 @@ SEARCH_STEPS = {
     "optuna": {"fallback": 0.05, "rollback": 0.5},
     "grid": {"fallback": 0.1, "rollback": 1.0},
 }
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "int8"]
+DTYPES = get_args(Dtype)
 HIGHEST_CONFIDENCE = 0.999  # a few hundred examples do not tell how rare still rarer errors are
 
 
@@ -32,7 +34,7 @@ class BiLDConfig:
             cross-entropy under its own distribution exceeds this, if it prefers another one
             (paper, Eq. 2). At least 0.
         num_small_iters: tokens the small model may write in a row before the large one looks;
-            `math.inf` for no limit, 0 for none at all.
+            inf for no limit, 0 for none at all.
         variant: which rules decide the details, a name of `bild.policy.RULES`.
             "verified": the earliest position that is over the rollback threshold and differs
             counts; the small model resumes at once; the large model checks the last window before
@@ -43,6 +45,10 @@ class BiLDConfig:
             writes one more token; a drafted end of sequence ends the output unchecked.
         start: the model that makes the first token ("large" as in the published code, or
             "small" as in the paper's Figure 1).
+        lookahead: how many times in a row the small model may go on behind a guess of what the
+            large one will write where it hands over (`bild.generation.lookahead`): the output is
+            the same, with fewer large forwards. 0 for never, as the paper; inf for no limit;
+            "auto" for as long as it pays, by the clock.
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -53,6 +59,7 @@ class BiLDConfig:
     num_small_iters: float = 10
     variant: str = "verified"
     start: Writer = "large"
+    lookahead: float | Literal["auto"] = 0
 
     def __post_init__(self) -> None:
         for name in ("fallback_threshold", "rollback_threshold"):
@@ -62,6 +69,11 @@ class BiLDConfig:
         iters = self.num_small_iters
         if not _is_number(iters) or not iters >= 0 or (iters != math.inf and iters != int(iters)):
             raise BildError(f"num_small_iters must be a whole number >= 0 or inf, got {iters!r}")
+        ahead = self.lookahead
+        if ahead not in ("auto", math.inf) and not (_is_number(ahead) and ahead in range(1000)):
+            raise BildError(
+                f"lookahead must be auto, a whole number from 0 to 999, or inf, got {ahead!r}"
+            )
         for name, choices in (("variant", tuple(RULES)), ("start", get_args(Writer))):
             value = getattr(self, name)
             if value not in choices:
@@ -113,18 +125,23 @@ class EvalConfig:
         task: a name of `bild.tasks.registry.TASKS`.
         mode: "vanilla" (the large model alone), "unaligned" or "aligned".
         bild: thresholds and variant; None in mode "vanilla".
-        max_samples: the first so many examples; None for all.
-        large, small, tokenizer: checkpoints instead of the task's.
-        data_file: JSON Lines instead of the task's data.
-        max_source_tokens, max_new_tokens: limits instead of the task's.
-        dtype: "float32", "bfloat16" or "float16".
-        device: "cpu", "cuda", "cuda:1", ...; "auto" for a GPU when there is one.
-        engine: "auto", "fast" or "transformers"; every arm runs on it. See `BiLDModel`.
-        precision, compile: of the fast engine; see `BiLDModel`.
+        max_samples: the first so many examples; without it, all.
+        large: folder or hub id of the large model; without it, the task's.
+        small: folder or hub id of the small model; without it, the task's of the mode.
+        tokenizer: folder or hub id; without it, the task's, or the given large model's.
+        data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
+        data_revision: branch or commit of the task's data set on the hub; without it, the task's.
+        max_source_tokens: longer sources are cut; without it, the task's limit.
+        max_new_tokens: longest output; without it, the task's limit.
+        dtype: of both models' weights.
+        device: "cpu", "cuda" or "cuda:N"; "auto" for a GPU when there is one.
+        engine: what runs both models, in every arm; "auto" for the fast one where it can.
+        precision: of the weights that the fast engine reads; without it, that of dtype.
+        compile: fast engine in machine code, on a CPU; without it, where there is a C++ compiler.
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
         repeat: passes over the examples; several make intervals that cover runs as well.
-        threads: of the CPU; None for as many as torch takes.
+        threads: of the CPU; without it, as many as torch takes.
         seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
             draws nothing).
     """
@@ -137,12 +154,13 @@ class EvalConfig:
     small: str | None = None
     tokenizer: str | None = None
     data_file: str | None = None
+    data_revision: str | None = None
     max_source_tokens: int | None = None
     max_new_tokens: int | None = None
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     device: str = "auto"
     engine: Literal["auto", "fast", "transformers"] = "auto"
-    precision: str | None = None
+    precision: Precision | None = None
     compile: bool | None = None
     small_alone: bool = True
     warmup: int = 2
@@ -173,11 +191,11 @@ class SearchConfig:
         max_loss: how much of the large model's score may be lost; at least 0.
         percent: whether `max_loss` is in percent of that score, not in points of the metric.
         confidence: that the chosen thresholds lose no more, however many there were to choose
-            from (`bild.tuning.verdict`); from 0.5 to `HIGHEST_CONFIDENCE`.
+            from; from 0.5 to 0.999.
         fallbacks, rollbacks: lowest and highest threshold.
-        method: "optuna" proposes thresholds in steps of 0.05 and 0.5 and gives hopeless ones up;
-            "grid" decodes with all in steps of 0.1 and 1, to the end.
-        speed: "forwards" or "measured", see `bild.tuning.search`.
+        method: how thresholds are found. "optuna" proposes some in steps of 0.05 and 0.5 and gives
+            hopeless ones up; "grid" decodes with all in steps of 0.1 and 1, to the end.
+        speed: told by counted "forwards" and their prices, or "measured"; see `bild.tuning.search`.
         budget: share of the grid's decoding that Optuna may spend.
     """
 
@@ -231,7 +249,7 @@ class GridConfig:
     """Thresholds: each fallback threshold with each rollback threshold.
 
     Attributes:
-        fallbacks, rollbacks: at least 0 and finite; kept in order, each once.
+        fallbacks, rollbacks: thresholds of the grid, at least 0 and finite; in order, each once.
     """
 
     fallbacks: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)

@@ -83,8 +83,8 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is never seen half written.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is never seen half written; text as UTF-8.
 
     Raises:
         BildError: it cannot be written, or something else than a file stands there.
@@ -96,7 +96,7 @@ def write_atomically(path: Path, text: str) -> None:
         file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
         try:
             with os.fdopen(file, "wb") as stream:
-                stream.write(text.encode("utf-8"))
+                stream.write(content.encode("utf-8") if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(scratch, path)

@@ -20,46 +20,31 @@ on-policy takes references or a calibration set of scripts/make_calibration.py a
 from __future__ import annotations
 
 from bild.cli import Parser, add_training_arguments, print_facts, quiet_loading, run, training_job
-from bild.training.config import DIVERGENCES, LabelConfig, OnPolicyConfig
+from bild.flags import add_fields, read_fields
+from bild.training.config import LabelConfig, OnPolicyConfig
+
+ON_POLICY_OPTIONS = ("divergence", "own_share", "temperature")
 
 
 def main() -> None:
-    own = OnPolicyConfig()
     parser = Parser(__doc__)
     add_training_arguments(parser)
     add = parser.add_argument
     add("--large", required=True, help="folder or hub id of the model to align with")
-    add("--method", default="sequence", choices=("sequence", "on-policy"))
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="of outputs (default: 128)")
-    sequence = parser.add_argument_group("--method sequence").add_argument
-    sequence("--num-beams", type=int, default=1, metavar="N", help="1 for greedy (default)")
-    sequence("--label-batch-size", type=int, default=64, metavar="N", help="(default: 64)")
-    on_policy = parser.add_argument_group("--method on-policy").add_argument
-    on_policy("--divergence", default=own.divergence, choices=DIVERGENCES)
-    on_policy(
-        "--own-share",
-        type=float,
-        default=own.own_share,
-        metavar="X",
-        help="share of the steps on the small model's own outputs (default: 0.5)",
-    )
-    on_policy(
-        "--temperature",
-        type=float,
-        default=own.temperature,
-        metavar="X",
-        help="of its sampling, 0 for greedy (default: 1)",
-    )
+    add("--method", default="sequence", choices=("sequence", "on-policy"), help="how to align")
+    add_fields(parser, OnPolicyConfig, "max_new_tokens")
+    sequence = parser.add_argument_group("--method sequence")
+    size = {"flag": "--label-batch-size"}
+    add_fields(sequence, LabelConfig, "num_beams", "batch_size", batch_size=size)
+    on_policy = parser.add_argument_group("--method on-policy")
+    add_fields(on_policy, OnPolicyConfig, *ON_POLICY_OPTIONS)
     a = parser.parse_args()
-    on_policy_config = OnPolicyConfig(a.divergence, a.own_share, a.temperature, a.max_new_tokens)
+    on_policy_config = OnPolicyConfig(**read_fields(a, *ON_POLICY_OPTIONS, "max_new_tokens"))
     label_config = LabelConfig(
-        source_key=a.source_key,
-        target_key=a.target_key,
-        prefix=a.prefix,
-        num_beams=a.num_beams,
         max_source_tokens=a.max_length if a.max_source_length is None else a.max_source_length,
-        max_new_tokens=a.max_new_tokens,
-        batch_size=a.label_batch_size,
+        **read_fields(
+            a, "source_key", "target_key", "prefix", "num_beams", "max_new_tokens", "batch_size"
+        ),
     )
     job = training_job(a)
 

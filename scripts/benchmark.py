@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py
     python scripts/benchmark.py --samples 50 --arms greedy,ctranslate2,bild-compiled \\
-        --precisions float32,int8
+        --precisions float32,int8 --repeat 3
     python scripts/benchmark.py --pair t5-large/t5-small --rates cnndm --mode aligned \\
         --precisions bfloat16,int8
     python scripts/benchmark.py --pair mt5-large/mt5-small --rates iwslt2017 --lengths 32,128,512 \\
@@ -20,9 +20,12 @@ started again.
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 
+from bild.benchmark.config import BenchmarkConfig
 from bild.cli import (
+    DATA_OPTIONS,
+    MODEL_OPTIONS,
     Parser,
     add_model_options,
     add_record_options,
@@ -34,7 +37,10 @@ from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
+from bild.flags import add_fields, read_fields
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
+
+OWN_OPTIONS = ("samples", "source_tokens", "lengths", "threads", "repeat")
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -48,7 +54,7 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise ArgumentTypeError(f"expected whole numbers as in 32,128, got {text!r}") from None
 
 
-def main() -> None:
+def parse() -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--arms", type=_list, metavar="A,B", help="kinds or full names (default: all kinds)")
@@ -59,10 +65,8 @@ def main() -> None:
     add("--task", choices=TASKS, help="of a real pair (default: demo)")
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
-    add("--samples", type=int, default=8, metavar="N", help="sources (default: 8)")
-    add("--source-tokens", type=int, metavar="N", help="of a planted source (default: by task)")
-    add("--lengths", type=_numbers, default=(), metavar="N,M", help="output lengths, for growth")
-    add("--threads", type=int, metavar="N", help="of the CPU (default: as torch chooses)")
+    lengths = {"type": _numbers, "nargs": None, "metavar": "N,M"}
+    add_fields(parser, BenchmarkConfig, *OWN_OPTIONS, samples={"default": 8}, lengths=lengths)
     add_model_options(parser)
     add_record_options(parser)
     a = parser.parse_args()
@@ -77,53 +81,47 @@ def main() -> None:
             raise BildError(f"{flag} {value} {other}")
     if (a.fallback is None) != (a.rollback is None):
         raise BildError("give both --fallback and --rollback, or neither")
-    thresholds = None if a.fallback is None else Thresholds(a.fallback, a.rollback)
+    return a
+
+
+def main() -> None:
+    a = parse()
     check_writable(a.output_dir)
     check_record(a.record)
 
     # Only now: these import torch and transformers, which takes seconds.
-    from bild.benchmark.arms import ARMS, arm_names
-    from bild.benchmark.comparison import ComparisonConfig, compare
-    from bild.benchmark.planted import recorded_rates, thresholds_of
-    from bild.show.speed_tables import comparison_text, heading
+    from bild.benchmark.kinds import KINDS, parse_arms
+    from bild.benchmark.plan import recorded_rates, thresholds_of
+    from bild.benchmark.run import run_benchmark
+    from bild.show.speed_tables import benchmark_report
 
-    rates = None
+    thresholds = None if a.fallback is None else Thresholds(a.fallback, a.rollback)
+    rates, small = None, a.small
     if a.pair is None:
         task = "demo" if a.task is None else a.task
         if thresholds is None:
             thresholds = get(task).default_thresholds(a.mode)
-        small = get(task).small_model(a.mode) if a.small is None else a.small
+        if small is None:
+            small = get(task).small_model(a.mode)
     else:
         task = "cnndm" if a.rates is None else a.rates
         rates = recorded_rates(task, a.mode, thresholds)
         thresholds = thresholds_of(rates)
-        small = None
-    config = ComparisonConfig(
-        arms=arm_names(ARMS if a.arms is None else a.arms, a.precisions),
+    same = (*OWN_OPTIONS, *DATA_OPTIONS, *(name for name in MODEL_OPTIONS if name != "small"))
+    config = BenchmarkConfig(
+        arms=parse_arms(KINDS if a.arms is None else a.arms, a.precisions),
         bild=BiLDConfig(
             thresholds.fallback, thresholds.rollback, variant=chosen_variant(a.variant, task)
         ),
-        samples=a.samples,
         task=task,
-        large=a.large,
         small=small,
-        tokenizer=a.tokenizer,
-        data_file=a.data_file,
         planted=a.pair,
         rates=rates,
-        source_tokens=a.source_tokens,
-        max_new_tokens=a.max_new_tokens,
-        lengths=a.lengths,
-        device=a.device,
-        threads=a.threads,
-        warmup=a.warmup,
-        seed=a.seed,
+        **read_fields(a, *same),
     )
+    check_record(a.record, config)
     quiet_loading()
-    record, path = compare(config, a.output_dir)
-    if a.record is not None:
-        a.record.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    print(f"\n{heading(record)}\n\n{comparison_text(record)}\n\n{path}")
+    run_benchmark(config, a.output_dir, report=benchmark_report(a.record))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bild.cli import Parser, run
 from bild.errors import BildError
-from bild.files import check_writable, write_json
+from bild.files import check_file, write_json
 from bild.tasks.data import read_jsonl
 from bild.training.duplicates import compare
 
@@ -23,12 +23,13 @@ from bild.training.duplicates import compare
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("file", type=Path, help='JSON Lines with "de" and "en"')
-    parser.add_argument("--corpus", type=Path, nargs="+", required=True)
-    parser.add_argument("--limit", type=float, default=0.9, help="similarity (default: 0.9)")
-    parser.add_argument("--record", type=Path, help="write the figures here")
+    corpora = {"type": Path, "nargs": "+", "required": True, "metavar": "FILE"}
+    parser.add_argument("--corpus", **corpora, help="JSON Lines (.gz) to compare with")
+    parser.add_argument("--limit", type=float, default=0.9, metavar="X", help="similarity")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the figures here")
     a = parser.parse_args()
     if a.record is not None:
-        check_writable(a.record.parent)
+        check_file(a.record, "--record")
     ours = read_jsonl(a.file, "de", "en")
     corpus = [e for path in a.corpus for e in read_jsonl(path, "de", "en")]
     report, offenders = compare(ours, corpus, a.limit)

@@ -3,7 +3,7 @@
     python scripts/compare_small_models.py demo --large demo/large \\
         --small unaligned=demo/small control=out/small-control aligned=demo/small-aligned \\
         --data-file validation.jsonl --test-file test.jsonl --max-eval-samples 300 \\
-        --record results/tatoeba/small-models.json
+        --record out/small-models.json
     python scripts/compare_small_models.py api --large my/large --tokenizer my/tokenizer \\
         --small unaligned=my/small aligned=my/aligned \\
         --data-file validation.jsonl --test-file test.jsonl --fallbacks 0.3 0.6 --rollbacks 2 4
@@ -23,7 +23,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from bild.checkpoints.hub import resolve_model
+from bild.checkpoints.names import resolve_model
 from bild.cli import (
     Parser,
     add_run_options,
@@ -31,35 +31,32 @@ from bild.cli import (
     rule_options,
     run,
     run_options,
-    small_models,
 )
 from bild.config import BiLDConfig, EvalConfig, GridConfig
 from bild.evaluation.record import check_record
 from bild.files import check_writable
+from bild.flags import add_fields, named_models, read_fields
 from bild.tasks.data import load_examples
 from bild.tasks.registry import TASKS
 from bild.tasks.sources import locate
 
+GRID_OPTIONS = ("fallbacks", "rollbacks")
+
 
 def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
-    defaults = GridConfig()
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("task", choices=TASKS)
+    add("task", choices=TASKS, help="whose data, prefix and limits to take")
     parser.set_defaults(mode="unaligned")
-    for name in ("fallbacks", "rollbacks"):
-        values = getattr(defaults, name)
-        shown = " ".join(f"{v:g}" for v in values)
-        help_text = f"thresholds of the grid (default: {shown})"
-        add(f"--{name}", type=float, nargs="+", default=values, metavar="X", help=help_text)
+    add_fields(parser, GridConfig, *GRID_OPTIONS)
     add("--test-file", type=Path, required=True, metavar="FILE", help="as --data-file, to test on")
     add("--max-test-samples", type=int, metavar="N", help="the first so many (default: all)")
     add_run_options(parser, several_small=True)
     a = parser.parse_args()
-    models = small_models(a.small)
+    models = named_models(a.small)
     options = {**run_options(a), "small": next(iter(models.values()))}
     config = EvalConfig(**options, bild=BiLDConfig(**rule_options(a)))
-    return a, config, models, GridConfig(tuple(a.fallbacks), tuple(a.rollbacks))
+    return a, config, models, GridConfig(**read_fields(a, *GRID_OPTIONS))
 
 
 def main() -> None:

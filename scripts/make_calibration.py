@@ -19,8 +19,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from bild.cli import Parser, print_facts, quiet_loading, run
-from bild.config import DTYPES
-from bild.files import check_writable
+from bild.files import check_file
+from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_file
 from bild.training.config import LabelConfig
 
@@ -30,21 +30,14 @@ def main() -> None:
     add = parser.add_argument
     add("--large", required=True, help="folder or hub id of the model that labels")
     add("--tokenizer", help="folder or hub id (default: the model's)")
-    add("--data-file", type=Path, required=True, help="JSON Lines (.gz)")
-    add("--output", type=Path, required=True, help="the .jsonl to write")
-    add("--source-key", default="de")
-    add("--target-key", default="en")
-    add("--prefix", default="", help='put before every source, as "summarize: "')
-    add("--num-beams", type=int, default=1, metavar="N", help="1 for greedy (default)")
-    add("--max-source-tokens", type=int, default=1024, metavar="N", help="(default: 1024)")
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="(default: 128)")
-    add("--batch-size", type=int, default=64, metavar="N", help="(default: 64)")
-    add("--chunk-size", type=int, default=1024, metavar="N", help="written at once (default: 1024)")
-    add("--dtype", default="float32", choices=DTYPES)
+    add("--data-file", type=Path, required=True, metavar="FILE", help="JSON Lines (.gz)")
+    add("--output", type=Path, required=True, metavar="FILE", help="the .jsonl to write")
+    names = [field.name for field in fields(LabelConfig)]
+    add_fields(parser, LabelConfig, *names)
     a = parser.parse_args()
-    config = LabelConfig(**{f.name: getattr(a, f.name) for f in fields(LabelConfig)})
+    config = LabelConfig(**read_fields(a, *names))
     data = load_file(a.data_file, a.source_key, a.target_key, "train")
-    check_writable(a.output.parent)
+    check_file(a.output, "--output")
 
     # Only now: this imports torch and transformers, which takes seconds.
     from bild.training.labelling import label

@@ -45,10 +45,10 @@ def main() -> None:
         metavar="FILE",
         help="further corpora, for training alone",
     )
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--held-out", type=int, default=2000, help="pairs a side (default: 2000)")
-    parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the files go")
+    parser.add_argument("--held-out", type=int, default=2000, metavar="N", help="pairs a side")
+    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the split")
     a = parser.parse_args()
     pairs, *further = (read_pairs(path) for path in (a.corpus, *a.extra))
     check_writable(a.output_dir)

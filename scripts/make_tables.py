@@ -19,10 +19,11 @@ from bild.show.pages import check_page, write_page
 
 def main() -> None:
     parser = Parser(__doc__)
-    pages = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
-    parser.add_argument("--pages", "--readme", nargs="+", type=Path, default=pages)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    parser.add_argument("--check", action="store_true", help="write nothing, only compare")
+    pages = (Path("README.md"), *sorted(Path("docs").glob("*.md")))
+    add = parser.add_argument
+    add("--pages", "--readme", nargs="+", type=Path, default=pages, metavar="FILE", help="to write")
+    add("--results", type=Path, default=Path("results"), metavar="FOLDER", help="of the records")
+    add("--check", action="store_true", help="write nothing, only compare")
     a = parser.parse_args()
     for page in a.pages:
         if a.check:

@@ -1,7 +1,7 @@
 """Measure how often small models agree with the large one, and whether their confidence tells.
 
     python scripts/measure_agreement.py --large demo/large --small demo/small out/small-aligned \\
-        --data-file test.jsonl --record results/agreement.json
+        --data-file test.jsonl
 
 On held-out text, position by position, on the references' prefixes and on those of the large
 model's own greedy outputs: the share of positions where the most likely tokens are the same, and of
@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from bild.cli import Parser, quiet_loading, run
-from bild.config import DTYPES
+from bild.cli import Parser, add_data_keys, quiet_loading, run
 from bild.errors import BildError
-from bild.files import check_writable, write_json
+from bild.evaluation.record import check_record
+from bild.files import check_writable
+from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_file
 from bild.training.config import AgreementConfig
 
@@ -28,31 +29,34 @@ def main() -> None:
     add("--large", required=True, help="folder or hub id of the large model")
     add("--small", required=True, nargs="+", help="folders or hub ids of small models")
     add("--tokenizer", help="folder or hub id (default: the large model's)")
-    add("--data-file", type=Path, required=True, help="held-out JSON Lines (.gz)")
-    add("--record", type=Path, required=True, metavar="FILE", help="the .json to write")
-    add("--source-key", default="de")
-    add("--target-key", default="en")
-    add("--prefix", default="", help='put before every source, as "summarize: "')
-    add("--max-source-tokens", type=int, default=1024, metavar="N", help="(default: 1024)")
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="(default: 128)")
-    add("--batch-size", type=int, default=16, metavar="N", help="(default: 16)")
-    add("--dtype", default="float32", choices=DTYPES)
+    add("--data-file", type=Path, required=True, metavar="FILE", help="held-out JSON Lines (.gz)")
+    add("--output-dir", type=Path, default=Path("out/agreement"), help="(default: out/agreement)")
+    add("--record", type=Path, metavar="FILE.json", help="also write record and picture here")
+    add_data_keys(parser)
+    names = [field.name for field in fields(AgreementConfig)]
+    add_fields(parser, AgreementConfig, *names)
     a = parser.parse_args()
-    if a.record.suffix != ".json":
+    if a.record is not None and a.record.suffix != ".json":
         raise BildError(f"--record must end in .json, got {str(a.record)!r}")
-    config = AgreementConfig(**{f.name: getattr(a, f.name) for f in fields(AgreementConfig)})
+    config = AgreementConfig(**read_fields(a, *names))
     data = load_file(a.data_file, a.source_key, a.target_key, "test")
-    check_writable(a.record.parent)
+    check_writable(a.output_dir)
+    check_record(a.record, config)
 
+    # Only now: these import torch and transformers, which takes seconds.
+    from bild.pictures import save
+    from bild.show.reliability import draw_reliability
     from bild.show.tables import agreement_table
     from bild.training.agreement import measure
-    from bild.training.curves import reliability_diagram
 
     quiet_loading()
     record = measure(a.large, a.small, data, config, tokenizer=a.tokenizer)
-    write_json(a.record, record)
-    reliability_diagram(record["results"], a.record.with_suffix(".svg"))
+    for path in (a.output_dir / "agreement.json", a.record):
+        if path is not None:
+            record.save(path)
+            save(draw_reliability(record.results), path.with_suffix(".svg"), "Reliability")
     print(agreement_table(record))
+    print(f"\n{a.output_dir / 'agreement.json'}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, help="default: docs, or out/plots for folders")
     a = parser.parse_args()
 
-    from bild.show.plots import SMALL_MODELS, draw_folders, save
+    from bild.pictures import save
+    from bild.show.plots import AGREEMENT, SMALL_MODELS, draw_folders
 
     if a.folders:
         output, endings = (
@@ -36,7 +37,7 @@ def main() -> None:
         pictures = draw_folders(a.folders)
     else:
         output, endings = Path("docs") if a.output_dir is None else a.output_dir, (".svg",)
-        kinds = ("run*.json", SMALL_MODELS)
+        kinds = ("run*.json", SMALL_MODELS, AGREEMENT)
         shown = sorted({p.parent for kind in kinds for p in RESULTS.glob(f"*/{kind}")})
         pictures = draw_folders([*shown, RESULTS / "published"], sweeps_of=["iwslt2017"])
     check_writable(output)

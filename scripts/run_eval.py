@@ -19,6 +19,8 @@ from bild.cli import (
     Parser,
     add_run_options,
     add_task,
+    add_thresholds,
+    chosen_thresholds,
     quiet_loading,
     rule_options,
     run,
@@ -28,43 +30,36 @@ from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
-from bild.tasks.registry import MODES, get
+from bild.flags import add_fields, read_fields
+from bild.tasks.registry import MODES
 from bild.tasks.sources import locate
+
+REPEATED = ("small_alone", "repeat")
 
 
 def parse() -> tuple[EvalConfig, Path, Path | None]:
-    defaults = BiLDConfig()
     parser = Parser(__doc__)
     add = parser.add_argument
     add_task(parser, MODES)
-    add("fallback", nargs="?", type=float, help="fallback threshold (default: the published one)")
-    add("rollback", nargs="?", type=float, help="rollback threshold (default: the published one)")
-    add("max_eval_samples", nargs="?", type=int, help="as --max-eval-samples")
+    add("first", nargs="?", type=float, metavar="fallback", help="as --fallback")
+    add("second", nargs="?", type=float, metavar="rollback", help="as --rollback")
+    add("third", nargs="?", type=int, metavar="max_eval_samples", help="as --max-eval-samples")
+    add_thresholds(parser)
     add_run_options(parser)
-    add("--no-small-alone", action="store_true", help="leave out the small model alone")
-    add("--repeat", type=int, default=1, metavar="K", help="passes over the examples (default: 1)")
+    add_fields(parser, EvalConfig, *REPEATED)
     a = parser.parse_args()
 
-    preset = get(a.task).default_thresholds(a.mode)
-    fallback = defaults.fallback_threshold if preset is None else preset.fallback
-    rollback = defaults.rollback_threshold if preset is None else preset.rollback
-    bild = BiLDConfig(  # also where the mode is vanilla, for its checks
-        fallback_threshold=fallback if a.fallback is None else a.fallback,
-        rollback_threshold=rollback if a.rollback is None else a.rollback,
-        **rule_options(a),
-    )
-    if a.max_samples is not None and a.max_eval_samples not in (None, a.max_samples):
-        raise BildError(
-            f"two numbers of samples were given, {a.max_eval_samples} and {a.max_samples}; keep one"
-        )
-    options = run_options(a)
-    if a.max_samples is None:
-        options["max_samples"] = a.max_eval_samples
+    for place, name in (("first", "fallback"), ("second", "rollback"), ("third", "max_samples")):
+        given, flagged = getattr(a, place), getattr(a, name)
+        if None not in (given, flagged) and given != flagged:
+            raise BildError(f"two values of {name} were given, {given:g} and {flagged:g}; keep one")
+        setattr(a, name, flagged if given is None else given)
+    thresholds = chosen_thresholds(a.task, a.mode, a.fallback, a.rollback)
+    bild = BiLDConfig(**thresholds, **rule_options(a))  # also where no small model is: its checks
     config = EvalConfig(
-        **options,
-        bild=None if preset is None else bild,
-        small_alone=not a.no_small_alone,
-        repeat=a.repeat,
+        bild=None if a.mode == "vanilla" else bild,
+        **run_options(a),
+        **read_fields(a, *REPEATED),
     )
     return config, a.output_dir, a.record
 

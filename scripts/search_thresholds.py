@@ -25,6 +25,7 @@ from typing import Any
 
 from bild.cli import (
     PAIR_OPTIONS,
+    RULE_OPTIONS,
     Parser,
     add_run_options,
     add_task,
@@ -37,18 +38,19 @@ from bild.config import BiLDConfig, EvalConfig, SearchConfig
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
+from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_examples
 from bild.tasks.sources import locate
 from bild.tuning.record import TriedPoint
 
 MODES = ("unaligned", "aligned")
+SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
 # What decides how a pair decodes, apart from its thresholds.
-PAIR_FLAGS = ("variant", "start", "num_small_iters", "threads", *PAIR_OPTIONS)
+PAIR_FLAGS = ("variant", "threads", *RULE_OPTIONS, *PAIR_OPTIONS)
 
 
 def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
     """The arguments, the settings made of them, and those of `PAIR_FLAGS` that were changed."""
-    defaults = SearchConfig()
     parser = Parser(__doc__)
     add = parser.add_argument
     add_task(parser, MODES)
@@ -56,21 +58,10 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
         "--max-loss",
         default="1",
         metavar="X",
-        help="points of the metric, or 2%% for percent of the large model's score (default: 1)",
+        help="points of the metric, or 2%% for percent of the large model's score",
     )
-    add("--confidence", type=float, default=defaults.confidence, metavar="C", help="default: 0.95")
-    add("--method", default=defaults.method, help="optuna, or grid: all to the end")
-    add("--speed", default=defaults.speed, help="forwards or measured (default: forwards)")
-    two: Any = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-    add("--fallbacks", **two, default=defaults.fallbacks, help="default: 0.1 0.9")
-    add("--rollbacks", **two, default=defaults.rollbacks, help="default: 1 6")
-    add(
-        "--budget",
-        type=float,
-        default=defaults.budget,
-        metavar="SHARE",
-        help="of the grid's decoding (default: 0.2)",
-    )
+    two = {"metavar": ("LOW", "HIGH")}
+    add_fields(parser, SearchConfig, *SEARCH_OPTIONS, fallbacks=two, rollbacks=two)
     add("--check-file", metavar="FILE", help="other examples, to time the choice on")
     add_run_options(parser)
     a = parser.parse_args()
@@ -81,7 +72,6 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
         raise BildError(
             f"--max-loss must be points, as 0.5, or a percentage, as 2%, got {a.max_loss!r}"
         ) from None
-    names = ("confidence", "fallbacks", "rollbacks", "method", "speed", "budget")
     given = {name: getattr(a, name) for name in PAIR_FLAGS}
     return (
         a,
@@ -89,7 +79,7 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
         SearchConfig(
             max_loss=max_loss,
             percent=number != a.max_loss,
-            **{name: getattr(a, name) for name in names},
+            **read_fields(a, *SEARCH_OPTIONS),
         ),
         {name: value for name, value in given.items() if value != parser.get_default(name)},
     )

@@ -48,9 +48,9 @@ def main() -> None:
     config, bild = pair_config(a)
     if a.width is not None and a.width < NARROWEST:
         raise BildError(f"--width must be at least {NARROWEST} columns, got {a.width}")
-    for path in (a.html, a.svg):
+    for flag, path in (("--html", a.html), ("--svg", a.svg)):
         if path is not None:
-            check_file(path)
+            check_file(path, flag)
     sentences = a.sentence or read_sentences()
     if not sentences:
         raise BildError("there is no sentence; give one, or lines on the standard input")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bild.cli import Parser, run
+from bild.cli import Parser, add_data_keys, run
 from bild.files import check_writable
 from bild.tasks.data import read_jsonl
 
@@ -18,10 +18,9 @@ from bild.tasks.data import read_jsonl
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--data-file", type=Path, required=True, help="JSON Lines (.gz)")
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--source-key", default="de")
-    parser.add_argument("--target-key", default="en")
-    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="(default: 4096)")
+    parser.add_argument("--output-dir", type=Path, required=True, help="the tokenizer")
+    add_data_keys(parser)
+    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces")
     a = parser.parse_args()
     examples = read_jsonl(a.data_file, a.source_key, a.target_key)
     check_writable(a.output_dir)

@@ -16,11 +16,11 @@ from bild.cli import Parser, add_pair_flags, pair_config, quiet_loading, run
 from bild.show.serving import check_port, serve
 from bild.tasks.registry import get
 
-# Of the first the small model drafts most, and is corrected now and then.
+# Of the first the small model drafts most, is unsure once, and is corrected once.
 EXAMPLES = (
+    "Meine Schwester hat ihren Regenschirm schon wieder im Bus vergessen.",
     "Vergessen Sie bitte nicht, am Ende das Licht im Flur auszumachen.",
     "Tom hat vergessen, die Tür abzuschließen, bevor er ins Bett ging.",
-    "Lass uns die Treppe nehmen. Ein bisschen Bewegung schadet uns nicht.",
 )
 SHIPPED = "This pair translates from German to English and knows everyday sentences."
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 import urllib.parse
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,10 +43,14 @@ class HubServer:
     Attributes:
         url: of the server, for HF_ENDPOINT.
         requests: "METHOD path -> status" of each answer so far.
+        delays: seconds to wait before the next answers, one each.
+        failing: a file that is answered with 403; None for none.
     """
 
     def __init__(self) -> None:
         self.requests: list[str] = []
+        self.delays: list[float] = []
+        self.failing: str | None = None
         self._snapshots: dict[tuple[str, str], dict[str, Snapshot]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -157,6 +162,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             self._answer()
 
         def _answer(self) -> None:
+            time.sleep(hub.delays.pop(0) if hub.delays else 0)
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             url = urllib.parse.urlsplit(self.path)
             try:
@@ -197,6 +203,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             return self._json([_entry(n, files[n]) for n in asked if n in files])
 
         def _file(self, snapshot: Snapshot, name: str) -> None:
+            if name == hub.failing:
+                return self._send(403, b"not for you", {})
             path = snapshot.files().get(name)
             if path is None:
                 headers = {"X-Repo-Commit": snapshot.commit, "X-Error-Code": "EntryNotFound"}

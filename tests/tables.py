@@ -37,7 +37,7 @@ class TableDecoder(Decoder):
     def device(self):
         return torch.device("cpu")
 
-    def encode(self, input_ids, attention_mask):
+    def encode(self, input_ids, attention_mask, **inputs):
         return None
 
     def begin(self, encoder_outputs, attention_mask):

@@ -17,7 +17,7 @@ from commands import ROOT
 
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
-    ("errors", "_version", "config", "policy", "files"),
+    ("errors", "_version", "config", "policy", "files", "flags", "pictures"),
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),
@@ -35,19 +35,9 @@ FUNCTION_LINES = 60  # without the docstring
 
 # What is still too long, as it stands. Sizes here may only become smaller, and the lists shorter.
 LONG_FILES = {
-    "bild.benchmark.arms": 480,
-    "bild.benchmark.comparison": 660,
-    "bild.benchmark.planted": 470,
-    "bild.show.plots": 541,
-    "bild.tuning.search": 590,
-    "bild.tuning.small_models": 420,
 }
 LONG_FUNCTIONS = {
-    "bild.benchmark.comparison._planted_lab": 70,
-    "bild.generation.decoding.decode": 91,
-}
-CIRCLES = {
-    frozenset({"bild.tasks.evaluate_metrics", "bild.tasks.metrics"}),
+    "bild.generation.decoding.decode": 84,
 }
 
 
@@ -141,7 +131,7 @@ def test_no_module_imports_upwards(name):
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    assert circles(IMPORTS) <= CIRCLES
+    assert circles(IMPORTS) == set()
 
 
 def test_circles_are_found():
@@ -165,6 +155,7 @@ def test_imports_are_found_wherever_they_stand():
         "bild.evaluation.record",
         "bild.files",
         "bild.generation.stats",
+        "bild.show.pages",
         "bild.show.tables",
         "bild.tasks.registry",
     ],
@@ -180,6 +171,13 @@ def test_no_torch_is_loaded_for(module):
 
 
 # --------------------------------------------------------------------------------------- how long
+
+
+def test_no_exception_outlives_its_reason():
+    files = {n for n, p in FILES.items() if len(p.read_text("utf-8").splitlines()) > FILE_LINES}
+    functions = {f for n in FILES for f, lines in functions_of(n) if lines > FUNCTION_LINES}
+    assert set(LONG_FILES) <= files
+    assert set(LONG_FUNCTIONS) <= functions
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -23,7 +23,7 @@ from commands import ROOT, run_here, script
 from toy import PAIRS, save_model, save_tokenizer
 
 from bild.benchmark import planted
-from bild.benchmark.arms import arm_names
+from bild.benchmark.kinds import parse_arms
 from bild.tasks.registry import TASKS
 from bild.training.presets import PRESETS
 
@@ -57,6 +57,7 @@ ELSEWHERE = {
     "scripts/make_tables.py": "show/test_tables.py",
     "scripts/plot_tradeoff.py": "show/test_plots.py",
     "scripts/make_api.py": "test_repository.py",
+    "scripts/make_results.py": "evaluation/test_remake.py",
 }
 PLAIN = ("mkdir", "head", "tail", "sed", "grep")  # run by the shell itself
 
@@ -107,7 +108,7 @@ def check_arms(arguments: list[str]) -> None:
     """Refuse arms that do not exist; test_benchmark.py runs them, here two take their place."""
     given = dict(pairwise(arguments))
     precisions = given.get("--precisions", "float32").split(",")
-    assert arm_names(given["--arms"].split(","), precisions)
+    assert parse_arms(given["--arms"].split(","), precisions)
 
 
 def positionals(arguments):

@@ -6,6 +6,11 @@ import torch
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    LEDConfig,
+    LEDForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
     MT5Config,
@@ -119,6 +124,30 @@ def tiny_pegasus(seed=0, layers=2):
         decoder_start_token_id=0, forced_eos_token_id=None,
     )  # fmt: skip
     return _rowdy(PegasusForConditionalGeneration(config), seed)
+
+
+def tiny_led(seed=0, layers=2):
+    config = LEDConfig(
+        vocab_size=24, d_model=16, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, attention_window=4, max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=64, pad_token_id=0, bos_token_id=2, eos_token_id=1,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    return _rowdy(LEDForConditionalGeneration(config), seed)
+
+
+def tiny_bert2bert(seed=0, layers=2):
+    part = BertConfig(
+        vocab_size=24, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64,
+    )  # fmt: skip
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(part, part)
+    config.decoder_start_token_id, config.pad_token_id = 2, 0
+    model = EncoderDecoderModel(config=config)
+    for name, token in (("decoder_start", 2), ("pad", 0), ("eos", 1)):
+        setattr(model.generation_config, f"{name}_token_id", token)
+    return _rowdy(model, seed)
 
 
 def sources(seed, count, vocab=16, longest=12):

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+from bild.checkpoints.contents import CONFIG_FILES, TOKENIZER_FILES, weight_files
+from bild.checkpoints.names import Checkpoint, resolve_model, resolve_tokenizer
 
-from bild.checkpoints import hub
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
-def describe_model(name: str, model: PreTrainedModel) -> dict[str, Any]:
+def describe_model(checkpoint: str | Checkpoint, model: PreTrainedModel) -> dict[str, Any]:
     """Id, revision, content and size of a loaded model; a folder is named by its last two parts.
 
-    The same for one checkpoint, whether it came from the hub just now or from its cache.
+    The content is a SHA-256 over the configuration, the settings of generation and the weights:
+    the same for one checkpoint, wherever it came from, and another one after any change.
     """
-    folder = hub.loaded_folder(hub.resolve_model(name))
-    identity = _identity(name, folder, hub.fingerprint(folder))
-    return {**identity, "parameters": model.num_parameters()}
+    found = resolve_model(checkpoint)
+    configuration = [found.path / name for name in CONFIG_FILES]
+    files = [*configuration, *weight_files(found.path)]
+    return {**_identity(found, files), "parameters": model.num_parameters()}
 
 
-def describe_tokenizer(name: str) -> dict[str, Any]:
-    """Id, revision and content of a loaded tokenizer; as `describe_model`."""
-    folder = hub.loaded_folder(hub.resolve_tokenizer(name))
-    return _identity(name, folder, hub.fingerprint(folder, hub.TOKENIZER_FILES))
+def describe_tokenizer(checkpoint: str | Checkpoint) -> dict[str, Any]:
+    """Id, revision and content of a tokenizer, all its files; as `describe_model`."""
+    found = resolve_tokenizer(checkpoint)
+    return _identity(found, [found.path / name for name in TOKENIZER_FILES])
 
 
-def _identity(name: str, folder: Path, fingerprint: str) -> dict[str, Any]:
-    given = Path(name).expanduser()
+def _identity(checkpoint: Checkpoint, files: Iterable[Path]) -> dict[str, Any]:
+    given = Path(checkpoint.name).expanduser()
     return {
-        "id": "/".join(given.resolve().parts[-2:]) if given.is_dir() else name,
-        "revision": hub.resolve_revision(str(folder)),
-        "fingerprint": fingerprint,
+        "id": "/".join(given.resolve().parts[-2:]) if given.is_dir() else checkpoint.name,
+        "revision": checkpoint.revision,
+        "fingerprint": fingerprint(files),
     }
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files, in order of name; those not there are left out.
+
+    A file that is not there is told from an empty one, since its name does not count either.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        if not file.is_file():
+            continue
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def short_path(name: str | None) -> str | None:

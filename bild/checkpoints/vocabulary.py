@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 def shared_vocab_size(large: PreTrainedModel, small: PreTrainedModel) -> int:
     """The number of token ids both models score, after checking that they can be a pair.
 
-    Rows that only pad an embedding may differ: then both models score the ids they share.
+    Rows that only pad an embedding may differ: then both models score the ids they share, and a
+    warning says so, for nothing in a model tells padding from tokens added to it.
 
     Raises:
         BildError: not encoder-decoder models, on different devices, or different vocabularies
@@ -39,6 +41,14 @@ def shared_vocab_size(large: PreTrainedModel, small: PreTrainedModel) -> int:
         raise BildError(
             f"the models' vocabularies differ: {rows[0]} tokens (large) and {rows[1]} (small); "
             "a pair must share one tokenizer"
+        )
+    if rows[0] != rows[1]:
+        more, other = ("large", "small") if rows[0] > rows[1] else ("small", "large")
+        warnings.warn(
+            f"the {more} model has {max(rows)} token ids and the {other} one {min(rows)}: ids from "
+            f"{min(rows)} on are never written, which is right only where they are padding; tokens "
+            "that were added to one model belong into both",
+            stacklevel=2,
         )
     for name in SPECIAL_TOKENS:
         ids = [_special_token(m, name) for m in (large, small)]

@@ -82,6 +82,7 @@ class Decoder(ABC):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
+        **inputs: Any,
     ) -> None:
         """Start a new sequence over a source: `encode`, then `begin`.
 
@@ -90,6 +91,7 @@ class Decoder(ABC):
             attention_mask: (1, S), 0 for padding and anything else for tokens; None for no
                 padding.
             encoder_outputs: of this source, where they are there already; None to run the encoder.
+            **inputs: what else the encoder reads, by its own keywords.
 
         Raises:
             BildError: a mask of another shape, or one that keeps no token.
@@ -98,7 +100,7 @@ class Decoder(ABC):
             check_mask(attention_mask, input_ids)
         start = self._now()
         if encoder_outputs is None:
-            encoder_outputs = self.encode(input_ids, attention_mask)
+            encoder_outputs = self.encode(input_ids, attention_mask, **inputs)
         self.begin(encoder_outputs, attention_mask)
         self.encoder_seconds = self._now() - start
 
@@ -112,8 +114,12 @@ class Decoder(ABC):
         """Give back what the engine lent for this decoder, which must not be used afterwards."""
 
     @abstractmethod
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        """Run the encoder over a source of shape (1, S); the result is for `begin`."""
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
+        """Run the encoder over a source of shape (1, S); the result is for `begin`.
+
+        Args:
+            input_ids, attention_mask, **inputs: as `read`'s.
+        """
 
     @abstractmethod
     def begin(self, encoder_outputs: Any, attention_mask: Tensor | None) -> None:

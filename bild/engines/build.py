@@ -32,11 +32,13 @@ from bild.errors import BildError
 
 SOURCES = Path(__file__).with_name("native")
 MAIN = "t5.cpp"
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
-NATIVE, OPENMP = "-march=native", "-fopenmp"
-# Tried in turn: a compiler may lack OpenMP (then one thread) or not know its own processor.
-OPTIONAL_FLAGS = ((NATIVE, OPENMP), (NATIVE,), (OPENMP,), ())
-WITHOUT = {NATIVE: "the instructions of this processor", OPENMP: "more than one thread"}
+FLAGS = (
+    *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno"),
+    *("-pthread", "-fPIC", "-shared"),
+)
+NATIVE = "-march=native"
+OPTIONAL_FLAGS = ((NATIVE,), ())  # tried in turn: a compiler may not know its own processor
+WITHOUT = {NATIVE: "the instructions of this processor"}
 VERSION_SECONDS, COMPILE_SECONDS = 30.0, 300.0
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 WORKSHOP = "bild-compiling-"  # where a compiler writes, beside the libraries
@@ -50,7 +52,7 @@ class Library:
     Attributes:
         calls: its functions.
         path: the file.
-        lacks: those of `-march=native` and `-fopenmp` that it was compiled without.
+        lacks: of the optional flags those that it was compiled without.
     """
 
     calls: ctypes.CDLL
@@ -200,12 +202,9 @@ def _digest(path: Path) -> str:
 def _open(path: Path) -> Library:
     calls = ctypes.CDLL(str(path))
     calls.bild_flags.argtypes, calls.bild_flags.restype = (), ctypes.c_char_p
-    calls.bild_openmp.argtypes, calls.bild_openmp.restype = (), ctypes.c_int32
     flags = calls.bild_flags().decode().split()
-    lacks = [] if NATIVE in flags else [NATIVE]
-    if not calls.bild_openmp():
-        lacks.append(OPENMP)
-    return Library(calls, path, tuple(lacks))
+    lacks = tuple(flag for flag in OPTIONAL_FLAGS[0] if flag not in flags)
+    return Library(calls, path, lacks)
 
 
 # ------------------------------------------------------------------------------ compiling

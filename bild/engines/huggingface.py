@@ -16,51 +16,52 @@ from transformers.utils import ModelOutput
 
 from bild.checkpoints.vocabulary import input_device, output_rows
 from bild.engines.base import Decoder
+from bild.engines.probe import takes_several
+from bild.errors import BildError
 
-# Model types of which it was tested that several tokens, fed at once onto a cache, give what they
-# give one by one. Some do not: FSMT then lets a token see those after it, ProphetNet refuses.
-SEVERAL_AT_ONCE = frozenset(
-    (
-        *("t5", "mt5", "umt5", "longt5", "t5gemma", "t5gemma2", "switch_transformers"),
-        *("bart", "mbart", "plbart", "mvp", "led", "bigbird_pegasus", "pegasus", "pegasus_x"),
-        *("marian", "m2m_100", "nllb-moe", "blenderbot", "blenderbot-small"),
-        *("seamless_m4t", "seamless_m4t_v2", "florence2", "whisper"),
+
+def refuse_prompt_learning(model: PreTrainedModel) -> None:
+    """Refuse prefix and prompt tuning: they put states before the decoder's own by a way of
+    preparing inputs that only transformers' `generate` goes."""
+    learns = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    prepares = vars(model).get("prepare_inputs_for_generation")
+    changed = prepares is not None and (
+        getattr(prepares, "__func__", None) is not type(model).prepare_inputs_for_generation
     )
-)
-DECODERS_SEVERAL_AT_ONCE = frozenset(("bert", "roberta", "gpt2"))  # of "encoder-decoder"
-
-
-def feeds_several(model: PreTrainedModel) -> bool:
-    """Whether several tokens may be fed to a model at once."""
-    kind = model.config.model_type
-    if kind == "encoder-decoder":
-        return model.config.decoder.model_type in DECODERS_SEVERAL_AT_ONCE
-    return kind in SEVERAL_AT_ONCE
+    if learns or changed:
+        raise BildError(
+            "BiLD does not run prefix or prompt tuning, which prepares a model's inputs in a way "
+            "of its own; use an adapter that changes weights, such as LoRA"
+        )
 
 
 class HuggingFaceDecoder(Decoder):
     """A `PreTrainedModel` with `is_encoder_decoder` and an `EncoderDecoderCache`.
 
-    A model that is not known to take several tokens at once (`SEVERAL_AT_ONCE`) gets them one by
-    one, each in a forward of its own.
+    A model that does not take several tokens at once (`bild.engines.probe`) gets them one by one,
+    each in a forward of its own.
 
     Args:
         model: the model, in evaluation mode.
         name: "large" or "small", for messages.
         vocab_size: score only the first so many ids; None for all the model has.
+
+    Raises:
+        BildError: a model without a head, without weights, or with prefix or prompt tuning.
     """
 
     def __init__(self, model: PreTrainedModel, name: str, vocab_size: int | None = None) -> None:
         self.model = model
         self.name = name
+        refuse_prompt_learning(model)
         rows = output_rows(model)
         self.vocab_size = rows if vocab_size is None else vocab_size
         self._cut = self.vocab_size < rows
-        self._several = feeds_several(model)
+        self._several = False  # known once there is a source to try it with
         self._device = input_device(model)
         self._encoder_outputs: Any = None
         self._attention_mask: Tensor | None = None
-        self._cache: EncoderDecoderCache | None = None
+        self._cache: EncoderDecoderCache
         self.length = self.forwards = self.tokens_fed = 0
 
     @property
@@ -68,12 +69,10 @@ class HuggingFaceDecoder(Decoder):
         return self._device
 
     @torch.no_grad()
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
-        return self.model.get_encoder()(
-            input_ids=input_ids.to(self.device),
-            attention_mask=None if attention_mask is None else attention_mask.to(self.device),
-            return_dict=True,
-        )
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        here = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return self.model.get_encoder()(**here, return_dict=True)
 
     def begin(self, encoder_outputs: Any, attention_mask: Tensor | None) -> None:
         # Its own class: a mixture of experts looks for its routers there.
@@ -81,6 +80,11 @@ class HuggingFaceDecoder(Decoder):
             encoder_outputs = BaseModelOutput(last_hidden_state=encoder_outputs[0])
         self._encoder_outputs = encoder_outputs
         self._attention_mask = None if attention_mask is None else attention_mask.to(self.device)
+        self._several = takes_several(self)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget every token; the source stays."""
         # Without a config: DynamicCache(config=...) makes as many layers as the ENCODER has, and
         # a deeper decoder then runs out of them (transformers 5.23).
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -88,11 +92,12 @@ class HuggingFaceDecoder(Decoder):
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
         if self._several:
-            return self._forward(tokens)
-        return torch.cat([self._forward([token]) for token in tokens])
+            return self.forward(tokens)
+        return torch.cat([self.forward([token]) for token in tokens])
 
     @torch.no_grad()
-    def _forward(self, tokens: Sequence[int]) -> Tensor:
+    def forward(self, tokens: Sequence[int]) -> Tensor:
+        """Feed tokens in one forward, whatever the model makes of that; their logits, (T, V)."""
         logits: Tensor = self.model(
             encoder_outputs=self._encoder_outputs,
             attention_mask=self._attention_mask,
@@ -107,11 +112,12 @@ class HuggingFaceDecoder(Decoder):
         return logits[:, : self.vocab_size] if self._cut else logits
 
     def rollback_to(self, length: int) -> None:
-        surplus = self.length - length
-        if surplus <= 0:
-            return
-        assert self._cache is not None
+        if length < self.length:
+            self.take_back(self.length - length)
+
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens."""
         # EncoderDecoderCache.crop trims self-attention only, which is what is wanted here. Its
         # argument is the number of tokens to remove, negative (transformers 5.23).
-        self._cache.crop(-surplus)
-        self.length = length
+        self._cache.crop(-count)
+        self.length -= count

@@ -61,6 +61,7 @@ class HuggingFaceEngine:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.precision = str(model.dtype).removeprefix("torch.")
+        HuggingFaceDecoder(model, "large")  # a model that cannot decode is refused at once
 
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         return HuggingFaceDecoder(self.model, name, vocab_size)
@@ -103,7 +104,8 @@ def make_engine(
         if engine == "auto" and model.config.model_type in FAMILIES:
             warnings.warn(
                 f"the fast engine does not cover this model: {why_not}; it runs on transformers' "
-                "own forward, which is slower (engine='transformers' asks for that)",
+                "own forward, which is slower; merge adapters into their model, or ask for "
+                "engine='transformers'",
                 stacklevel=2,
             )
         return HuggingFaceEngine(model)

@@ -189,7 +189,11 @@ class T5Decoder(Decoder):
             self._arranged, self._session = arranged, arranged.take()
         self._checked = True
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Any:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
+        if inputs:
+            raise BildError(
+                f"the fast engine's encoder reads no {', '.join(inputs)}; use engine='transformers'"
+            )
         self._follow()
         if attention_mask is None or bool(attention_mask.all()):
             return (self._session.encode(input_ids[0], None)[None],)

@@ -31,6 +31,7 @@ from bild.engines.t5_structs import (
     Int,
 )
 from bild.engines.t5_weights import Attention, FeedForward, Stack
+from bild.engines.threads import thread_count
 
 FIRST_POSITIONS = 128  # of caches; doubled when they do not suffice
 
@@ -178,14 +179,14 @@ class NativeSession:
         positions = -(-size // 128) * 128  # few different ones: their biases are kept
         layers = stack.layers_with_bias(positions)
         struct = CModel.from_buffer_copy(stack.struct)
-        struct.threads, struct.layers = torch.get_num_threads(), layers
+        struct.threads, struct.layers = thread_count(), layers
         states = buffer(size, stack.weights.width)
         floats = self._library.bild_t5_encode_floats(struct, size, positions)
-        self._session.scratch = scratch = self._scratch.address(floats)
+        self._session.scratch = self._scratch.address(floats)
         mask = None if hidden is None else buffer(size).zero_().masked_fill_(hidden, -torch.inf)
         self._library.bild_t5_encode(
-            *(struct, stack.ids(tokens.tolist()), size, positions),
-            *(None if mask is None else mask.data_ptr(), states.data_ptr(), scratch),
+            *(struct, self._session, stack.ids(tokens.tolist()), size, positions),
+            *(None if mask is None else mask.data_ptr(), states.data_ptr()),
         )
         return states
 
@@ -195,7 +196,7 @@ class NativeSession:
         states = states.float().contiguous()
         session = self._session
         self._struct.vocabulary = vocab_size
-        self._struct.threads = torch.get_num_threads()
+        self._struct.threads = thread_count()
         session.source, session.source_stride = len(states), _padded(len(states))
         numbers = len(w.layers) * w.heads * session.source_stride * w.head_width
         session.cross_keys, session.cross_values = (r.address(numbers) for r in self._cross)

@@ -51,11 +51,16 @@ class CModel(ctypes.Structure):
     )
 
 
+class CPace(ctypes.Structure):
+    _fields_ = (("seconds", Double * 16), ("state", Int * 4))
+
+
 class CSession(ctypes.Structure):
     _fields_ = (
         *((n, Int) for n in ("capacity", "length", "source", "source_stride", "cross_type")),
         *((n, Pointer) for n in ("keys", "values", "cross_keys", "cross_values")),
         *((n, Pointer) for n in ("logits", "scratch")),
+        *((n, CPace) for n in ("forwards", "sources")),
     )
 
 
@@ -77,7 +82,7 @@ def load() -> ctypes.CDLL:
     calls.bild_t5_scratch_floats.restype = ctypes.c_int64
     calls.bild_t5_encode_floats.argtypes = (model, Int, Int)
     calls.bild_t5_encode_floats.restype = ctypes.c_int64
-    calls.bild_t5_encode.argtypes = (model, Pointer, Int, Int, *(Pointer,) * 3)
+    calls.bild_t5_encode.argtypes = (model, session, Pointer, Int, Int, Pointer, Pointer)
     calls.bild_t5_encode.restype = None
     calls.bild_t5_begin.argtypes = (model, session, Pointer)
     calls.bild_t5_begin.restype = None

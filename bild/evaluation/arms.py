@@ -30,6 +30,7 @@ class ArmId:
         compiled: whether our engine runs in machine code made on this machine.
         label: of the small model, where there are several.
         thresholds: of the pair, where there are several pairs.
+        ahead: whether the small model goes on behind guesses (`BiLDConfig.lookahead`).
     """
 
     kind: str
@@ -38,11 +39,13 @@ class ArmId:
     compiled: bool = False
     label: str = ""
     thresholds: Thresholds | None = None
+    ahead: bool = False
 
     def __str__(self) -> str:
         """As "bild-compiled@int8", with label and thresholds behind it where there are any."""
         engine = "compiled" if self.compiled else self.engine
         parts = [f"{self.kind}-{engine}" if engine else self.kind]
+        parts[0] += "-ahead" if self.ahead else ""
         parts[0] += f"@{self.precision}"
         if self.label:
             parts.append(self.label)

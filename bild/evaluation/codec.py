@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -42,8 +43,11 @@ def _decode(kind: Any, content: Any, name: str) -> Any:
     if origin in (Union, types.UnionType):
         if content is None and type(None) in arguments:
             return None
-        (kind,) = (a for a in arguments if a is not type(None))
-        return _decode(kind, content, name)
+        *others, last = (a for a in arguments if a is not type(None))
+        for other in others:
+            with suppress(BildError):
+                return _decode(other, content, name)
+        return _decode(last, content, name)
     if origin is Literal:
         _require(content in arguments, name, content)
         return content

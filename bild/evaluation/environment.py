@@ -102,7 +102,7 @@ def environment(device: torch.device, libraries: Sequence[str] = ()) -> Environm
     changes = changed_files()
     used = (*LIBRARIES, *libraries)
     return Environment(
-        commit=_git("rev-parse", "HEAD") if _is_ours() else None,
+        commit=head_commit(),
         dirty=None if changes is None else bool(changes),
         code=code_digest(),
         python=platform.python_version(),
@@ -176,6 +176,11 @@ def changed_files() -> list[str] | None:
         return None
     names = [entry[3:] for entry in listed.split("\0") if entry]
     return [name for name in names if not name.startswith(RECORDS)]
+
+
+def head_commit() -> str | None:
+    """The commit that is checked out; None outside our own checkout."""
+    return _git("rev-parse", "HEAD") if _is_ours() else None
 
 
 def code_digest() -> str:

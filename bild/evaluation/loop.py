@@ -148,7 +148,7 @@ class Loop:
         runs: passes over the examples.
         seed: of the order of arms.
         to_text: makes text of output tokens; None where nobody reads it.
-        beside: measures something else with each example, when its arms have run.
+        beside: measures something else with each example, when these arms have run.
         may_fail: an arm that raises stays out from then on, instead of ending the run.
     """
 
@@ -157,7 +157,7 @@ class Loop:
     runs: int = 1
     seed: int = 0
     to_text: Callable[[list[int]], str] | None = None
-    beside: Callable[[Item], dict[str, Any]] | None = None
+    beside: Callable[[Item, list[ArmId]], dict[str, Any]] | None = None
     may_fail: bool = False
 
     @property
@@ -167,17 +167,23 @@ class Loop:
 
 
 def order(count: int, number: int, seed: int) -> list[int]:
-    """The order of `count` arms for the line of this number: random, and fair.
+    """The order of `count` arms for the line of this number: random, and fair to who is first.
 
-    In each `count` lines in a row, from a multiple of it on, every arm has every place once.
+    In each `count` lines in a row, from a multiple of it on, every arm comes first once, in drawn
+    turns; the others follow in an order drawn for the line.
     """
     block, turn = divmod(number, count)
-    drawn = np.random.default_rng([seed, count, block]).permutation(count)
-    return [int(i) for i in np.roll(drawn, -turn)]
+    first = int(np.random.default_rng([seed, count, block]).permutation(count)[turn])
+    others = np.random.default_rng([seed, count, block, turn]).permutation(count)
+    return [first, *(int(i) for i in others if i != first)]
 
 
 def samples(
-    arms: Sequence[Arm], loop: Loop, path: Path, failed: Mapping[ArmId, str] | None = None
+    arms: Sequence[Arm],
+    loop: Loop,
+    path: Path,
+    failed: Mapping[ArmId, str] | None = None,
+    ids: Sequence[ArmId] | None = None,
 ) -> Iterator[Sample]:
     """The examples in samples.jsonl, then those decoded from there on, each written down at once.
 
@@ -186,19 +192,24 @@ def samples(
         loop: the examples, and how they are gone through.
         path: the file, made where it is missing.
         failed: arms that stay out, and why.
+        ids: of all arms, those that failed included, in their order; None for those of `arms`.
 
     Raises:
         BildError: as `read_samples`; whatever an arm raises.
     """
-    failed = {} if failed is None else failed
-    known = read_samples(path, [*(arm.id for arm in arms), *failed], loop)
+    ids = [arm.id for arm in arms] if ids is None else ids
+    known = read_samples(path, ids, loop)
     yield from known
-    fresh = decode(arms, loop, len(known), failed)
+    fresh = decode(arms, loop, len(known), failed, ids)
     yield from append_lines(path, fresh, Sample.to_json)
 
 
 def decode(
-    arms: Sequence[Arm], loop: Loop, start: int = 0, failed: Mapping[ArmId, str] | None = None
+    arms: Sequence[Arm],
+    loop: Loop,
+    start: int = 0,
+    failed: Mapping[ArmId, str] | None = None,
+    ids: Sequence[ArmId] | None = None,
 ) -> Iterator[Sample]:
     """Decode from a line's number on. Arguments as `samples`."""
     if start >= loop.total:
@@ -206,7 +217,7 @@ def decode(
     running = {arm.id: arm for arm in arms}
     assert len(running) == len(arms), "two arms have one id"
     out = {} if failed is None else dict(failed)
-    ids = list(running)
+    ids = list(running) if ids is None else ids
     warmup_seconds = _warm_up(running, loop, out)
     for number in range(start, loop.total):
         run, index = divmod(number, len(loop.items))
@@ -230,7 +241,7 @@ def decode(
             arms={arm: done[arm] for arm in ids if arm in done},
             failed=dict(out),
             warmup_seconds=warmup_seconds,
-            beside={} if loop.beside is None else loop.beside(item),
+            beside={} if loop.beside is None else loop.beside(item, list(done)),
         )
         warmup_seconds = {}
 

@@ -48,7 +48,13 @@ class OwnArm:
     def id(self) -> ArmId:
         engine = self.engine
         return ArmId(
-            self.kind, engine.name, engine.precision, engine.compiled, self.label, self.thresholds
+            self.kind,
+            engine.name,
+            engine.precision,
+            engine.compiled,
+            self.label,
+            self.thresholds,
+            ahead=self.bild is not None and self.bild.lookahead != 0,
         )
 
     @property
@@ -66,7 +72,7 @@ class OwnArm:
         return Outcome(
             output.sequences[0, 1:].tolist(),
             seconds,
-            self._encoder_seconds(output, ids, mask),
+            output.encoder_seconds,
             output.stats,
         )
 
@@ -87,20 +93,6 @@ class OwnArm:
             return cast(BiLDOutput, output)
 
         return call
-
-    def _encoder_seconds(self, output: BiLDOutput, ids: Tensor, mask: Tensor) -> float:
-        known: float | None = getattr(output, "encoder_seconds", None)
-        if known is not None:
-            return known
-        # The engines do not tell yet: the encoders run once more, out of the timed region.
-        names = {BILD: ("large", "small"), SMALL: ("small",), VANILLA: ("large",)}[self.kind]
-        runner = self.runner
-        models = [runner] if isinstance(runner, SingleModel) else [runner.models[n] for n in names]
-        seconds = 0.0
-        for model in models:
-            with model.reading(ids, mask) as decoder:
-                seconds += decoder.encoder_seconds
-        return seconds
 
 
 def own_arms(

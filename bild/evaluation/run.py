@@ -15,14 +15,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bild.checkpoints.identity import describe_model, describe_tokenizer, short_path
-from bild.checkpoints.loading import find_device, load_model, load_tokenizer
-from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
+from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.checkpoints.names import resolve_model
+from bild.checkpoints.vocabulary import check_tokenizer_size
 from bild.config import EvalConfig
 from bild.evaluation import loop as looping
 from bild.evaluation.arms import BILD, VANILLA, Arm, Case
 from bild.evaluation.environment import Environment, environment, peak_memory
 from bild.evaluation.figures import arm_figures, interval_covers
 from bild.evaluation.folder import Identity
+from bild.evaluation.loading import load_runner, source_tokens
 from bild.evaluation.loop import EXCLUDED_FROM_TIME, Item, Loop, Sample
 from bild.evaluation.own import OwnArm, own_arms
 from bild.evaluation.record import (
@@ -84,11 +86,12 @@ class Workload:
             BildError: as `prepare`.
         """
         assert isinstance(self.runner, BiLDModel)
-        load_tokenizer(sources.large, name, sources.tokenizer)  # it compares the two models'
-        small = load_model(name, self.large.dtype, self.large.device)
+        checkpoint = resolve_model(name)
+        load_tokenizer(sources.large, checkpoint, sources.tokenizer)  # it compares the two's
+        small = load_model(checkpoint, self.large.dtype, self.large.device)
         runner = self.runner.with_small(small)
         check_tokenizer_size(self.tokenizer, runner.vocab_size)
-        own = {"small": ModelIdentity(**describe_model(name, small))}
+        own = {"small": ModelIdentity(**describe_model(checkpoint, small))}
         return replace(
             self,
             config=replace(self.config, small=name),
@@ -132,21 +135,11 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     Raises:
         BildError: whatever cannot be loaded or does not fit, by name and value.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = find_device(config.device)
-    tokenizer = load_tokenizer(sources.large, sources.small, sources.tokenizer)
-    dtype = getattr(torch, config.dtype)
-    large = load_model(sources.large, dtype, device)
-    rows = large.get_output_embeddings().weight.shape[0]
-    small, smalls = None, {}
-    if sources.small is not None:
-        small = load_model(sources.small, dtype, device)
-        rows = shared_vocab_size(large, small)
-        smalls["small"] = ModelIdentity(**describe_model(sources.small, small))
-    check_tokenizer_size(tokenizer, rows)
-    options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
-    runner = SingleModel(large, **options) if small is None else BiLDModel(large, small, **options)
+    runner, tokenizer = load_runner(config, sources)
+    smalls = {}
+    if isinstance(runner, BiLDModel) and sources.small is not None:
+        smalls["small"] = ModelIdentity(**describe_model(sources.small, runner.small))
+    large = runner.large if isinstance(runner, BiLDModel) else runner.model
     named = sources.large if sources.tokenizer is None else sources.tokenizer
     models = Models(
         large=ModelIdentity(**describe_model(sources.large, large)),
@@ -159,15 +152,9 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
 def item(work: Workload, example: Example) -> Item:
     """An example with its source tokens, (1, S), cut to the limit."""
     limit = work.task.max_source_tokens
-    text = work.task.prefix + example.source
-    ids = work.tokenizer(text, return_tensors="pt")["input_ids"]
-    truncated = ids.shape[1] > limit
-    if truncated:
-        ids = work.tokenizer(text, truncation=True, max_length=limit, return_tensors="pt")[
-            "input_ids"
-        ]
+    ids, length = source_tokens(work.tokenizer, work.task.prefix + example.source, limit)
     case = Case(ids, work.task.max_new_tokens)
-    return Item(example.source, example.target, case, truncated)
+    return Item(example.source, example.target, case, truncated=length > limit)
 
 
 # ------------------------------------------------------------------------------ the run

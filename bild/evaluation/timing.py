@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from bild.tasks.resampling import Floats, interval, resampled_sums
+
 Result = TypeVar("Result")
-Floats = npt.NDArray[np.float64]
 
 
 def synchronize(device: torch.device) -> None:
@@ -47,8 +47,7 @@ def speedup(
         (ratio, low, high).
     """
     ratio, resampled = resampled_speedups(baseline, method, samples, seed)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return ratio, float(low), float(high)
+    return ratio, *interval(resampled)
 
 
 def resampled_speedups(
@@ -62,13 +61,6 @@ def resampled_speedups(
     Both are resampled, as both were drawn: what a machine does from run to run is in the interval
     as soon as there are several runs. One seed draws the same runs and examples for every method.
     """
-    pairs = np.array([baseline, method], dtype=float)  # (2, examples) or (2, runs, examples)
-    pairs = pairs.reshape(2, -1, pairs.shape[-1])
-    _, runs, examples = pairs.shape
-    rng = np.random.default_rng(seed)
-    sums = np.empty((2, samples))
-    for i in range(samples):
-        drawn = pairs[:, :, rng.integers(0, examples, examples)].sum(-1)  # (2, runs)
-        picked = rng.integers(0, runs, runs) if runs > 1 else slice(None)
-        sums[:, i] = drawn[:, picked].sum(-1)
-    return float(pairs[0].sum() / pairs[1].sum()), sums[0] / sums[1]
+    pairs = np.stack([baseline, method], axis=-1)  # (examples, 2) or (runs, examples, 2)
+    sums = resampled_sums(pairs, samples, seed)
+    return float(pairs[..., 0].sum() / pairs[..., 1].sum()), sums[:, 0] / sums[:, 1]

@@ -27,7 +27,7 @@ from bild.policy import NEVER_STOPS, AcceptanceRule, FallbackRule, Writer
 
 
 class Scores(NamedTuple):
-    """What the writer of a token thought of every token: (V,) each."""
+    """What the writer of a token thought of every token: (V,) each, float32."""
 
     processed: Tensor  # after the logits processors
     raw: Tensor
@@ -111,7 +111,7 @@ def decode(
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     tokens = y.tokens
-    rule = _known(config.acceptance_rule)
+    rule = known_rule(config.acceptance_rule)
     checked = len(tokens)  # tokens[checked:] are drafted, and the large model has not seen them
     fallbacks = rollbacks = rolled_back = drafted = full_windows = verifications = verified = 0
     turn: Writer = config.start
@@ -125,7 +125,7 @@ def decode(
             recorder.starts(small)
             draft, draft_ends = _draft(small, y, limit, config.fallback_rule, stopping, processors)
             if draft.probabilities:
-                _refuse_nan(draft.probabilities[-1], small, len(tokens))
+                refuse_nan(draft.probabilities[-1], small, len(tokens))
             recorder.drafted(draft)
             unsure = draft.unsure is not None
             drafted += len(draft.tokens)
@@ -139,7 +139,7 @@ def decode(
         recorder.starts(large)
         verdict, scores = _verify(large, y, checked, len(tokens) - draft_ends, stopping, processors)
         for i, probability in enumerate(verdict.probabilities):
-            _refuse_nan(probability, large, checked + i)
+            refuse_nan(probability, large, checked + i)
         window = len(tokens) - checked
         cut = rule.first_cut(verdict.distances, verdict.tokens, tokens[checked:])
 
@@ -195,7 +195,8 @@ def decode_greedy(
 ) -> tuple[Output, DecodeStats]:
     """Write one output with one model: the baseline, over the same interface as `decode`.
 
-    Its forwards are counted as the large model's. Arguments and errors as in `decode`.
+    Its forwards are counted as those of the model it is named after. Other arguments and errors
+    as in `decode`.
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     done = len(prompt) >= stopping.max_length
@@ -206,14 +207,14 @@ def decode_greedy(
         limit = min(step, stopping.max_length - before)
         recorder.starts(decoder)
         draft, done = _draft(decoder, y, limit, NEVER_STOPS, stopping, processors)
-        _refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
+        refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
         recorder.drafted(draft)
         if on_commit is not None:
             on_commit(y.tokens[before:])
     return y, DecodeStats(
         generated_tokens=len(y.tokens) - len(prompt),
-        large_forwards=decoder.forwards,
-        large_tokens_fed=decoder.tokens_fed,
+        **{f"{decoder.name}_forwards": decoder.forwards},
+        **{f"{decoder.name}_tokens_fed": decoder.tokens_fed},
     )
 
 
@@ -275,13 +276,14 @@ def _looks_at_scores(y: Output, stopping: Stopping, processors: LogitsProcessorL
 
 def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tensor) -> Scores:
     """Raw logits (V,) after the prefix `tokens`, and what the processors make of them."""
+    raw = raw.float()  # as transformers' own, whatever the model's precision
     if not processors:
         return Scores(raw, raw)
     ids = torch.tensor([tokens], device=raw.device)
-    return Scores(processors(ids, raw[None].to(copy=True, dtype=torch.float32))[0], raw)
+    return Scores(processors(ids, raw[None].clone())[0], raw)
 
 
-def _known(rule: AcceptanceRule) -> AcceptanceRule:
+def known_rule(rule: AcceptanceRule) -> AcceptanceRule:
     """The rule, whose every need the loop must be able to meet."""
     unknown = sorted(rule.needs - MEASURES)
     if unknown:
@@ -292,7 +294,7 @@ def _known(rule: AcceptanceRule) -> AcceptanceRule:
     return rule
 
 
-def _refuse_nan(value: float, decoder: Decoder, position: int) -> None:
+def refuse_nan(value: float, decoder: Decoder, position: int) -> None:
     if value != value:
         raise BildError(
             f"the {decoder.name} model's scores are NaN at output position {position}: "

@@ -9,7 +9,7 @@ and then calls the method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,37 +17,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation import (
-    BaseStreamer,
-    EosTokenCriteria,
-    LogitsProcessorList,
-    MaxLengthCriteria,
-    StoppingCriteriaList,
-)
+from transformers.generation import BaseStreamer, LogitsProcessorList, StoppingCriteriaList
 from transformers.utils import ModelOutput
 
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder
 from bild.errors import BildError
-from bild.generation.decoding import Output, Stopping, decode, decode_greedy
+from bild.generation.decoding import OnCommit, Output, Stopping, decode, decode_greedy
+from bild.generation.lookahead import Prices, decode_ahead
+from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
+from bild.generation.source import make_source
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder, Trace, TraceRecorder
+from bild.policy import Writer
 
-# GenerationConfig fields that would change what is generated and that BiLD does not do.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "do_sample": (None, False),
-    "num_return_sequences": (None, 1),
-    "penalty_alpha": (None, 0.0),
-    "prompt_lookup_num_tokens": (None,),
-    "assistant_early_exit": (None,),
-    "cache_implementation": (None, "dynamic"),
-    "use_cache": (None, True),
-    "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
-    "token_healing": (None, False),
-}
+# What transformers' `generate` makes for a decoding method, besides inputs of the encoder.
+MADE_BY_GENERATE = ("attention_mask", "encoder_outputs", "use_cache", "logits_to_keep")
 
 
 @dataclass
@@ -61,6 +47,8 @@ class BiLDOutput(ModelOutput):
         logits: with `output_logits`, the same before the processors.
         stats: what happened.
         trace: with `output_trace`, who wrote each token, and what came to nothing.
+        encoder_seconds: wall-clock seconds in which the source was read, by all models together;
+            where an encoder's outputs were there already, without it.
     """
 
     sequences: Tensor | None = None
@@ -68,47 +56,7 @@ class BiLDOutput(ModelOutput):
     logits: tuple[Tensor, ...] | None = None
     stats: DecodeStats | None = None
     trace: Trace | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What transformers' `generate` makes of its arguments before it decodes.
-
-    Attributes:
-        prompt: decoder tokens to start from, (1, P).
-        stopping, processors: when an output ends, and what acts on scores.
-        config: everything else, with the model's own settings merged in.
-    """
-
-    prompt: Tensor
-    stopping: Stopping
-    processors: LogitsProcessorList
-    config: GenerationConfig
-
-    @property
-    def keeps_scores(self) -> bool:
-        c = self.config
-        return bool(c.return_dict_in_generate and (c.output_scores or c.output_logits))
-
-
-def make_plan(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    **_: Any,
-) -> Plan:
-    """A decoding method for `custom_generate=` that decodes nothing.
-
-    Raises:
-        BildError: an unsupported setting, by name and value.
-    """
-    for name, allowed in UNSUPPORTED.items():
-        value = getattr(generation_config, name, None)
-        if value not in allowed:
-            raise BildError(f"BiLD does not support {name}={value!r}; use {name}={allowed[-1]!r}")
-    return Plan(input_ids, _stopping(stopping_criteria), logits_processor, generation_config)
+    encoder_seconds: float | None = None
 
 
 def bild_generate(
@@ -122,6 +70,7 @@ def bild_generate(
     bild_config: BiLDConfig | None = None,
     bild_streamer: BaseStreamer | None = None,
     output_trace: bool = False,
+    stop_strings: Any = None,
     **model_kwargs: Any,
 ) -> BiLDOutput | Tensor:
     """Big Little Decoder for `custom_generate=`; `model` is the large one.
@@ -131,27 +80,40 @@ def bild_generate(
     Args:
         small_model: the model that drafts; it must share the large one's vocabulary.
         bild_config: thresholds and variant; the defaults of `BiLDConfig` if None.
-        bild_streamer: gets tokens once they can no longer be rolled back (`streamer=` itself is
-            not handed on by transformers; `BiLDModel.generate` takes it under that name).
+        bild_streamer: gets tokens once they can no longer be rolled back; it takes the place of
+            `streamer=`, which transformers keeps: that one is given the prompt, nothing else, and
+            no end, so that whoever waits for its tokens waits for ever.
         output_trace: put a `Trace` into the output; needs `return_dict_in_generate`.
+        stop_strings: refused, for they need a tokenizer, which transformers keeps as well.
 
     The other arguments are made by `generate`: decoder prompt (1, P), processors, criteria,
-    configuration, source ids (1, S), encoder outputs and attention mask.
+    configuration, source ids (1, S), encoder outputs and attention mask. `assistant_model=` never
+    arrives here: transformers keeps it, and it changes nothing.
 
     Raises:
         BildError: a batch over one, beams, sampling, or another unsupported setting, by name and
-            value; a pair that does not fit.
+            value; an input that the small model's encoder does not read; a pair that does not fit.
     """
     if not isinstance(small_model, PreTrainedModel):
-        raise BildError(f"bild_generate needs small_model=, a model, got {small_model!r}")
-    plan = make_plan(model, input_ids, logits_processor, stopping_criteria, generation_config)
-    check_source(inputs_tensor)
+        given = "None" if small_model is None else f"a {type(small_model).__name__}"
+        raise BildError(f"bild_generate needs small_model=, a model, got {given}")
+    made = model_kwargs.pop("past_key_values", None)
+    plan = make_plan(
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        past_key_values=made,
+    )
+    models = {"large": model, "small": small_model}
+    source = make_source(models, inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs)
+    _check_kwargs(model_kwargs, stop_strings)
     vocab_size = shared_vocab_size(model, small_model)
-    attention_mask = model_kwargs.get("attention_mask")
     large = HuggingFaceDecoder(model, "large", vocab_size)
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
-    large.read(inputs_tensor, attention_mask, model_kwargs["encoder_outputs"])
-    small.read(inputs_tensor, attention_mask)
+    large.read(source.ids, source.mask, model_kwargs["encoder_outputs"])
+    small.read(source.ids, source.mask, **source.inputs)
     return decode_with_pair(plan, large, small, bild_config, bild_streamer, output_trace)
 
 
@@ -162,10 +124,11 @@ def greedy_generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     inputs_tensor: Tensor,
-    model_name: str = "large",
+    model_name: Writer = "large",
     shared_vocab: int | None = None,
     bild_streamer: BaseStreamer | None = None,
     output_trace: bool = False,
+    stop_strings: Any = None,
     **model_kwargs: Any,
 ) -> BiLDOutput | Tensor:
     """Greedy decoding with one model, for `custom_generate=`: the baseline BiLD is timed against.
@@ -174,17 +137,45 @@ def greedy_generate(
     as `bild_generate`.
 
     Args:
-        model_name: what messages call the model.
+        model_name: "large" or "small": what messages call the model, and as whose its forwards
+            are counted.
         shared_vocab: write only the first so many ids, as a pair of which one has padding rows.
-        bild_streamer, output_trace: as there.
+        bild_streamer, output_trace, stop_strings: as there.
 
     Other arguments and errors as there.
     """
-    plan = make_plan(model, input_ids, logits_processor, stopping_criteria, generation_config)
-    check_source(inputs_tensor)
+    made = model_kwargs.pop("past_key_values", None)
+    plan = make_plan(
+        model,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        past_key_values=made,
+    )
+    models: dict[str, PreTrainedModel] = {model_name: model}
+    source = make_source(models, inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs)
+    _check_kwargs(model_kwargs, stop_strings)
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
-    decoder.read(inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs["encoder_outputs"])
+    decoder.read(source.ids, source.mask, model_kwargs["encoder_outputs"])
     return decode_alone(plan, decoder, bild_streamer, output_trace)
+
+
+def _check_kwargs(kwargs: Mapping[str, Any], stop_strings: Any) -> None:
+    """Refuse what arrives from `generate` and that BiLD would have to ignore."""
+    if stop_strings is not None:
+        raise BildError(
+            f"transformers hands no tokenizer to a decoding method, so that "
+            f"stop_strings={stop_strings!r} cannot be looked for; give stopping_criteria="
+            "StoppingCriteriaList([StopStringCriteria(tokenizer, stop_strings)]), or use "
+            "BiLDModel.generate"
+        )
+    if kwargs.get("mm_encoder_outputs"):  # the large model has read an image on its own
+        refuse_keyword("pixel_values")
+    known = (*MADE_BY_GENERATE, *ENCODER_INPUTS, "mm_encoder_outputs")
+    for name, value in kwargs.items():
+        if value is not None and name not in known:
+            refuse_keyword(name)
 
 
 def decode_with_pair(
@@ -194,12 +185,37 @@ def decode_with_pair(
     bild_config: BiLDConfig | None,
     streamer: BaseStreamer | None = None,
     output_trace: bool = False,
+    prices: Prices | None = None,
 ) -> BiLDOutput | Tensor:
-    """`decode` by a plan; both decoders have been given the source."""
+    """`decode` by a plan; both decoders have been given the source.
+
+    Where the configuration looks ahead it is `decode_ahead`, unless something reads scores or a
+    trace is asked for, which tells of plain rounds.
+    """
     config = BiLDConfig() if bild_config is None else bild_config
     if not isinstance(config, BiLDConfig):
-        raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}")
-    return _decode(plan, streamer, output_trace, partial(decode, large, small, config=config))
+        way_out = "; give BiLDConfig(**fields)" if isinstance(bild_config, Mapping) else ""
+        raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}{way_out}")
+    read = large.encoder_seconds + small.encoder_seconds
+    loop: Callable[..., tuple[Output, DecodeStats]] = partial(decode, large, small, config=config)
+    if config.lookahead != 0 and not (plan.reads_scores or output_trace):
+        prices = Prices() if prices is None else prices
+        loop = partial(_decode_ahead, large, small, config, prices)
+    return _decode(plan, streamer, output_trace, loop, read)
+
+
+def _decode_ahead(
+    large: Decoder,
+    small: Decoder,
+    config: BiLDConfig,
+    prices: Prices,
+    prompt: list[int],
+    stopping: Stopping,
+    on_commit: OnCommit | None,
+    **_: Any,
+) -> tuple[Output, DecodeStats]:
+    """`decode_ahead` with the arguments of `decode`, of which it needs fewer."""
+    return decode_ahead(large, small, prompt, config, stopping, prices, on_commit)
 
 
 def decode_alone(
@@ -209,7 +225,8 @@ def decode_alone(
     output_trace: bool = False,
 ) -> BiLDOutput | Tensor:
     """`decode_greedy` by a plan; the decoder has been given the source."""
-    return _decode(plan, streamer, output_trace, partial(decode_greedy, decoder))
+    loop = partial(decode_greedy, decoder)
+    return _decode(plan, streamer, output_trace, loop, decoder.encoder_seconds)
 
 
 def _decode(
@@ -217,6 +234,7 @@ def _decode(
     streamer: BaseStreamer | None,
     output_trace: bool,
     loop: Callable[..., tuple[Output, DecodeStats]],
+    encoder_seconds: float,
 ) -> BiLDOutput | Tensor:
     recorder = _recorder(output_trace, plan.config)
     output, stats = loop(
@@ -229,39 +247,18 @@ def _decode(
     )
     if streamer is not None:
         streamer.end()
-    return _result(plan, output, stats, recorder)
-
-
-def check_source(inputs: Tensor | None) -> Tensor:
-    """Source ids (1, S); anything else is refused."""
-    if inputs is None:
-        raise BildError("BiLD needs input_ids=, for both models read the source")
-    wrong_shape = inputs.ndim != 2 or inputs.shape[1] == 0
-    if wrong_shape or inputs.is_floating_point() or bool((inputs < 0).any()):
-        raise BildError(
-            "BiLD needs input_ids of shape (1, tokens), for both models read the source; "
-            f"got a tensor of shape {tuple(inputs.shape)}, {inputs.dtype}"
-        )
-    if inputs.shape[0] != 1:
-        raise BildError(f"BiLD decodes one input at a time, got a batch of {inputs.shape[0]}")
-    return inputs
-
-
-def _stopping(criteria: StoppingCriteriaList) -> Stopping:
-    """Transformers' criteria with the two that always stand there read out, for speed."""
-    max_length: int | None = None
-    eos: frozenset[int] = frozenset()
-    others = StoppingCriteriaList()
-    for criterion in criteria:
-        if type(criterion) is MaxLengthCriteria:
-            max_length = criterion.max_length
-        elif type(criterion) is EosTokenCriteria:
-            eos |= frozenset(criterion.eos_token_id.tolist())
-        else:
-            others.append(criterion)
-    if max_length is None:
-        raise BildError("BiLD needs a length limit: give max_new_tokens= or max_length=")
-    return Stopping(max_length, eos, others)
+    sequences = torch.tensor([output.tokens], device=plan.prompt.device)
+    config = plan.config
+    if not config.return_dict_in_generate:
+        return sequences
+    return BiLDOutput(
+        sequences=sequences,
+        scores=tuple(s.processed[None] for s in output.scores) if config.output_scores else None,
+        logits=tuple(s.raw[None] for s in output.scores) if config.output_logits else None,
+        stats=stats,
+        trace=recorder.trace(),
+        encoder_seconds=encoder_seconds,
+    )
 
 
 def _streaming(streamer: BaseStreamer | None, prompt: Tensor) -> Callable[[list[int]], None] | None:
@@ -280,19 +277,3 @@ def _recorder(output_trace: bool, config: GenerationConfig) -> Recorder:
     if output_trace and not config.return_dict_in_generate:
         raise BildError("output_trace=True needs return_dict_in_generate=True, to be put into")
     return TraceRecorder() if output_trace else SILENT
-
-
-def _result(
-    plan: Plan, output: Output, stats: DecodeStats, recorder: Recorder
-) -> BiLDOutput | Tensor:
-    sequences = torch.tensor([output.tokens], device=plan.prompt.device)
-    config = plan.config
-    if not config.return_dict_in_generate:
-        return sequences
-    return BiLDOutput(
-        sequences=sequences,
-        scores=tuple(s.processed[None] for s in output.scores) if config.output_scores else None,
-        logits=tuple(s.raw[None] for s in output.scores) if config.output_logits else None,
-        stats=stats,
-        trace=recorder.trace(),
-    )

@@ -9,25 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.generation import BaseStreamer
-from transformers.modeling_outputs import BaseModelOutput
 
 from bild.checkpoints.loading import load_model
+from bild.checkpoints.names import Checkpoint
 from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
-from bild.generation.generate import (
-    BiLDOutput,
-    Plan,
-    check_source,
-    decode_alone,
-    decode_with_pair,
-    make_plan,
-)
+from bild.generation.generate import BiLDOutput, decode_alone, decode_with_pair
+from bild.generation.lookahead import Prices
+from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
+from bild.generation.source import Source, check_states, make_source
 from bild.policy import Writer
 
 
@@ -65,16 +59,20 @@ class BiLDModel:
         self._arrange()
 
     def _arrange(self) -> None:
+        self._prices = Prices()
+        both: tuple[tuple[Writer, PreTrainedModel], ...] = (
+            ("large", self.large),
+            ("small", self.small),
+        )
         self.models = {
-            name: SingleModel(model, name, self.vocab_size, **self._options)
-            for name, model in (("large", self.large), ("small", self.small))
+            name: SingleModel(model, name, self.vocab_size, **self._options) for name, model in both
         }
 
     @classmethod
     def from_pretrained(
         cls,
-        large: str,
-        small: str,
+        large: str | Checkpoint,
+        small: str | Checkpoint,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -86,7 +84,7 @@ class BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
 
         Args:
-            large, small: checkpoints.
+            large, small: checkpoints; a hub id may be followed by `@` and a revision.
             dtype: precision of both models.
             device: where both models go.
             engine, precision, compile: as for `BiLDModel`.
@@ -110,6 +108,7 @@ class BiLDModel:
         large.vocab_size = pair.vocab_size
         alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options)
         pair.models = {"large": large, "small": alone}
+        pair._prices = Prices()
         return pair
 
     @property
@@ -147,23 +146,31 @@ class BiLDModel:
             streamer: gets tokens once they can no longer be rolled back.
             output_trace: put a `.trace` of who wrote each token into the output.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
-                `generation_config`, `output_scores` and so on.
+                `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
+                `encoder_outputs` of the large model; and what both encoders read besides
+                (`bild.generation.plan.ENCODER_INPUTS`). A logits processor must depend on its
+                arguments alone: it is asked of drafts and verdicts alike, and again after a
+                rollback, so that one that keeps a state between its calls writes other text.
 
         Returns:
             A `BiLDOutput` with `.sequences` and `.stats`; with `return_dict_in_generate=False`
             the sequences alone, (1, prompt + generated).
 
         Raises:
-            BildError: an unsupported setting, by name and value.
+            BildError: an unsupported keyword or setting, by name and value; a source that is not
+                one sequence of token ids.
         """
-        source = check_source(input_ids)
+        models = {"large": self.large, "small": self.small}
+        source = make_source(models, input_ids, attention_mask, generate_kwargs)
+        given = generate_kwargs.pop("encoder_outputs", None)
         plan = self.models["large"].plan(source, generate_kwargs)
-        large, small = self.models["large"], self.models["small"]
         with (
-            large.reading(source, attention_mask) as verifier,
-            small.reading(source, attention_mask) as drafter,
+            self.models["large"].reading(source, given) as large,
+            self.models["small"].reading(source) as small,
         ):
-            return decode_with_pair(plan, verifier, drafter, bild_config, streamer, output_trace)
+            return decode_with_pair(
+                plan, large, small, bild_config, streamer, output_trace, self._prices
+            )
 
     def greedy(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
@@ -186,7 +193,7 @@ class SingleModel:
 
     Args:
         model: the model, in evaluation mode.
-        name: what messages call it.
+        name: "large" or "small": what messages call it, and as whose its forwards are counted.
         vocab_size: write only the first so many ids; None for all.
         engine, precision, compile: as for `BiLDModel`.
     """
@@ -194,7 +201,7 @@ class SingleModel:
     def __init__(
         self,
         model: PreTrainedModel,
-        name: str = "large",
+        name: Writer = "large",
         vocab_size: int | None = None,
         *,
         engine: EngineName = "auto",
@@ -203,7 +210,7 @@ class SingleModel:
     ) -> None:
         self.model, self.name, self.vocab_size = model, name, vocab_size
         self.engine = make_engine(model, engine, precision, compile)
-        self._plans: dict[Any, tuple[dict[str, Any], Plan]] = {}
+        self._planner = Planner(model)
 
     def greedy(
         self,
@@ -216,40 +223,31 @@ class SingleModel:
     ) -> BiLDOutput | Tensor:
         """Generate greedily; arguments, results and errors as of `BiLDModel.generate`.
 
-        Its forwards are counted as the large model's.
+        Its forwards are counted as those of the model it is named after.
         """
-        source = check_source(input_ids)
+        source = make_source({self.name: self.model}, input_ids, attention_mask, generate_kwargs)
+        given = generate_kwargs.pop("encoder_outputs", None)
         plan = self.plan(source, generate_kwargs)
-        with self.reading(source, attention_mask) as decoder:
+        with self.reading(source, given) as decoder:
             return decode_alone(plan, decoder, streamer, output_trace)
 
     @contextmanager
-    def reading(self, source: Tensor, attention_mask: Tensor | None) -> Iterator[Decoder]:
-        """A decoder that has read the source, (1, S); it is the engine's again afterwards."""
+    def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:
+        """A decoder that has read the source; it is the engine's again afterwards.
+
+        Args:
+            source: what the encoder reads.
+            encoder_outputs: what it would make of that, where it is there already.
+        """
+        check_states(self.model, source, encoder_outputs)
         decoder = self.engine.decoder(self.name, self.vocab_size)
         try:
-            decoder.read(source, attention_mask)
+            decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
             yield decoder
         finally:
             decoder.release()
 
-    def plan(self, source: Tensor, kwargs: dict[str, Any]) -> Plan:
-        """What transformers makes of `generate`'s keywords; remembered, for it takes 2 ms.
-
-        Only where nothing but plain settings is given and nothing but lengths and end of sequence
-        stops the output, so that no plan depends on an input.
-        """
-        kwargs = {"return_dict_in_generate": True, **kwargs}
-        plain = all(v is None or isinstance(v, (bool, int, float)) for v in kwargs.values())
-        key = tuple(sorted(kwargs.items())) if plain else None
-        settings = dict(vars(self.model.generation_config))
-        known = self._plans.get(key)
-        if known is not None and known[0] == settings:
-            return known[1]
-        nothing = BaseModelOutput(last_hidden_state=torch.empty(*source.shape, 0))
-        plan: Plan = self.model.generate(
-            input_ids=source, encoder_outputs=nothing, custom_generate=make_plan, **kwargs
-        )
-        if plain and not plan.processors and not plan.stopping.criteria:
-            self._plans[key] = settings, plan
-        return plan
+    def plan(self, source: Source, keywords: dict[str, Any]) -> Plan:
+        """What transformers makes of `generate`'s keywords."""
+        settings = {k: v for k, v in keywords.items() if k not in ENCODER_INPUTS}
+        return self._planner(source.ids, settings)

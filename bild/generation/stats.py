@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 class DecodeStats:
     """What happened while one output was written. Stats of several outputs add up with `+`.
 
+    Of a model that decodes alone only its own forwards and tokens count, as "large" or "small".
+
     Attributes:
         generated_tokens: tokens of the output, end of sequence included, prompt excluded.
         fallbacks: proposals of the small model thrown away for low confidence.
@@ -19,6 +21,8 @@ class DecodeStats:
         full_windows: hand-overs because `num_small_iters` tokens stood in a row.
         verifications: large forwards that looked at one or more drafted tokens.
         verified_tokens: drafted tokens that a large forward looked at and kept.
+        guesses: of what the large model writes, behind which the small one went on drafting.
+        guesses_held: those that were right; each saved a forward of the large model.
         large_forwards, small_forwards: decoder forwards per model.
         large_tokens_fed, small_tokens_fed: tokens those forwards were fed.
     """
@@ -31,6 +35,8 @@ class DecodeStats:
     full_windows: int = 0
     verifications: int = 0
     verified_tokens: int = 0
+    guesses: int = 0
+    guesses_held: int = 0
     large_forwards: int = 0
     small_forwards: int = 0
     large_tokens_fed: int = 0

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from bild.benchmark.record import BenchmarkRecord
 from bild.errors import BildError
-from bild.evaluation.record import RunRecord, read_record
+from bild.evaluation.record import Record, RunRecord
 from bild.files import write_atomically
-from bild.show.speed_tables import speed_summary
+from bild.show.speed_tables import speed_summary, two_factors
 from bild.show.tables import agreement_table, results_table, small_models_table
+from bild.training.record import AgreementRecord
 from bild.tuning.record import SmallModelsRecord
 
-MARKED = re.compile(r"(<!-- (?P<kind>[\w-]+): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (?P<kind>[\w-]+): (?P<name>[\w+-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write_page(page: Path, results: Path) -> None:
@@ -60,20 +63,42 @@ def rendered(page: Path, results: Path) -> str:
     return MARKED.sub(table, page.read_text(encoding="utf-8"))
 
 
+R = TypeVar("R", bound=Record)
+
+
+def _load(kind: type[R], path: Path) -> R:
+    """A record that says which code made it.
+
+    Raises:
+        BildError: as `Record.load`; or it was made by code that no commit holds.
+    """
+    record = kind.load(path)
+    if record.env.commit is None or record.env.dirty:
+        raise BildError(f"{path} was not made from a clean commit; make it again")
+    return record
+
+
 def _runs(results: Path, name: str) -> str:
-    records = [RunRecord.load(path) for path in sorted((results / name).glob("run*.json"))]
+    records = [_load(RunRecord, path) for path in sorted((results / name).glob("run*.json"))]
     if not records:
         raise BildError(f"a page wants the table of {results / name}: there is no run*.json")
     return results_table(records)
 
 
+def _benchmark(results: Path, name: str) -> BenchmarkRecord:
+    return _load(BenchmarkRecord, results / "speed" / f"{name}.json")
+
+
 TABLES: dict[str, Callable[[Path, str], str]] = {
     "results": _runs,
-    "speed": lambda results, name: speed_summary(read_record(results / "speed" / f"{name}.json")),
+    "speed": lambda results, name: speed_summary(_benchmark(results, name)),
+    "two-factors": lambda results, name: two_factors(
+        [_benchmark(results, one) for one in name.split("+")]
+    ),
     "agreement": lambda results, name: agreement_table(
-        read_record(results / name / "agreement.json")
+        _load(AgreementRecord, results / name / "agreement.json")
     ),
     "small-models": lambda results, name: small_models_table(
-        SmallModelsRecord.load(results / name / "small-models.json")
+        _load(SmallModelsRecord, results / name / "small-models.json")
     ),
 }

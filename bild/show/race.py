@@ -13,17 +13,17 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from bild.checkpoints.loading import find_device, load_tokenizer
-from bild.checkpoints.vocabulary import check_tokenizer_size
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
+from bild.evaluation.arms import BILD, VANILLA
+from bild.evaluation.loading import load_runner, source_tokens
+from bild.evaluation.own import OwnArm
 from bild.generation.generate import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
@@ -63,6 +63,7 @@ class Race:
         bild: the pair.
         source_tokens: tokens of the source, prefix included.
         max_source_tokens, max_new_tokens: how many of them are read, and the limit of an output.
+        unknown: characters of the source that the tokenizer does not know.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Race:
     source_tokens: int
     max_source_tokens: int
     max_new_tokens: int
+    unknown: str
 
     @property
     def finished(self) -> bool:
@@ -108,27 +110,13 @@ class Racer:
         Raises:
             BildError: whatever cannot be found or does not fit, by name and value.
         """
-        task, large, small, tokenizer_name = locate_models(config)
-        if small is None:
+        found = locate_models(config)
+        if found.small is None:
             raise BildError("a race needs two models; choose the mode unaligned or aligned")
-        tokenizer = load_tokenizer(large, small, tokenizer_name)
-        pair = BiLDModel.from_pretrained(
-            large,
-            small,
-            dtype=getattr(torch, config.dtype),
-            device=find_device(config.device),
-            engine=config.engine,
-            precision=config.precision,
-            compile=config.compile,
-        )
-        check_tokenizer_size(tokenizer, pair.vocab_size)
-        return cls(
-            pair,
-            tokenizer,
-            task.prefix,
-            task.max_source_tokens,
-            task.max_new_tokens,
-        )
+        pair, tokenizer = load_runner(config, found)
+        assert isinstance(pair, BiLDModel)
+        task = found.task
+        return cls(pair, tokenizer, task.prefix, task.max_source_tokens, task.max_new_tokens)
 
     def warm_up(self, source: str) -> None:
         """Race for a few turns: a model's first forwards are its slowest."""
@@ -143,13 +131,14 @@ class Racer:
             BildError: a source that is empty or no text, or what `generate` refuses.
         """
         ids, length = self._read(source)
+        unknown = unknown_characters(self.tokenizer, source)
         arms = [_Turns(arm) for arm in self._arms(ids, config)]
         try:
             while running := [arm for arm in arms if not arm.done]:
                 min(running, key=lambda arm: arm.seconds).step()
                 alone, bild = (self._runner(arm) for arm in arms)
                 limits = self.max_source_tokens, self.max_new_tokens
-                yield Race(source, config, alone, bild, length, *limits)
+                yield Race(source, config, alone, bild, length, *limits, unknown)
         finally:
             for arm in arms:
                 arm.abandon()
@@ -162,28 +151,19 @@ class Racer:
             source.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BildError(f"the source is not valid Unicode ({error.reason})") from None
-        text = self.prefix + source
-        ids = self.tokenizer(text)["input_ids"]
-        length = len(ids)
-        if length > self.max_source_tokens:
-            limit = self.max_source_tokens
-            ids = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        return torch.tensor([ids], device=self.pair.device), length
+        ids, length = source_tokens(self.tokenizer, self.prefix + source, self.max_source_tokens)
+        return ids.to(self.pair.device), length
 
     def _arms(self, ids: Tensor, config: BiLDConfig) -> tuple[_Generate, _Generate]:
         """The large model alone, and the pair."""
-        options: dict[str, Any] = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": False,
-            "num_beams": 1,
-            "output_trace": True,
-        }
-        return (
-            lambda streamer: self.pair.greedy(**options, streamer=streamer),
-            lambda streamer: self.pair.generate(**options, bild_config=config, streamer=streamer),
-        )
+        arms = OwnArm(VANILLA, self.pair), OwnArm(BILD, self.pair, config)
+        options = {"max_new_tokens": self.max_new_tokens, "output_trace": True}
+
+        def generating(arm: OwnArm) -> _Generate:
+            mask = torch.ones_like(ids)
+            return lambda streamer: arm.decoder(ids, mask, streamer=streamer, **options)()
+
+        return generating(arms[0]), generating(arms[1])
 
     def _runner(self, arm: _Turns) -> Runner:
         text = self.tokenizer.decode(arm.tokens, skip_special_tokens=True)
@@ -195,6 +175,15 @@ class Racer:
         return Runner(text, arm.seconds, arm.output.stats, trace, pieces)
 
 
+def unknown_characters(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The characters of a text that a tokenizer drops or reads as unknown, each once."""
+    if tokenizer.unk_token_id is None:
+        return ""
+    letters = [c for c in dict.fromkeys(text) if not c.isspace()]
+    read = tokenizer(letters, add_special_tokens=False)["input_ids"] if letters else []
+    return "".join(c for c, ids in zip(letters, read, strict=True) if tokenizer.unk_token_id in ids)
+
+
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """The text of one token, with the space before it where it starts a word."""
     text = tokenizer.decode([token])
@@ -202,7 +191,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return f" {text.lstrip()}" if starts_word else text
 
 
-_Generate = Callable[[BaseStreamer], BiLDOutput | Tensor]
+_Generate = Callable[[BaseStreamer], BiLDOutput]
 
 
 class _AbandonedError(Exception):
@@ -254,9 +243,7 @@ class _Turns(BaseStreamer):
     def _run(self, generate: _Generate) -> None:
         try:
             self._wait()
-            output = generate(self)
-            assert isinstance(output, BiLDOutput)
-            self.output = output
+            self.output = generate(self)
         except _AbandonedError:
             return
         except BaseException as error:

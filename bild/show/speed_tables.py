@@ -2,103 +2,174 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from bild.benchmark.arms import title
-from bild.evaluation.record import Interval
+from bild.benchmark.record import (
+    BenchmarkArm,
+    BenchmarkRecord,
+    CostFigures,
+    Growth,
+    ModelUse,
+    Ratio,
+)
+from bild.evaluation.arms import BILD, ArmId
 from bild.show.tables import interval
 from bild.tasks.metrics import METRIC_NAMES
 
+if TYPE_CHECKING:
+    from bild.evaluation.loop import Sample
 
-def comparison_text(record: dict[str, Any]) -> str:
-    """The tables of a record of `bild.benchmark.comparison`, one under the other."""
-    if "growth" in record:
+
+def benchmark_report(
+    copy: Path | None,
+) -> Callable[[BenchmarkRecord, Sequence[Sample], Path], None]:
+    """What shows a finished benchmark: its tables and the path of its record.
+
+    Args:
+        copy: where the record is also written; None for nowhere.
+    """
+
+    def report(record: BenchmarkRecord, samples: Sequence[Sample], path: Path) -> None:
+        if copy is not None:
+            record.save(copy)
+        print(f"\n{heading(record)}\n\n{benchmark_text(record)}\n\n{path}")
+
+    return report
+
+
+def benchmark_text(record: BenchmarkRecord) -> str:
+    """The tables of a benchmark, one under the other."""
+    if record.growth:
         parts = [_growth_table(record)]
     else:
         parts = [_speed_table(record), _inside_table(record), _costs_table(record)]
-    memory = record["memory"]["bytes_per_second"]
+    memory = record.memory
     parts.append(
-        f"memory ceiling {_gigabytes(memory['median'])} "
-        f"[{_gigabytes(memory['low'])}, {_gigabytes(memory['high'])}] GB/s; "
-        f"excluded from the time: {', '.join(record['excluded_from_time'])}"
+        f"memory ceiling {_gigabytes(memory.median)} "
+        f"[{_gigabytes(memory.low)}, {_gigabytes(memory.high)}] GB/s; "
+        f"excluded from the time: {', '.join(record.timing.excluded)}; speedups' intervals cover "
+        f"{record.timing.interval}"
     )
-    parts += [f"{name} did not run: {why}" for name, why in record["failed"].items()]
+    parts += [f"{_name(f.title, f.id)} did not run: {f.why}" for f in record.failed]
     return "\n\n".join(part for part in parts if part)
 
 
-def heading(record: dict[str, Any]) -> str:
+def heading(record: BenchmarkRecord) -> str:
     """What was run on what, in a line."""
-    config, env = record["config"], record["env"]
-    models = " / ".join(record["models"][which]["id"] for which in ("large", "small"))
-    bild = config["bild"]
+    bild, env = record.config.bild, record.env
+    models = " / ".join(m.id for m in (record.models.large, *record.models.small.values()))
     return (
-        f"{models}, {record['data']['origin']}, fallback {bild['fallback_threshold']:g}, "
-        f"rollback {bild['rollback_threshold']:g}, {bild['variant']} rules, "
-        f"{record['data']['samples']} samples, {env['threads']} thread(s) of {env['processor']}"
+        f"{models}, {record.data.origin}, fallback {bild.fallback_threshold:g}, "
+        f"rollback {bild.rollback_threshold:g}, {bild.variant} rules, "
+        f"{record.data.samples} samples, {env.threads} thread(s) of {env.hardware}"
     )
 
 
-def speed_summary(record: dict[str, Any]) -> str:
+# ------------------------------------------------------------------------------ in pages
+
+
+def speed_summary(record: BenchmarkRecord) -> str:
     """A Markdown table of a benchmark's record: one arm a row, the fastest in bold.
 
     A record of output lengths gives milliseconds a token at each of them instead.
     """
-    if "growth" in record:
-        rows, headers = _growth_rows(record)
+    if record.growth:
+        rows, headers = _growth_rows(record.growth)
         return f"{_markdown(rows, headers)}\n\n{heading(record)}; ms a token without the encoders."
-    arms = record["arms"]
-    quality = next((a["quality"]["name"] for a in arms.values() if "quality" in a), None)
-    fastest = max((a["ratio"]["value"] for a in arms.values() if "ratio" in a), default=None)
+    metric = _metric(record)
+    fastest = max((a.ratio.seconds.value for a in record.arms if a.ratio), default=None)
     rows = []
-    for name, arm in arms.items():
-        speedup = _bounded(arm["ratio"], "x") if "ratio" in arm else ""
-        if "ratio" in arm and arm["ratio"]["value"] == fastest:
+    for arm in record.arms:
+        speedup = interval(arm.ratio.seconds, "x") if arm.ratio else ""
+        if arm.ratio and arm.ratio.seconds.value == fastest:
             speedup = f"**{speedup}**"
-        row = [*_names(name), f"{1000 * arm['seconds']['median']:.0f}", speedup]
-        row.append(_rate(arm["models"].get("large")))
-        row.append(_percent(arm["overhead"], 1) if name.startswith("bild-") else "")
-        rows.append([*row, _bounded(arm["quality"])] if quality is not None else row)
+        row = [arm.title, arm.id.precision, f"{1000 * arm.seconds.median:.0f}", speedup]
+        row.append(_rate(arm.models.get("large")))
+        row.append(_percent(arm.outside_share, 1) if arm.id.kind == BILD else "")
+        rows.append([*row, interval(arm.quality)] if arm.quality is not None else row)
     headers = ["decoder", "precision", "ms/example", "speedup [95 %]"]
     headers += ["large forwards per 100 tokens", "time outside the models"]
-    headers += [f"{METRIC_NAMES.get(quality, quality)} [95 %]"] if quality is not None else []
-    return f"{_markdown(rows, headers)}\n\n{heading(record)}."
+    headers += [f"{metric} [95 %]"] if metric else []
+    return f"{_markdown(rows, headers)}\n\n{_footnote(record)}"
+
+
+def two_factors(records: Sequence[BenchmarkRecord]) -> str:
+    """A Markdown table of what the engine gives, and what the method adds on top of it.
+
+    One row an engine on which the large model ran alone and in a pair; speedups are over
+    transformers' greedy decoding in the same benchmark.
+    """
+    rows = []
+    for record in records:
+        for pair in record.arms:
+            if pair.id.kind != BILD or pair.ratio is None or pair.ratio_alone is None:
+                continue
+            alone = _arm(record, pair.ratio_alone.to)
+            if alone is None or alone.ratio is None:
+                continue
+            rows.append(
+                [
+                    " / ".join(m.id for m in (record.models.large, *record.models.small.values())),
+                    pair.built,
+                    interval(alone.ratio.seconds, "x"),
+                    interval(pair.ratio.seconds, "x"),
+                    f"**{interval(pair.ratio_alone.seconds, 'x')}**",
+                ]
+            )
+    headers = ["pair", "engine", "large model alone", "BiLD", "what BiLD adds"]
+    notes = dict.fromkeys(_footnote(record) for record in records)
+    return f"{_markdown(rows, headers)}\n\nOver transformers' greedy decoding. {' '.join(notes)}"
+
+
+def _footnote(record: BenchmarkRecord) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in record.env.versions.items())
+    return f"{heading(record)}, {versions}; speedups' intervals: {record.timing.interval}."
+
+
+def _arm(record: BenchmarkRecord, id: ArmId) -> BenchmarkArm | None:
+    return next((arm for arm in record.arms if arm.id == id), None)
 
 
 def _markdown(rows: list[list[str]], headers: list[str]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def _speed_table(record: dict[str, Any]) -> str:
-    arms = record["arms"]
-    if not arms:
+# ------------------------------------------------------------------------------ at the terminal
+
+
+def _speed_table(record: BenchmarkRecord) -> str:
+    if not record.arms:
         return ""
-    quality = next((a["quality"]["name"] for a in arms.values() if "quality" in a), None)
-    planted = any("as_planned" in a for a in arms.values())
+    metric = _metric(record)
+    planted = any(arm.as_planned is not None for arm in record.arms)
     headers = ["", "precision", "s/sample [quartiles]", "tokens/s"]
-    headers += ["speedup [95 %]", "decoding", "same precision", "same output", "large", "small"]
-    headers += [METRIC_NAMES.get(quality, quality)] if quality is not None else []
+    headers += ["speedup [95 %]", "decoding", "same precision", "over large alone"]
+    headers += ["same output", "large", "small"]
+    headers += [metric] if metric else []
     headers += ["as planned"] if planted else []
     rows = []
-    for name, arm in arms.items():
-        # BiLD may well differ from greedy search; its engines must not differ from each other.
-        alike = "bild-" if name.startswith("bild-") else "greedy@"
-        other = next((n for n in arms if n.startswith(alike)), name)
+    for arm in record.arms:
+        seconds = arm.seconds
         row = [
-            *_names(name),
-            "{median:.3f} [{low:.3f}, {high:.3f}]".format(**arm["seconds"]),
-            f"{arm['tokens_per_second']:.1f}",
-            _bounded(arm["ratio"], "x") if "ratio" in arm else "",
-            f"{arm['ratio']['decoding']['value']:.2f}x" if "ratio" in arm else "",
-            f"{arm['ratio_same']['value']:.2f}x" if "ratio_same" in arm else "",
-            f"{100 * arm['same_output'][other]:.0f} %",
-            *(_rate(arm["models"].get(which)) for which in ("large", "small")),
+            arm.title,
+            arm.id.precision,
+            f"{seconds.median:.3f} [{seconds.low:.3f}, {seconds.high:.3f}]",
+            f"{arm.tokens_per_second:.1f}",
+            interval(arm.ratio.seconds, "x") if arm.ratio else "",
+            f"{arm.ratio.decoding:.2f}x" if arm.ratio and arm.ratio.decoding else "",
+            _times(arm.ratio_same),
+            _times(arm.ratio_alone),
+            _percent(arm.same_output),
+            *(_rate(arm.models.get(which)) for which in ("large", "small")),
         ]
-        row += [_bounded(arm["quality"])] if quality is not None else []
-        row += [_percent(arm.get("as_planned"))] if planted else []
+        row += [interval(arm.quality)] if arm.quality is not None else []
+        row += [_percent(arm.as_planned)] if planted else []
         rows.append(row)
-    reference = next((a["ratio"]["to"] for a in arms.values() if "ratio" in a), None)
+    reference = next((a.ratio.to for a in record.arms if a.ratio), None)
     note = "large, small: forwards per 100 tokens; same output: as the first of BiLD's arms, or of"
     note += " transformers greedy"
     if reference is not None:
@@ -106,44 +177,42 @@ def _speed_table(record: dict[str, Any]) -> str:
     return tabulate(rows, headers, disable_numparse=True) + f"\n{note}"
 
 
-def _inside_table(record: dict[str, Any]) -> str:
+def _inside_table(record: BenchmarkRecord) -> str:
     rows = []
-    for name, arm in record["arms"].items():
-        row = [*_names(name), _milliseconds(arm["encoder_seconds"]["median"])]
+    for arm in record.arms:
+        encoders = arm.seconds.median * (arm.encoder_share or 0.0)
+        row = [arm.title, arm.id.precision, _milliseconds(encoders) if arm.encoder_share else ""]
         for which in ("large", "small"):
-            use = arm["models"].get(which)
-            if use is None:
-                row += ["", "", ""]
-            else:
-                row += [
-                    _milliseconds(use["seconds_per_forward"]),
-                    _gigabytes(use["bytes_per_second"]),
-                    _percent(use["of_ceiling"]),
-                ]
-        rows.append([*row, _percent(arm["overhead"], 1), f"{arm['ready_seconds']:.1f}"])
+            use = arm.models.get(which)
+            row += ["", "", ""] if use is None else _use(use)
+        rows.append([*row, _percent(arm.outside_share, 1), f"{arm.ready_seconds:.1f}"])
     headers = ["", "precision", "encoders ms"]
     headers += ["ms/large", "GB/s", "of ceiling", "ms/small", "GB/s", "of ceiling"]
     headers += ["outside models", "ready after s"]
     return tabulate(rows, headers, disable_numparse=True) if rows else ""
 
 
-def _costs_table(record: dict[str, Any]) -> str:
-    rows = []
-    for name, cost in record["costs"].items():
-        steps = [
-            f"{_milliseconds(step['seconds'])} ({_percent(step['of_ceiling'])})"
-            for step in (*cost["large_steps"].values(), cost["small_step"])
-        ]
-        speedup = cost.get("speedup", {})
-        speedups = [
-            f"{speedup[kind]:.2f}x" if kind in speedup else ""
-            for kind in ("predicted", "measured", "floor")
-        ]
-        rows.append([*_names(name), *steps, *speedups])
-    if not rows:
+def _use(use: ModelUse) -> list[str]:
+    seconds = _milliseconds(use.seconds_per_forward)
+    return [seconds, _gigabytes(use.bytes_per_second), _percent(use.of_ceiling)]
+
+
+def _costs_table(record: BenchmarkRecord) -> str:
+    costs: list[tuple[BenchmarkArm, CostFigures]] = [
+        (arm, arm.costs) for arm in record.arms if arm.costs is not None
+    ]
+    if not costs:
         return ""
-    widths = next(iter(record["costs"].values()))["large_steps"]
-    headers = ["", "precision", *(f"large, {w}" for w in widths), "small"]
+    rows = []
+    for arm, cost in costs:
+        steps = [
+            f"{_milliseconds(step.seconds)} ({_percent(step.of_ceiling)})"
+            for step in (*cost.large_steps.values(), cost.small_step)
+        ]
+        kinds = ("predicted", "measured", "floor")
+        speedups = [f"{cost.speedups[k]:.2f}x" if k in cost.speedups else "" for k in kinds]
+        rows.append([arm.title, arm.id.precision, *steps, *speedups])
+    headers = ["", "precision", *(f"large, {w}" for w in costs[0][1].large_steps), "small"]
     headers += ["predicted", "measured", "floor"]
     return tabulate(rows, headers, disable_numparse=True) + (
         "\nms of one forward by the tokens fed, and share of the memory ceiling; speedups by the "
@@ -151,33 +220,41 @@ def _costs_table(record: dict[str, Any]) -> str:
     )
 
 
-def _growth_rows(record: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+def _growth_rows(growth: Sequence[Growth]) -> tuple[list[list[str]], list[str]]:
     rows = []
-    lengths = record["config"]["lengths"]
-    for name, growth in record["growth"].items():
+    for arm in growth:
         times = [
-            "{} [{}, {}]".format(
-                *(_milliseconds(figures["decoding"][k]) for k in ("median", "low", "high"))
-            )
-            for figures in growth["lengths"].values()
+            "{} [{}, {}]".format(*map(_milliseconds, (s.median, s.low, s.high)))
+            for s in arm.decoding.values()
         ]
-        rows.append([*_names(name), *times, f"{growth['longest_over_shortest']:.2f}"])
-    return rows, ["", "precision", *(f"{n} tokens" for n in sorted(set(lengths))), "growth"]
+        grown = f"{arm.longest_over_shortest:.2f}"
+        rows.append([arm.title, arm.id.precision, *times, grown])
+    return rows, ["", "precision", *(f"{n} tokens" for n in growth[0].decoding), "growth"]
 
 
-def _growth_table(record: dict[str, Any]) -> str:
-    rows, headers = _growth_rows(record)
+def _growth_table(record: BenchmarkRecord) -> str:
+    rows, headers = _growth_rows(record.growth)
     return tabulate(rows, headers, disable_numparse=True) + (
         "\nms a token without the encoders [quartiles]; growth: the longest over the shortest"
     )
 
 
-def _names(name: str) -> list[str]:
-    return [title(name), name.partition("@")[2]]
+def _name(title: str, id: ArmId) -> str:
+    return f"{title} ({id.precision})"
 
 
-def _rate(use: dict[str, Any] | None) -> str:
-    return "" if use is None else f"{use['forward_rate']:.1f}"
+def _metric(record: BenchmarkRecord) -> str:
+    """What people call the metric; empty where nothing was scored."""
+    scored = next((a.quality for a in record.arms if a.quality is not None), None)
+    return "" if scored is None else METRIC_NAMES.get(record.metric, record.metric)
+
+
+def _times(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.seconds.value:.2f}x"
+
+
+def _rate(use: ModelUse | None) -> str:
+    return "" if use is None else f"{use.forward_rate:.1f}"
 
 
 def _percent(share: float | None, digits: int = 0) -> str:
@@ -190,7 +267,3 @@ def _milliseconds(seconds: float) -> str:
 
 def _gigabytes(number: float) -> str:
     return f"{number / 1e9:.1f}"
-
-
-def _bounded(figure: dict[str, Any], unit: str = "") -> str:
-    return interval(Interval(figure["value"], figure["low"], figure["high"]), unit)

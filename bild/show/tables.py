@@ -21,14 +21,14 @@ from bild.evaluation.record import (
     comparable,
 )
 from bild.policy import PUBLISHED, RULES
+from bild.show.examples import ARM_NAMES, examples_text, typical
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import PublishedRow, Thresholds, get
+from bild.training.record import AgreementRecord
 from bild.tuning.record import SearchRecord, SmallModelsRecord
 
 if TYPE_CHECKING:
     from bild.evaluation.loop import Sample
-
-ARM_NAMES = {VANILLA: "large alone", SMALL: "small alone", BILD: "BiLD"}
 
 
 def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path], None]:
@@ -44,7 +44,7 @@ def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path
         config = record.config
         rules = "" if config.bild is None else f", {_thresholds(config.bild)}"
         parts = [
-            examples_text(samples, count=3),
+            examples_text(typical(samples, count=3)),
             f"{config.task}, {config.mode}{rules}, {record.data.samples} examples, "
             f"{record.large.id.precision}, {record.env.hardware}",
             run_table(record),
@@ -283,26 +283,6 @@ def search_table(record: SearchRecord) -> str:
     return "\n\n".join(lines)
 
 
-def examples_text(samples: Sequence[Sample], count: int, width: int = 300) -> str:
-    """The first few examples as text: source, output, reference; long ones cut to `width`."""
-
-    def cut(text: str) -> str:
-        flat = " ".join(text.split())
-        return flat if len(flat) <= width else flat[: width - 3] + "..."
-
-    blocks = []
-    for sample in samples[:count]:
-        texts = {arm.kind: done.text or "" for arm, done in sample.arms.items()}
-        shown = BILD if BILD in texts else VANILLA
-        lines = [("source", sample.source), (ARM_NAMES[shown], texts[shown])]
-        if texts[VANILLA] != texts[shown]:
-            lines.insert(1, (ARM_NAMES[VANILLA], texts[VANILLA]))
-        if sample.reference is not None:
-            lines.append(("reference", sample.reference))
-        blocks.append("\n".join(f"{name + ':':13}{cut(text)}" for name, text in lines))
-    return "\n\n".join(blocks)
-
-
 def published_table(task: str, mode: str) -> str:
     """What was published for a task and mode; empty when nothing was."""
     rows = [r for r in get(task).published if r.mode == mode]
@@ -315,19 +295,20 @@ def published_table(task: str, mode: str) -> str:
     )
 
 
-def agreement_table(record: dict[str, Any]) -> str:
-    """A Markdown table of a record of `bild.training.agreement.measure`."""
+def agreement_table(record: AgreementRecord) -> str:
+    """A Markdown table of how often small models agree with the large one."""
     rows = []
-    for result in record["results"]:
-        agreement = {name: 100 * value for name, value in result["agreement"].items()}
+    for result in record.results:
+        found = result.agreement
+        percent = Interval(100 * found.value, 100 * found.low, 100 * found.high)
         rows.append(
             [
-                result["model"],
-                result["text"],
-                f"{result['positions']:,}",
-                interval(Interval(**agreement)),
-                f"{100 * result['mean_confidence']:.1f}",
-                f"{100 * result['calibration_error']:.1f}",
+                result.model,
+                result.text,
+                f"{result.positions:,}",
+                interval(percent),
+                f"{100 * result.mean_confidence:.1f}",
+                f"{100 * result.calibration_error:.1f}",
             ]
         )
     headers = [

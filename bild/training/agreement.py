@@ -12,7 +12,6 @@ Letters used for shapes: B examples, T tokens, N positions that are not padding,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.checkpoints.names import resolve_model
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
+from bild.errors import BildError
 from bild.evaluation.environment import environment
+from bild.evaluation.record import DataIdentity, Interval, ModelIdentity, Models
 from bild.tasks.data import LoadedData
+from bild.tasks.resampling import interval, resampled_sums
 from bild.training.config import AgreementConfig
-from bild.training.corpus import describe_data
 from bild.training.labelling import generate_tokens, processes
+from bild.training.record import Agreement, AgreementRecord, Bin
 
-SCHEMA = 1
 BINS = 10
 TEXTS = ("references", "large model's outputs")
 
@@ -52,36 +54,32 @@ class Tally:
         for row, weights in enumerate((torch.ones_like(confidence), agrees, confidence)):
             self.bins[row] += torch.bincount(index, weights, BINS).cpu().numpy()
 
-    def result(self) -> dict[str, Any]:
+    def result(self, model: str, text: str) -> Agreement:
         """Agreement with a 95 % bootstrap interval over the examples, and the calibration."""
         counts = np.array(self.per_example, dtype=float)  # (examples, 2)
-        picks = np.random.default_rng(12345).integers(0, len(counts), (1000, len(counts)))
-        sums = counts[picks].sum(axis=1)  # (resamples, 2)
-        low, high = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
+        sums = resampled_sums(counts)  # (resamples, 2)
+        low, high = interval(sums[:, 0] / sums[:, 1])
         positions, agreeing, confidence = self.bins
-        total = positions.sum()
-        bins = [
-            {
-                "low": i / BINS,
-                "high": (i + 1) / BINS,
-                "positions": int(positions[i]),
-                "share": float(positions[i] / total),
-                "agreement": float(agreeing[i] / positions[i]) if positions[i] else None,
-                "confidence": float(confidence[i] / positions[i]) if positions[i] else None,
-            }
-            for i in range(BINS)
-        ]
-        return {
-            "positions": int(total),
-            "agreement": {
-                "value": float(agreeing.sum() / total),
-                "low": float(low),
-                "high": float(high),
-            },
-            "mean_confidence": float(confidence.sum() / total),
-            "calibration_error": float(np.abs(agreeing - confidence).sum() / total),
-            "bins": bins,
-        }
+        total = float(positions.sum())
+        return Agreement(
+            model=model,
+            text=text,
+            positions=int(total),
+            agreement=Interval(float(agreeing.sum()) / total, low, high),
+            mean_confidence=float(confidence.sum()) / total,
+            calibration_error=float(np.abs(agreeing - confidence).sum()) / total,
+            bins=tuple(
+                Bin(
+                    low=i / BINS,
+                    high=(i + 1) / BINS,
+                    positions=int(n),
+                    share=float(n) / total,
+                    agreement=float(agreeing[i] / n) if n else None,
+                    confidence=float(confidence[i] / n) if n else None,
+                )
+                for i, n in enumerate(positions)
+            ),
+        )
 
 
 def measure(
@@ -92,7 +90,7 @@ def measure(
     *,
     tokenizer: str | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> AgreementRecord:
     """Agreement of small models with a large one on held-out text.
 
     Args:
@@ -102,34 +100,69 @@ def measure(
         tokenizer: folder or hub id; None for the one beside the large model.
         progress: show a progress bar.
 
-    Returns:
-        A record: schema, config, models, data, env, and "results", one entry for each small
-        model and each of `TEXTS`, shares and probabilities being 0 to 1.
-
     Raises:
-        BildError: a model that cannot be loaded or does not fit the large one.
+        BildError: a model that cannot be loaded, does not fit the large one, or is called as
+            another one is.
     """
     device, dtype = processes().device, getattr(torch, config.dtype)
-    words = load_tokenizer(large, name=tokenizer)
-    for small in smalls:
-        load_tokenizer(large, small, tokenizer)  # refuses one that differs
-    models = [load_model(name, dtype, device) for name in (large, *smalls)]
+    found = [resolve_model(name) for name in (large, *smalls)]
+    words = load_tokenizer(found[0], name=tokenizer)
+    for small in found[1:]:
+        load_tokenizer(found[0], small, tokenizer)  # refuses one that differs
+    loaded = [load_model(checkpoint, dtype, device) for checkpoint in found]
+    described = [ModelIdentity(**describe_model(c, m)) for c, m in zip(found, loaded, strict=True)]
+    models = Models(described[0], {model.id: model for model in described[1:]})
+    if len(models.small) < len(smalls):
+        raise BildError(f"two of the small models are called alike: {', '.join(smalls)}")
+    tallies, truncated = _count(loaded, words, data, config, progress)
+    return AgreementRecord(
+        models=models,
+        data=DataIdentity(
+            origin=data.origin,
+            revision=data.revision,
+            split=data.split,
+            samples=len(data.examples),
+            available=data.available,
+            sha256=data.sha256,
+            truncated_sources=truncated,
+        ),
+        env=environment(device),
+        config=config,
+        results=tuple(
+            tally[text].result(name, text)
+            for name, tally in zip(models.small, tallies, strict=True)
+            for text in TEXTS
+        ),
+    )
+
+
+def _count(
+    models: Sequence[PreTrainedModel],
+    words: PreTrainedTokenizerBase,
+    data: LoadedData,
+    config: AgreementConfig,
+    progress: bool,
+) -> tuple[list[dict[str, Tally]], int]:
+    """The tallies of each small model, the first model being the large one; sources cut short."""
     vocab_size = min(shared_vocab_size(models[0], model) for model in models[1:])
     check_tokenizer_size(words, vocab_size)
     limits = {
         "max_source_tokens": config.max_source_tokens,
         "max_new_tokens": config.max_new_tokens,
     }
-    tallies = [{text: Tally() for text in TEXTS} for _ in smalls]
+    tallies = [{text: Tally() for text in TEXTS} for _ in models[1:]]
+    truncated = 0
     bar = tqdm(total=len(data.examples), desc="agreement", unit="example", disable=not progress)
     with bar, torch.inference_mode():
         for first in range(0, len(data.examples), config.batch_size):
             batch = data.examples[first : first + config.batch_size]
             sources = [config.prefix + e.source for e in batch]
+            whole = words(sources)["input_ids"]
+            truncated += sum(len(ids) > config.max_source_tokens for ids in whole)
             inputs = words(
                 sources, truncation=True, max_length=config.max_source_tokens, padding=True,
                 return_tensors="pt",
-            ).to(device)  # fmt: skip
+            ).to(models[0].device)  # fmt: skip
             references = words(
                 text_target=[e.target for e in batch],
                 truncation=True, max_length=config.max_new_tokens,
@@ -138,24 +171,12 @@ def measure(
             for text, rows in zip(TEXTS, (references, outputs), strict=True):
                 labels = pad_sequence(
                     [torch.tensor(row) for row in rows], batch_first=True, padding_value=-100
-                ).to(device)  # (B, T)
+                ).to(models[0].device)  # (B, T)
                 (expected, _), *choices = _choices(models, inputs, labels, vocab_size)
                 for tally, (choice, confidence) in zip(tallies, choices, strict=True):
                     tally[text].add(choice == expected, confidence, labels != -100)
             bar.update(len(batch))
-    described = [describe_model(n, m) for n, m in zip((large, *smalls), models, strict=True)]
-    return {
-        "config": asdict(config),
-        "models": {"large": described[0], "small": described[1:]},
-        "data": describe_data(data),
-        "results": [
-            {"model": small["id"], "text": text, **tally[text].result()}
-            for small, tally in zip(described[1:], tallies, strict=True)
-            for text in TEXTS
-        ],
-        "env": asdict(environment(device)),
-        "schema": SCHEMA,
-    }
+    return tallies, truncated
 
 
 def _choices(

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedModel
 
+from bild.checkpoints.contents import has_tokenizer
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.checkpoints.names import Checkpoint, resolve_model
 from bild.checkpoints.vocabulary import check_tokenizers, shared_vocab_size
-from bild.errors import BildError
 from bild.files import check_writable
 from bild.tasks.data import load_file
 from bild.training.config import LabelConfig, OnPolicyConfig, TrainingJob
@@ -51,21 +52,19 @@ def align_by_sequence(large: str, job: TrainingJob, config: LabelConfig) -> dict
     Raises:
         BildError: as `label` and `train`.
     """
-    _require_one_tokenizer(large, job)
+    found = resolve_model(large)
+    _require_one_tokenizer(found, job)
     check_writable(job.output_dir)
     output = job.output_dir / "calibration.jsonl"
-    card = label(large, job.train, output, config, tokenizer=job.tokenizer)
+    card = label(found, job.train, output, config, tokenizer=job.tokenizer)
     labelled = load_file(output, config.source_key, config.target_key, "train")
     method = {"name": "sequence", "large_model": card["model"], "labelled": card["source"]}
     return train(replace(job, train=labelled, method=method))
 
 
-def _require_one_tokenizer(large: str, job: TrainingJob) -> None:
-    try:
-        theirs = load_tokenizer(large)
-    except BildError:
-        return  # only the small model's checkpoint carries the tokenizer
-    check_tokenizers(theirs, load_tokenizer(job.tokenizer))
+def _require_one_tokenizer(large: Checkpoint, job: TrainingJob) -> None:
+    if has_tokenizer(large.path):  # else only the small model's checkpoint carries it
+        check_tokenizers(load_tokenizer(large), load_tokenizer(job.tokenizer))
 
 
 # ------------------------------------------------------------------------------ on-policy
@@ -86,9 +85,10 @@ def align_on_policy(large: str, job: TrainingJob, config: OnPolicyConfig) -> dic
     Raises:
         BildError: models or tokenizers that cannot be a pair; as `train`.
     """
-    _require_one_tokenizer(large, job)
-    teacher = load_model(large, torch.float32, "cpu")
-    method = {"name": "on-policy", "large_model": describe_model(large, teacher)}
+    found = resolve_model(large)
+    _require_one_tokenizer(found, job)
+    teacher = load_model(found, torch.float32, "cpu")
+    method = {"name": "on-policy", "large_model": describe_model(found, teacher)}
     trainer = partial(OnPolicyTrainer, teacher=teacher, config=config)
     return train(replace(job, method={**method, **asdict(config)}), make_trainer=trainer)
 

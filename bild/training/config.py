@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from bild.config import DTYPES
+from bild.config import DTYPES, Dtype
 from bild.errors import BildError
 from bild.tasks.data import LoadedData
 from bild.training.presets import TrainingPreset
 
-DIVERGENCES = ("forward-kl", "reverse-kl", "jsd")
+Divergence = Literal["forward-kl", "reverse-kl", "jsd"]
+DIVERGENCES = get_args(Divergence)
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class TrainingJob:
         train, validation: texts and references (or, for `train`, a calibration set).
         tokenizer: folder or hub id; saved beside the model.
         output_dir: the finished model; checkpoints lie in `output_dir/checkpoints`.
-        init_from: folder or hub id of the checkpoint to start from; None for a fresh model.
+        init_from: folder or hub id of the checkpoint to start from; without it, a fresh model.
         prefix: put before every source.
         max_length: longer targets are cut, in tokens.
-        max_source_length: the same for sources, prefix included; None: `max_length`.
+        max_source_length: the same for sources, prefix included; without it, `max_length`.
         save_steps: steps between checkpoints, which are also validation points.
-        save_dtype: of the finished weights: "float32", "bfloat16" or "float16".
-        bf16: autocast to bfloat16; None: where the processor multiplies bfloat16 faster.
+        save_dtype: of the finished weights.
+        bf16: autocast to bfloat16; without it, where the processor multiplies bfloat16 faster.
         seed: of the order of the examples, of dropout and of fresh weights.
         method: what sets this training apart from fine-tuning, for its record.
 
@@ -51,7 +52,7 @@ class TrainingJob:
     max_length: int = 128
     max_source_length: int | None = None
     save_steps: int = 250
-    save_dtype: str = "float32"
+    save_dtype: Dtype = "float32"
     bf16: bool | None = None
     seed: int = 0
     method: dict[str, Any] = field(default_factory=lambda: {"name": "fine-tuning"})
@@ -74,14 +75,14 @@ class LabelConfig:
     """How a training set is labelled.
 
     Attributes:
-        source_key, target_key: keys of a record.
+        source_key, target_key: keys of the source and the reference in a record.
         prefix: put before every source; it is not written to the calibration set.
         num_beams: 1 for greedy, as the paper; more for beam search.
         max_source_tokens: longer sources are cut, prefix included.
         max_new_tokens: limit of an output.
         batch_size: sources in one forward.
         chunk_size: examples that are sorted by length, labelled and written together.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: of the weights.
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -95,7 +96,7 @@ class LabelConfig:
     max_new_tokens: int = 128
     batch_size: int = 64
     chunk_size: int = 1024
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -109,17 +110,18 @@ class OnPolicyConfig:
     """How distributions are drawn together.
 
     Attributes:
-        divergence: "forward-kl" (large to small), "reverse-kl" (small to large) or "jsd".
+        divergence: what is made small: "forward-kl" (large to small), "reverse-kl" (small to
+            large) or "jsd".
         own_share: share of the steps, 0 to 1, whose targets the small model writes itself; the
             others have those of the training file.
-        temperature: of its sampling; 0 for greedy.
-        max_new_tokens: limit of its outputs.
+        temperature: of that sampling; 0 for greedy.
+        max_new_tokens: limit of outputs.
 
     Raises:
         BildError: a value outside its range, by name and value.
     """
 
-    divergence: str = "forward-kl"
+    divergence: Divergence = "forward-kl"
     own_share: float = 0.5
     temperature: float = 1.0
     max_new_tokens: int = 128
@@ -144,7 +146,7 @@ class AgreementConfig:
         max_source_tokens: longer sources are cut, prefix included.
         max_new_tokens: longer references are cut, and the limit of the large model's outputs.
         batch_size: examples in one forward.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: of the weights.
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -154,7 +156,7 @@ class AgreementConfig:
     max_source_tokens: int = 1024
     max_new_tokens: int = 128
     batch_size: int = 16
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         _require_positive(self, "max_source_tokens", "max_new_tokens", "batch_size")

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
+from bild.checkpoints.names import Checkpoint, resolve_model
 from bild.errors import BildError
 from bild.evaluation.environment import environment
 from bild.files import is_same_work, sole_user, write_atomically, write_json
@@ -36,7 +37,7 @@ SCHEMA = 1
 
 
 def label(
-    large: str,
+    large: str | Checkpoint,
     data: LoadedData,
     output: Path,
     config: LabelConfig,
@@ -67,10 +68,11 @@ def label(
     if output.suffix != ".jsonl":
         raise BildError(f"--output must end in .jsonl, got {str(output)!r}")
     state = processes()
-    model = load_model(large, getattr(torch, config.dtype), state.device)
-    words = load_tokenizer(large, name=tokenizer)
+    found = resolve_model(large)
+    model = load_model(found, getattr(torch, config.dtype), state.device)
+    words = load_tokenizer(found, name=tokenizer)
     work = {
-        "model": describe_model(large, model),
+        "model": describe_model(found, model),
         "source": describe_data(data),
         "settings": asdict(config),
     }

@@ -34,8 +34,9 @@ def model_card(name: str, facts: dict[str, Any]) -> str:
     if recipe["best_by"] is not None:
         score = f"{facts['validation_' + recipe['best_by']]:.2f}, best at step "
         rows.append([f"validation {recipe['best_by']}", f"{score}{facts['best_step']:,}"])
-    env = facts["env"]
-    rows.append(["made with", f"torch {env['torch']}, transformers {env['transformers']}"])
+    versions = facts["env"]["versions"]
+    made_with = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers"))
+    rows.append(["made with", made_with])
     table = tabulate(rows, ("", name), tablefmt="github", disable_numparse=True)
     return (
         "---\nlibrary_name: transformers\ntags: [bild]\n---\n\n"

@@ -106,7 +106,8 @@ PRESETS: dict[str, TrainingPreset] = {
         warmup_steps=50,
     ),
     "align": TrainingPreset(
-        "a small model drawn to what its large one writes: a lower rate, no dropout",
+        "a small model drawn to what its large one writes, by scripts/align.py: a lower rate, no "
+        "dropout",
         learning_rate=1e-3,
         scale_parameter=True,
         batch_size=64,

@@ -135,9 +135,8 @@ def _forward_and_source(
     """Seconds of a decoder forward and of a source, by arms of one model alone."""
     each = [run[arm] for run in runs for arm in arms]
     encoders = [done.encoder_seconds or 0.0 for done in each]
-    # A model that decodes alone, large or small, counts its forwards as the large one's.
     forwards = [
-        (done.seconds - encoder) / done.did.large_forwards
+        (done.seconds - encoder) / (done.did.large_forwards + done.did.small_forwards)
         for done, encoder in zip(each, encoders, strict=True)
     ]
     return median(forwards), median(encoders)

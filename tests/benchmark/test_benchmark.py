@@ -6,10 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tiny import tiny_t5
 
-from bild import cli
-from bild.benchmark import arms, planted
-from bild.engines import build
+from bild import BiLDConfig, cli
+from bild.benchmark import planted
+from bild.benchmark.kinds import KINDS, Kind, PairArm, kind_of, parse_arms
+from bild.benchmark.kit import Kit
+from bild.benchmark.profile import ModelTime, Profile
+from bild.benchmark.record import BenchmarkRecord
+from bild.benchmark.rivals import TransformersArm
+from bild.engines import Decoder, build
+from bild.evaluation.arms import ArmId, Case, Outcome
+from bild.show.speed_tables import two_factors
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 900, "d_kv": 32, "d_model": 256, "d_ff": 64, "num_heads": 2}
@@ -42,14 +51,19 @@ def benchmark(monkeypatch, capsys, tmp_path):
 
 
 def record_of(out):
-    return json.loads(Path(out.strip().splitlines()[-1]).read_text())
+    return BenchmarkRecord.load(Path(out.strip().splitlines()[-1]))
+
+
+def lines_of(out):
+    path = Path(out.strip().splitlines()[-1]).with_name("samples.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_arms_side_by_side_on_a_planted_pair(benchmark):
-    kinds = ["greedy", "assisted-constant", "greedy-small", "bild-transformers", "vanilla-fast"]
-    names = [f"{kind}@float32" for kind in kinds]
+    names = ["greedy", "assisted-constant", "greedy-small", "bild-transformers", "vanilla-fast"]
+    names = [f"{name}@float32" for name in names]
     if build.find_compiler():
-        names += ["bild-compiled@float32", "bild-compiled@int8"]
+        names += ["vanilla-compiled@int8", "bild-compiled@float32", "bild-compiled@int8"]
     if importlib.util.find_spec("ctranslate2"):
         names += ["ctranslate2@float32", "ctranslate2@int8"]
     impossible = "ctranslate2@float16"  # not on a CPU, or not at all
@@ -58,85 +72,127 @@ def test_arms_side_by_side_on_a_planted_pair(benchmark):
     )
     assert code == 0, err
     record = record_of(out)
-    assert list(record["arms"]) == names
-    assert list(record["failed"]) == [impossible]
-    assert f"{impossible} did not run" in out
+    arms = {str(arm.id): arm for arm in record.arms}
+    assert list(arms) == names
+    assert [str(f.id) for f in record.failed] == [impossible]
+    assert "CTranslate2 greedy (float16) did not run" in out
     assert "simulated acceptance" in out
-    assert record["memory"]["bytes_per_second"]["median"] > 0
+    assert record.memory.median > 0
 
-    for name, arm in record["arms"].items():
+    for name, arm in arms.items():
         if name == "greedy-small@float32":
-            assert arm["same_output"]["greedy@float32"] == 0
+            assert arm.same_output == 0
+            assert arm.as_planned is None
         else:
-            assert arm["as_planned"] == 1, name
-            assert arm["same_output"]["greedy@float32"] == 1, name
-            assert arm["models"]["large"]["bytes_per_second"] > 0, name
-        assert 0 < arm["seconds"]["low"] <= arm["seconds"]["high"]
-        assert 0 < arm["encoder_seconds"]["median"] < arm["seconds"]["median"], name
-        assert arm["overhead"] is None or 0 < arm["overhead"] < 1, name
-        assert arm["ratio"]["to"] == "greedy@float32"
-        assert ("ratio_same" in arm) == name.endswith("float32")
-    assert record["arms"]["greedy@float32"]["ratio"]["value"] == 1
-    assert record["arms"]["greedy@float32"]["models"]["large"]["forward_rate"] == 100
-    assert "small" not in record["arms"]["vanilla-fast@float32"]["models"]
-    assert record["arms"]["assisted-constant@float32"]["models"]["small"]["forward_rate"] > 50
+            assert arm.as_planned == 1, name
+            assert arm.same_output == 1, name
+            assert arm.models["large"].bytes_per_second > 0, name
+        assert 0 < arm.seconds.low <= arm.seconds.high
+        assert 0 < arm.encoder_share < 1, name
+        assert arm.outside_share is None or 0 < arm.outside_share < 1, name
+        assert (arm.outside_share is None) == (arm.id.kind == "ctranslate2")
+        assert str(arm.ratio.to) == "greedy@float32"
+        assert (arm.ratio_same is not None) == (arm.id.precision == "float32")
+        assert arm.built
+    greedy = arms["greedy@float32"]
+    assert (greedy.ratio.seconds.value, greedy.ratio.decoding) == (1, 1)
+    assert greedy.models["large"].forward_rate == 100
+    assert set(arms["vanilla-fast@float32"].models) == {"large"}
+    assert arms["vanilla-fast@float32"].models["large"].forward_rate == 100
+    assert arms["assisted-constant@float32"].models["small"].forward_rate > 50
 
-    rates = record["arms"]["bild-transformers@float32"]["rates"]
-    assert rates["fallback_rate"] == pytest.approx(record["data"]["fallback_rate"], abs=1.8)
-    assert rates["rollback_rate"] == pytest.approx(record["data"]["rollback_rate"], abs=1.8)
-    assert list(record["costs"]) == [n for n in names if n.startswith("bild")]
-    for cost in record["costs"].values():
-        assert list(cost["large_steps"]) == ["1", "2", "4", "8", "11"]
-        assert cost["floor_seconds"] > 0
-        assert cost["speedup"]["predicted"] > 0
+    row = record.config.rates
+    rates = arms["bild-transformers@float32"].rates
+    assert rates.fallback_rate == pytest.approx(row.fallback_rate, abs=1.8)
+    assert rates.rollback_rate == pytest.approx(row.rollback_rate, abs=1.8)
+    for name, arm in arms.items():
+        assert (arm.costs is not None) == (arm.id.kind == "bild"), name
+        if arm.costs is not None:
+            assert list(arm.costs.large_steps) == [1, 2, 4, 8, 11]
+            assert arm.costs.floor_seconds > 0
+            assert arm.costs.speedups["predicted"] > 0
+            use = arm.models["large"].forward_rate
+            assert use == pytest.approx(rates.large_forward_rate)
+    assert (
+        arms["bild-transformers@float32"].ratio_alone is None
+    )  # the large model did not run there
+    if build.find_compiler():
+        added = arms["bild-compiled@int8"].ratio_alone
+        assert str(added.to) == "vanilla-compiled@int8"
+        assert two_factors([record]).count("| ") > 5
+    require_strict_json(out)
+
+
+def require_strict_json(out):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    path = Path(out.strip().splitlines()[-1])
+    json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def test_a_stopped_run_goes_on_and_a_failed_arm_stays_out(benchmark, monkeypatch):
     arguments = (*PAIR, "--samples", 3, "--warmup", 0, "--arms", "vanilla-fast,bild-fast")
-    run, left = arms.BiLDArm.run, iter(range(3))
+    run, left = PairArm.run, iter(range(2))
 
     def failing(arm, case):
+        if arm.kind == "vanilla":
+            raise RuntimeError("no more\nof this")
         if next(left, None) is None:
             raise KeyboardInterrupt
-        if arm.what == "large":
-            raise RuntimeError("no more\nof this")
         return run(arm, case)
 
     with monkeypatch.context() as patch:
-        patch.setattr(arms.BiLDArm, "run", failing)
+        patch.setattr(PairArm, "run", failing)
         code, _, err = benchmark(*arguments)
     assert code == 130
     assert "goes on from here" in err
     code, out, err = benchmark(*arguments)
     assert code == 0, err
     record = record_of(out)
-    assert record["env"]["resumed_after"] == 2
-    assert record["failed"] == {"vanilla-fast@float32": "RuntimeError: no more"}
-    assert list(record["arms"]) == ["bild-fast@float32"]
-    assert record["data"]["samples"] == 3
+    assert record.env.resumed_after == 2
+    assert [(str(f.id), f.why) for f in record.failed] == [
+        ("vanilla-fast@float32", "RuntimeError: no more")
+    ]
+    assert [str(arm.id) for arm in record.arms] == ["bild-fast@float32"]
+    assert record.data.samples == 3
     code, again, _ = benchmark(*arguments)  # a finished one is not taken up again
-    assert record_of(again)["env"]["resumed_after"] == 0
+    assert record_of(again).env.resumed_after == 0
+    assert len(record_of(again).arms) == 2
+
+
+def test_repeated_runs_are_in_the_intervals(benchmark):
+    kinds = ("--arms", "greedy,bild-fast", "--samples", 2, "--warmup", 1, "--repeat", 3)
+    code, out, err = benchmark(*PAIR, *kinds)
+    assert code == 0, err
+    record = record_of(out)
+    assert [(line["run"], line["index"]) for line in lines_of(out)] == [
+        (run, index) for run in range(3) for index in range(2)
+    ]
+    assert record.timing.runs == 3
+    assert "3 runs and their examples" in record.timing.interval
+    assert "3 runs and their examples" in out
+    pair = record.arms[1]
+    assert pair.stats.generated_tokens == sum(
+        len(line["arms"]["bild-fast@float32"]["tokens"]) for line in lines_of(out)[:2]
+    )
 
 
 def test_growth_decodes_to_each_length(benchmark):
     code, out, err = benchmark(
-        *PAIR,
-        "--samples",
-        1,
-        "--warmup",
-        0,
-        "--arms",
-        "vanilla-fast,bild-fast",
-        "--lengths",
-        "4,40",
-    )
+        *PAIR, "--samples", 1, "--warmup", 0, "--arms", "greedy,vanilla-fast,bild-fast",
+        "--lengths", "4,40",
+    )  # fmt: skip
     assert code == 0, err
     record = record_of(out)
-    for growth in record["growth"].values():
-        assert list(growth["lengths"]) == ["4", "40"]
-        assert growth["longest_over_shortest"] > 0
-    lines = Path(out.strip().splitlines()[-1]).with_name("samples.jsonl").read_text().splitlines()
-    lengths = [{len(o["tokens"]) for o in json.loads(line)["outcomes"].values()} for line in lines]
+    assert record.arms == ()
+    assert len(record.growth) == 3
+    for growth in record.growth:
+        assert list(growth.seconds) == list(growth.decoding) == [4, 40]
+        assert growth.longest_over_shortest > 0
+        for length, spread in growth.decoding.items():
+            assert 0 < spread.median < growth.seconds[length].median
+    lengths = [{len(arm["tokens"]) for arm in line["arms"].values()} for line in lines_of(out)]
     assert lengths == [{4}, {40}]
 
 
@@ -145,15 +201,118 @@ def test_a_real_pair_is_scored_and_can_be_decoded_to_a_length(benchmark):
     code, out, err = benchmark("--large", "demo/large", "--small", "demo/small", *kinds)
     assert code == 0, err
     record = record_of(out)
-    assert record["models"]["large"]["id"] == "demo/large"
-    quality = record["arms"]["vanilla-fast@float32"]["quality"]
-    assert quality["low"] <= quality["value"] <= quality["high"]
-    assert "as_planned" not in record["arms"]["bild-fast@float32"]
+    assert record.models.large.id == "demo/large"
+    assert record.metric == "bleu"
+    quality = record.arms[0].quality
+    assert quality.low <= quality.value <= quality.high
+    assert record.arms[1].as_planned is None
     code, out, err = benchmark(*kinds, "--lengths", "12")
     assert code == 0, err
-    lines = Path(out.strip().splitlines()[-1]).with_name("samples.jsonl").read_text().splitlines()
-    for line in lines:
-        assert {len(o["tokens"]) for o in json.loads(line)["outcomes"].values()} == {12}
+    for line in lines_of(out):
+        assert {len(arm["tokens"]) for arm in line["arms"].values()} == {12}
+
+
+# ------------------------------------------------------------------------------ rivals
+
+
+class EchoArm:
+    """A new engine: it says its source again."""
+
+    built = "echo 1.0"
+
+    def __init__(self, kit, id):
+        self.id = id
+
+    def run(self, case):
+        return Outcome(case.input_ids[0].tolist(), 0.5)
+
+    def profile(self, case):
+        return Profile(0.5, {"large": ModelTime(0.1, 0.3, 6)})
+
+
+def test_a_new_engine_is_a_class_and_an_entry(benchmark, monkeypatch):
+    monkeypatch.setitem(KINDS, "echo", Kind("Echo", ArmId("echo"), ("float32",), EchoArm))
+    code, out, err = benchmark(*PAIR, "--samples", 1, "--warmup", 0, "--arms", "greedy,echo")
+    assert code == 0, err
+    record = record_of(out)
+    echo = record.arms[1]
+    assert (echo.title, echo.built, echo.seconds.median) == ("Echo", "echo 1.0", 0.5)
+    assert echo.encoder_share == pytest.approx(0.2)
+    assert echo.outside_share == pytest.approx(0.2)
+    assert echo.as_planned == 0
+    assert "Echo" in out
+
+
+def test_rivals_leave_the_shared_models_as_they_are(monkeypatch):
+    large, small = (tiny_t5(seed, vocab=40) for seed in (1, 2))
+    before = {id(m): (m.generation_config, m.forward) for m in (large, small)}
+    schedule = small.generation_config.num_assistant_tokens_schedule
+    kit = Kit((large, small), BiLDConfig(), torch.device("cpu"), Path("unused"), "f")
+    seen = []
+
+    def noted(model, *args, **kwargs):
+        seen.append((small.generation_config is before[id(small)][0], large.forward))
+        return generate(model, *args, **kwargs)
+
+    generate = type(large).generate
+    monkeypatch.setattr(type(large), "generate", noted)
+    case = Case(torch.tensor([[5, 6, 1]]), 6)
+    plain = TransformersArm(kit, ArmId("greedy")).run(case)
+    for name in ("heuristic", "constant"):
+        arm = TransformersArm(kit, ArmId(name), schedule=name)
+        assert (
+            arm.options["assistant_model"].generation_config.num_assistant_tokens_schedule == name
+        )
+        assert arm.run(case).tokens == plain.tokens
+        assert arm.profile(case).models["large"].forwards > 0
+    assert small.generation_config.num_assistant_tokens_schedule == schedule
+    assert all(unchanged for unchanged, _ in seen)
+    for model in (large, small):
+        config, forward = before[id(model)]
+        assert (model.generation_config, model.forward) == (config, forward)
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_nothing_is_hooked_or_patched_while_an_arm_is_timed(monkeypatch):
+    """What the clock finds must not be the clock."""
+    large, small = (tiny_t5(seed, vocab=40) for seed in (1, 2))
+    methods = {n: getattr(Decoder, n) for n in ("read", "feed", "draft", "verify", "rollback_to")}
+    inside = []
+
+    def watched(device, call):
+        models = [m for model in (large, small) for m in model.modules()]
+        inside.append(
+            not any(m._forward_hooks or m._forward_pre_hooks for m in models)
+            and all(getattr(Decoder, n) is method for n, method in methods.items())
+        )
+        return call(), 0.25
+
+    monkeypatch.setattr("bild.evaluation.own.timed", watched)
+    monkeypatch.setattr("bild.benchmark.rivals.timed", watched)
+    kit = Kit((large, small), BiLDConfig(), torch.device("cpu"), Path("unused"), "f")
+    case = Case(torch.tensor([[5, 6, 1]]), 6)
+    for name in ("greedy", "assisted-constant", "bild-transformers", "vanilla-fast", "small-fast"):
+        (arm,) = parse_arms([name], ["float32"])
+        assert kind_of(arm).make(kit, arm).run(case).seconds == 0.25
+    assert inside == [True] * 5
+
+
+@pytest.mark.parametrize("name", ["bild-transformers", "bild-fast", "vanilla-fast", "small-fast"])
+def test_a_profile_decodes_the_same_and_adds_up(name):
+    large, small = (tiny_t5(seed, vocab=40) for seed in (1, 1))
+    kit = Kit((large, small), BiLDConfig(), torch.device("cpu"), Path("unused"), "f")
+    (id,) = parse_arms([name], ["float32"])
+    arm = kind_of(id).make(kit, id)
+    case = Case(torch.tensor([[5, 6, 7, 1]]), 12)
+    outcome, profile = arm.run(case), arm.profile(case)
+    counts = {"large": outcome.stats.large_forwards, "small": outcome.stats.small_forwards}
+    ran = {n: m.forwards for n, m in profile.models.items()}
+    assert ran == {n: count for n, count in counts.items() if count}
+    assert 0 < profile.encoder_share < 1
+    assert 0 <= profile.outside_share < 1
+
+
+# ------------------------------------------------------------------------------ bad input
 
 
 @pytest.mark.parametrize(

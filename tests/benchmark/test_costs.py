@@ -18,7 +18,7 @@ from bild.benchmark.costs import (
     measure_steps,
     predict,
 )
-from bild.benchmark.planted import plan_outputs, recorded_rates
+from bild.benchmark.plan import plan_outputs, recorded_rates
 
 
 @pytest.mark.parametrize("variant", ["authors", "verified"])
@@ -65,7 +65,7 @@ def test_steps_are_timed_where_they_are_and_leave_the_decoders_as_they_were():
             time.sleep(0.02 if self.name == "large" else 0.004)
             return super().feed(tokens)
 
-        def encode(self, input_ids, attention_mask):
+        def encode(self, input_ids, attention_mask, **inputs):
             time.sleep(0.01)
 
     large, small = (Slow(name, rows(*[2] * 40)) for name in ("large", "small"))

@@ -5,7 +5,8 @@ import torch
 from transformers import MT5Config, T5Config
 
 from bild import BiLDConfig, BildError, BiLDModel, DecodeStats
-from bild.benchmark.planted import EOS, PAIRS, build_pair, configs, plan_outputs, recorded_rates
+from bild.benchmark.plan import plan_outputs, recorded_rates
+from bild.benchmark.planted import EOS, PAIRS, build_pair, configs
 from bild.engines import build
 from bild.tasks.registry import TASKS, Thresholds
 

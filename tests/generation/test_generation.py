@@ -164,6 +164,46 @@ def test_scores_are_those_of_the_writer(pair, source):
         assert logit[0, 3] > -torch.inf
 
 
+@pytest.mark.parametrize("processors", [{}, {"suppress_tokens": [3]}], ids=["plain", "processed"])
+def test_scores_are_float32_whatever_the_model_is(source, processors):
+    half = [tiny_t5(SEED, noise=n).to(torch.bfloat16) for n in (0, 0.25)]
+    options = {
+        **{"output_scores": True, "output_logits": True, "return_dict_in_generate": True},
+        **{"max_new_tokens": 8, **processors},
+    }
+    outputs = [half[0].generate(source, **options)]
+    pairs = [BiLDModel(*half, engine=engine) for engine in ("fast", "transformers")]
+    outputs += [pair.generate(source, **options) for pair in pairs]
+    outputs.append(plug_in(pairs[0], source, **options))
+    for output in outputs:
+        assert {t.dtype for t in (*output.scores, *output.logits)} == {torch.float32}
+
+
+def test_forwards_of_a_model_alone_are_its_own(pair, source):
+    for which, other in (("large", "small"), ("small", "large")):
+        stats = pair.greedy(source, which=which, max_new_tokens=8).stats
+        alone = getattr(pair, which)
+        plug = alone.generate(
+            source,
+            custom_generate=greedy_generate,
+            model_name=which,
+            max_new_tokens=8,
+            return_dict_in_generate=True,
+        )
+        assert plug.stats == stats
+        for what in ("forwards", "tokens_fed"):
+            assert getattr(stats, f"{which}_{what}") == stats.generated_tokens
+            assert getattr(stats, f"{other}_{what}") == 0
+
+
+def test_the_seconds_of_the_encoders_are_told(pair, source):
+    both = pair.generate(source, max_new_tokens=2).encoder_seconds
+    assert 0 < both < 60
+    given = pair.large.get_encoder()(source)
+    alone = pair.greedy(source, max_new_tokens=2, encoder_outputs=given).encoder_seconds
+    assert 0 < alone < 60
+
+
 def test_a_decoder_prompt_is_kept_and_not_counted(pair, source):
     prompt = torch.tensor([[0, 9, 4]])
     greedy = pair.large.generate(

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 from commands import ROOT, run_here
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from records import run_record, search_record
 
 from bild import BildError
-from bild.evaluation.record import PublishedRuns
-from bild.show.plots import STYLES, draw_folders, published_panel, published_sweeps, save
+from bild.evaluation.record import Interval, PublishedRuns
+from bild.pictures import INK, KINDS, look_of, save
+from bild.show.plots import draw_folders
+from bild.show.published import published_panel, published_sweeps
+from bild.show.reliability import draw_reliability
+from bild.show.tradeoff import LABELS, STYLES
 from bild.tasks.registry import TASKS
+from bild.training.record import Agreement, Bin
 
 RESULTS = ROOT / "results"
 PUBLISHED = [name for name, b in TASKS.items() if b.published]
@@ -80,13 +88,86 @@ def test_own_records_are_drawn_with_thresholds_and_both_models_alone(tmp_path):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_no_label_stands_on_another(tmp_path):
+def test_no_label_stands_on_another_or_on_a_mark(tmp_path):
     folders = [own_records(tmp_path / name) for name in ("one", "two", "three")]
     (figure,) = (p.figure for p in draw_folders(folders) if p.name == "tradeoff")
     figure.draw_without_rendering()
     for place in figure.axes:
-        boxes = [text.get_window_extent() for text in place.texts if text.get_text()]
+        labels = [text for text in place.texts if text.get_text()]
+        boxes = [Text.get_window_extent(text) for text in labels]  # without the line to the mark
         assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+        marks = [
+            place.transData.transform(point)
+            for line in place.lines
+            if line.get_marker() not in ("None", "_", "|", "")
+            for point in line.get_xydata()
+        ]
+        assert len(marks) >= len(labels)
+        assert not any(box.contains(*mark) for box in boxes for mark in marks)
+        inside = place.get_window_extent()
+        assert all(inside.contains(*corner) for box in boxes for corner in box.corners())
+
+
+def test_the_thresholds_and_the_prices_are_explained_in_the_picture(tmp_path):
+    (figure,) = (p.figure for p in draw_folders([own_records(tmp_path / "mine")]))
+    assert figure.legends[0].get_title().get_text() == LABELS
+    folder = tmp_path / "searched"
+    folder.mkdir()
+    replace(search_record([(0.4, 2, 20, 1.5)]), costs={"large_forward": 1.0}).save(
+        folder / "search.json"
+    )
+    (picture,) = draw_folders([folder])
+    assert "forwards counted" in picture.figure.axes[0].get_title()
+
+
+def test_a_kind_of_model_has_one_colour_and_one_marker_in_every_picture(tmp_path):
+    assert len({look.marker for look in KINDS.values()}) == len(KINDS)
+    assert len({look.colour for look in KINDS.values()}) == len(KINDS)
+    assert look_of("my/small") == look_of("unaligned") == KINDS["unaligned"]
+    assert look_of("out/small-aligned") == KINDS["aligned"]
+    for kind in ("unaligned", "aligned"):
+        styles = [style for name, style in STYLES.items() if kind in name.split()]
+        assert len(styles) > 3
+        assert {style.colour for style in styles} == {KINDS[kind].colour}
+    results = [agreement(f"out/small-{kind}") for kind in ("aligned", "control", "on-policy")]
+    figure = draw_reliability(results)
+    drawn = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
+    assert [(line.get_color(), line.get_marker()) for line in drawn] == [
+        (KINDS[kind].colour, KINDS[kind].marker) for kind in ("aligned", "control", "on-policy")
+    ]
+
+
+def agreement(model):
+    bins = tuple(
+        Bin(i / 10, (i + 1) / 10, 10 * (i > 2), 0.1, *((0.5, i / 10) if i > 2 else (None, None)))
+        for i in range(10)
+    )
+    return Agreement(model, "references", 70, Interval(0.7, 0.6, 0.8), 0.7, 0.04, bins)
+
+
+def contrast(a, b):
+    """Of two colours, as the Web Content Accessibility Guidelines 2 define it."""
+    lights = []
+    for colour in (a, b):
+        parts = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)
+        ]
+        lights.append(0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_pictures_read_on_white_and_on_black(tmp_path):
+    for background in ("#ffffff", "#0d1117"):
+        assert contrast(INK, background) > 4.3
+        for look in KINDS.values():
+            assert contrast(look.colour, background) > 2.9
+    for picture in draw_folders([own_records(tmp_path / "mine"), RESULTS / "published"]):
+        path = tmp_path / f"{picture.name}.svg"
+        save(picture.figure, path, picture.title)
+        root = ET.parse(path).getroot()
+        (background,) = (g for g in root.iter() if g.get("id") == "patch_1")
+        styles = [e.get("style", "") for e in background.iter()]
+        assert "fill: none" in "".join(styles) or "opacity: 0" in "".join(styles), styles
 
 
 def test_published_picture_has_a_plot_a_task_and_every_kind_of_run(tmp_path):

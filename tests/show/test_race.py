@@ -19,9 +19,8 @@ from rich.console import Console
 from bild import BiLDConfig, BildError, BiLDModel
 from bild.config import EvalConfig
 from bild.show.html import page_html
-from bild.show.race import Racer
+from bild.show.race import Racer, unknown_characters
 from bild.show.terminal import RaceText, wrapped
-from bild.show.text import visible
 from bild.show.views import limits, token_views
 
 SENTENCE = "Mein Wecker blieb heute früh stumm. Der Bus war natürlich schon weg."
@@ -78,6 +77,13 @@ def test_an_error_in_an_arm_is_raised(racer):
 def test_a_source_that_is_no_text_is_refused(racer):
     with pytest.raises(BildError, match="not valid Unicode"):
         next(racer.run("Schnee \udcff", BiLDConfig()))
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_named(racer):
+    assert unknown_characters(racer.tokenizer, "Es kostet 12 Mark. Schön!") == ""
+    *_, race = racer.run("Es kostet 12 € \u4f60.", BiLDConfig())
+    assert race.unknown == "€\u4f60"
+    assert limits(race) == ["The tokenizer does not know € \u4f60."]
 
 
 def test_what_is_cut_short_is_said(racer):
@@ -176,11 +182,6 @@ def test_a_console_without_utf_8_gets_a_trace(tmp_path):
 
 
 def test_what_steers_a_terminal_is_shown_not_sent(monkeypatch, capsys, tmp_path):
-    assert visible("a\tb\r\nc") == "a b  c"
-    assert visible("\x1b[31m\x07\x00\x9b\u202e\u2028\ud800") == (
-        "\\x1b[31m\\x07\\x00\\x9b\\u202e\\u2028\\ud800"
-    )
-    assert visible("Grüße, 你好 👋 é") == "Grüße, 你好 👋 é"
     picture, page = tmp_path / "trace.svg", tmp_path / "trace.html"
     run = run_here(
         monkeypatch, capsys, "Rot \x1b[31m\x07 ist & <Schnee>\x00.", "--svg", picture,

@@ -58,7 +58,6 @@ def test_published_rows_stand_with_their_thresholds():
     assert published_table("demo", "unaligned") == ""
 
 
-@pytest.mark.xfail(reason="a benchmark's arms still need torch to be named", strict=True)
 def test_tables_and_records_are_read_without_torch():
     code = (
         "import sys, bild.show.tables, bild.show.speed_tables, bild.evaluation.record\n"
@@ -98,6 +97,16 @@ def test_a_stale_page_is_noticed(monkeypatch, tmp_path):
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("after\n")
     make_tables(monkeypatch, "--check", *arguments)
+
+
+@pytest.mark.parametrize("change", [{"dirty": True}, {"commit": None, "dirty": None}])
+def test_a_record_that_no_commit_made_is_not_shown(monkeypatch, tmp_path, change):
+    page, results = tmp_path / "README.md", tmp_path / "results"
+    (results / "mine").mkdir(parents=True)
+    replace(run_record(), env=environment(**change)).save(results / "mine" / "run.json")
+    page.write_text("<!-- results: mine -->\n<!-- end -->\n")
+    with pytest.raises(BildError, match=r"run\.json was not made from a clean commit"):
+        make_tables(monkeypatch, "--pages", page, "--results", results)
 
 
 def test_rows_of_unlike_runs_never_share_a_table(monkeypatch, tmp_path):

@@ -266,8 +266,7 @@ def test_the_first_example_shows_the_method_at_work(racer, monkeypatch, tmp_path
     assert len(race.bild.text.split()) > 5
     kinds = [view.kind for view in token_views(race.bild)]
     assert kinds.count("small") > 4
-    assert "large" in kinds
-    assert "unsure" in kinds
+    assert {"large", "unsure", "rolled-back"} <= set(kinds)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, asdict
 import pytest
 from mirror import PUBLISHED
 
-from bild.checkpoints.hub import REPOSITORY_ROOT
+from bild.checkpoints.names import REPOSITORY_ROOT
 from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.tasks.metrics import METRICS

@@ -17,6 +17,7 @@ from toy import PAIRS, save_data, save_model, save_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 from bild import BildError
+from bild.evaluation.record import Interval
 from bild.training import agreement, alignment
 from bild.training.agreement import TEXTS, measure
 from bild.training.alignment import (
@@ -32,7 +33,9 @@ from bild.training.config import (
     OnPolicyConfig,
     TrainingJob,
 )
+from bild.training.labelling import card_path
 from bild.training.presets import PRESETS
+from bild.training.record import AgreementRecord
 
 PRESET = replace(PRESETS["finetune"], batch_size=8, warmup_steps=1, dropout=0.0, learning_rate=3e-3)
 SHORT = 10  # tokens of an output
@@ -145,7 +148,7 @@ def test_on_policy_training_lowers_the_divergence_and_raises_agreement(pair, job
         progress=False,
     )
     before, after = (
-        [r["agreement"]["value"] for r in record["results"] if r["model"].endswith(name)]
+        [r.agreement.value for r in record.results if r.model.endswith(name)]
         for name in ("small", "aligned")
     )
     assert all(b < a for b, a in zip(before, after, strict=True))
@@ -213,8 +216,10 @@ def test_two_processes_label_and_train_as_one(pair, job, tmp_path):
         {"PYTHONPATH": str(ROOT)},
     ).require_success()  # fmt: skip
     shared = tmp_path / "shared"
-    for name in ("calibration.jsonl", "calibration.card.json"):
-        assert (shared / name).read_bytes() == (alone.output_dir / name).read_bytes(), name
+    ours, theirs = (folder / "calibration.jsonl" for folder in (shared, alone.output_dir))
+    assert ours.read_bytes() == theirs.read_bytes()
+    ours, theirs = (json.loads(card_path(path).read_text()) for path in (ours, theirs))
+    assert {**ours, "env": None} == {**theirs, "env": None}
     assert done.out.count("validation_loss") == 1
     theirs = json.loads((shared / "training.json").read_text())
     assert theirs["train_loss"] == pytest.approx(facts["train_loss"], abs=1e-3)
@@ -229,11 +234,11 @@ def test_a_model_agrees_with_itself_everywhere(pair, job):
     large = str(pair / "large")
     config = AgreementConfig(max_new_tokens=SHORT, batch_size=3)
     record = measure(large, [large], job("x").validation, config, progress=False)
-    assert [r["text"] for r in record["results"]] == list(TEXTS)
-    for result in record["results"]:
-        assert result["agreement"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-        assert sum(b["positions"] for b in result["bins"]) == result["positions"] > 50
-        assert result["calibration_error"] == pytest.approx(1 - result["mean_confidence"])
+    assert [r.text for r in record.results] == list(TEXTS)
+    for result in record.results:
+        assert result.agreement == Interval(1.0, 1.0, 1.0)
+        assert sum(b.positions for b in result.bins) == result.positions > 50
+        assert result.calibration_error == pytest.approx(1 - result.mean_confidence)
 
 
 def test_agreement_is_counted_at_each_position_of_both_texts(pair, job):
@@ -261,22 +266,22 @@ def test_agreement_is_counted_at_each_position_of_both_texts(pair, job):
         AgreementConfig(prefix="Der ", max_new_tokens=40, batch_size=3),
         progress=False,
     )
-    for result, (agrees, confidence) in zip(record["results"], expected, strict=True):
-        assert result["positions"] == len(agrees)
+    for result, (agrees, confidence) in zip(record.results, expected, strict=True):
+        assert result.positions == len(agrees)
         share = sum(agrees) / len(agrees)
-        assert result["agreement"]["value"] == pytest.approx(share)
-        assert 0 < result["agreement"]["low"] < share < result["agreement"]["high"] < 1
+        assert result.agreement.value == pytest.approx(share)
+        assert 0 < result.agreement.low < share < result.agreement.high < 1
         error = 0.0
-        for i, found in enumerate(result["bins"]):
+        for i, found in enumerate(result.bins):
             inside = [(a, c) for a, c in zip(agrees, confidence, strict=True) if int(10 * c) == i]
-            assert found["positions"] == len(inside)
+            assert found.positions == len(inside)
             if inside:
                 agreeing, mean = (sum(x) / len(inside) for x in zip(*inside, strict=True))
-                assert found["agreement"] == pytest.approx(agreeing)
-                assert found["confidence"] == pytest.approx(mean, abs=1e-5)
+                assert found.agreement == pytest.approx(agreeing)
+                assert found.confidence == pytest.approx(mean, abs=1e-5)
                 error += abs(agreeing - mean) * len(inside) / len(agrees)
-        assert result["calibration_error"] == pytest.approx(error, abs=1e-5)
-        assert len([b for b in result["bins"] if b["positions"]]) > 2
+        assert result.calibration_error == pytest.approx(error, abs=1e-5)
+        assert len([b for b in result.bins if b.positions]) > 2
 
 
 def test_the_script_compares_several_models_in_a_record_and_a_picture(
@@ -287,19 +292,21 @@ def test_the_script_compares_several_models_in_a_record_and_a_picture(
     done = run_here(
         monkeypatch, capsys, "--large", pair / "large", "--small", pair / "small", pair / "large",
         "--data-file", tmp_path / "validation.jsonl", "--record", record,
-        "--max-new-tokens", SHORT, name="measure_agreement",
+        "--max-new-tokens", SHORT, "--output-dir", tmp_path / "out", name="measure_agreement",
     ).require_success()  # fmt: skip
-    content = json.loads(record.read_text())
-    names = [m["id"].rsplit("/", 1)[-1] for m in content["models"]["small"]]
+    content = AgreementRecord.load(record)
+    assert content == AgreementRecord.load(tmp_path / "out" / "agreement.json")
+    names = [model.rsplit("/", 1)[-1] for model in content.models.small]
     assert names == ["small", "large"]
-    assert [r["model"].rsplit("/", 1)[-1] for r in content["results"]] == [
+    assert [r.model.rsplit("/", 1)[-1] for r in content.results] == [
         n for n in names for _ in TEXTS
     ]
+    assert (content.data.samples, content.data.truncated_sources) == (8, 0)
     assert done.out.count("100.00 [100.00, 100.00]") == 2
     picture = ElementTree.parse(record.with_suffix(".svg")).getroot()
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
     assert {f"on {text}" for text in TEXTS} <= set(texts)
-    assert sum("(100.0 % agree)" in text for text in texts) == 2
+    assert sum("large: 100.0 % and 100.0 % agree" in text for text in texts) == 1
 
 
 def test_scripts_promise_to_go_on_where_the_tests_say_so():
@@ -324,7 +331,7 @@ def test_an_interrupted_script_promises_to_go_on_only_where_it_does(
     )  # fmt: skip
     measuring = (
         "--small", pair / "small", "--data-file", tmp_path / "validation.jsonl",
-        "--record", tmp_path / "agreement.json",
+        "--output-dir", tmp_path / "out",
     )  # fmt: skip
     flags, name = (aligning, "align") if resumes else (measuring, "measure_agreement")
     flags = map(str, (*flags, "--large", pair / "large"))

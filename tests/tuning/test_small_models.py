@@ -20,7 +20,8 @@ from bild.config import EvalConfig, GridConfig
 from bild.evaluation import run as evaluation
 from bild.evaluation.own import OwnArm
 from bild.evaluation.record import Interval
-from bild.show.plots import draw_folders, save
+from bild.pictures import save
+from bild.show.plots import draw_folders
 from bild.show.tables import small_models_table
 from bild.tasks import metrics
 from bild.tasks.registry import TASKS, Thresholds
@@ -138,8 +139,8 @@ def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
             points = {(p.fallback, p.rollback): p for p in record.sweeps[label][split]}
             assert list(points) == GRID
             for thresholds, p in points.items():
-                rules = BiLDConfig(*thresholds, variant=TASK.variant)
-                outputs = [pair.generate(**s, bild_config=rules, **options) for s in sources]
+                bild = BiLDConfig(*thresholds, variant=TASK.variant)
+                outputs = [pair.generate(**s, bild_config=bild, **options) for s in sources]
                 score = metrics.score("bleu", [text(o) for o in outputs], references).value
                 assert p.scores == {"bleu": score}
                 assert p.loss == large - score

@@ -1,5 +1,5 @@
 // What a transformer's layers do beside products, in float32: norms, attention of a few queries over
-// cached keys and values, activations; and a thread's part of the work.
+// cached keys and values, activations.
 //
 // Letters: T tokens of this forward, H heads, C width of a head, P positions a cache holds. C and P
 // are multiples of 16.
@@ -7,9 +7,6 @@
 #pragma once
 
 #include "products.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace {
 
@@ -137,21 +134,5 @@ void store_keys(const float* x, int T, int64_t stride, int C, int start, float* 
     for (int c = 0; c < C; ++c) to[c * kLanes] = x[t * stride + c];
   }
 }
-
-// One thread of a team.
-struct Thread {
-#ifdef _OPENMP
-  const int index = omp_get_thread_num(), count = omp_get_num_threads();
-#else
-  const int index = 0, count = 1;
-#endif
-
-  // This thread's part of n rows, in steps of `step`.
-  void share(int64_t n, int64_t step, int64_t& begin, int64_t& end) const {
-    const int64_t steps = (n + step - 1) / step;
-    begin = std::min(n, steps * index / count * step);
-    end = std::min(n, steps * (index + 1) / count * step);
-  }
-};
 
 }  // namespace

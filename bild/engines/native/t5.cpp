@@ -7,6 +7,7 @@
 // of 16.
 
 #include "layers.h"
+#include "team.h"
 
 // ------------------------------------------------------------------------ what Python fills in
 
@@ -46,6 +47,7 @@ struct Session {
   char *cross_keys, *cross_values;        // the same of the source, with source_stride for P
   float* logits;                          // (kMaxTokens, V rounded up to 16)
   float* scratch;                         // bild_t5_scratch_floats() of them
+  Pace forwards, sources;                 // of `forward`; of `encode` and `begin`
 };
 
 // ------------------------------------------------------------------------ the model
@@ -53,6 +55,7 @@ struct Session {
 namespace {
 
 constexpr int kMaxTokens = 16;  // of one forward; longer feeds go in pieces
+constexpr int kParts = 16;      // of the vocabulary: sums do not depend on the number of threads
 
 struct Best {
   int32_t token;
@@ -79,8 +82,9 @@ struct Worker : Thread {
   float *query, *context, *feed, *gated;  // shared: (T, H C) x 2, (T, F) x 2
   float *normed, *scores, *rounded;       // its own: (T, D), (kQueries, positions), of `prepare`
 
-  Worker(const Model& model, int tokens, float* stream, int64_t seen, float* scratch)
-      : m(model), T(tokens), x(stream), positions(seen) {
+  Worker(const Thread& thread, const Model& model, int tokens, float* stream, int64_t seen,
+         float* scratch)
+      : Thread(thread), m(model), T(tokens), x(stream), positions(seen) {
     share(D, kLanes, d0, d1);
     share(F, kLanes, f0, f1);
     share(m.heads, 1, h0, h1);
@@ -113,7 +117,7 @@ struct Worker : Thread {
         store(x + int64_t(t) * D + d,
               e.type == kFloat32 ? widen<kFloat32>(row, d) : widen<kBFloat16>(row, d));
     }
-#pragma omp barrier
+    meet();
   }
 
   Input normalized(const float* weight) const {
@@ -123,9 +127,9 @@ struct Worker : Thread {
 
   // x += W y, y (T, K) being made by all.
   void add(const Matrix& w, const float* y) const {
-#pragma omp barrier
+    meet();
     product(w, d0, d1, prepare(type, y, w.columns, T, rounded), x, D, true);
-#pragma omp barrier
+    meet();
   }
 
   // A thread makes the queries, keys and values of its own heads, so that it need not wait for the
@@ -159,8 +163,9 @@ struct Worker : Thread {
     const auto over = s.cross_type == kFloat32 ? attend<kFloat32> : attend<kBFloat16>;
     const int64_t head = int64_t(s.source_stride) * C * size_of(s.cross_type);
     for (int64_t h = h0; h < h1; ++h)
-      over(query + h * C, T, HC, {keys + h * head, values + h * head, s.source, false, nullptr, nullptr},
-           C, scores, positions, context + h * C);
+      over(query + h * C, T, HC,
+           {keys + h * head, values + h * head, s.source, false, nullptr, nullptr}, C, scores,
+           positions, context + h * C);
     add(layer.cross.o, context);
   }
 
@@ -181,7 +186,7 @@ struct Worker : Thread {
 // Where the arrays of one decoder forward lie in the scratch memory; with none, how much that is.
 struct Scratch {
   float* x;       // (T, D)
-  Best* parts;    // (threads, T)
+  Best* parts;    // (kParts, T)
   float* shared;  // a team's
   int64_t positions, floats;
 
@@ -190,10 +195,23 @@ struct Scratch {
     positions = std::max(s.capacity, s.source_stride);
     x = s.scratch;
     parts = reinterpret_cast<Best*>(x + T * m.width);
-    shared = reinterpret_cast<float*>(parts + m.threads * T);
+    shared = reinterpret_cast<float*>(parts + kParts * T);
     floats = shared - x + Worker::floats(m, T, positions);
   }
 };
+
+// The best token of ids v0..v1 of a row of logits, and the sum over these; the first of equals.
+Best best_of(const float* row, int64_t v0, int64_t v1) {
+  Best best = {int32_t(v0), -std::numeric_limits<float>::infinity(), 0};
+  for (int64_t v = v0; v < v1; ++v)
+    if (row[v] > best.logit) best.logit = row[v], best.token = int32_t(v);
+  Floats sums = {};
+  int64_t v = v0;
+  for (; v + kLanes <= v1; v += kLanes) sums += exp_negative(load<Floats>(row + v) - best.logit);
+  for (; v < v1; ++v) best.sum += std::exp(row[v] - best.logit);
+  best.sum += sum(sums);
+  return best;
+}
 
 // Feeds T <= kMaxTokens tokens. Rows first_row.. of the logits are made, (T - first_row, V rounded
 // up), and for each of them the best token.
@@ -203,9 +221,8 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
   const int rows = T - first_row;
   const Scratch scratch(m, s);
 
-#pragma omp parallel num_threads(m.threads)
-  {
-    const Worker worker(m, T, scratch.x, scratch.positions, scratch.shared);
+  s.forwards.run(m.threads, T - 1, [&](const Thread& thread) {
+    const Worker worker(thread, m, T, scratch.x, scratch.positions, scratch.shared);
     const int64_t D = worker.D, cached = int64_t(worker.HC) * s.capacity;
     const int64_t crossed = int64_t(worker.HC) * s.source_stride * size_of(s.cross_type);
     worker.embed(tokens);
@@ -217,40 +234,33 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
       worker.feed_forward(layer);
     }
 
-    // The head; of each row, this thread's part of the best token and of the sum.
+    // The head; of each row, its best token and sum in each part of the vocabulary.
     float* normed = worker.normed;
     normalize(scratch.x + first_row * D, m.final_norm, m.epsilon, D, rows, normed);
     for (int64_t i = 0; i < rows * D; ++i) normed[i] *= m.output_scale;
-    int64_t v0, v1;
-    worker.share(stride, kLanes, v0, v1);
-    product(m.head, v0, v1, prepare(worker.type, normed, D, rows, worker.rounded), logits, stride);
-    v1 = std::min(v1, V);
-    for (int r = 0; r < rows; ++r) {
-      const float* row = logits + r * stride;
-      Best part = {int32_t(v0), -std::numeric_limits<float>::infinity(), 0};
-      for (int64_t v = v0; v < v1; ++v)
-        if (row[v] > part.logit) part.logit = row[v], part.token = int32_t(v);
-      Floats sums = {};
-      int64_t v = v0;
-      for (; v + kLanes <= v1; v += kLanes)
-        sums += exp_negative(load<Floats>(row + v) - part.logit);
-      for (; v < v1; ++v) part.sum += std::exp(row[v] - part.logit);
-      part.sum += sum(sums);
-      scratch.parts[worker.index * kMaxTokens + r] = part;
-    }
-#pragma omp barrier
-#pragma omp single
-    for (int r = 0; r < rows; ++r) {
-      const auto part = [&](int i) { return scratch.parts[i * kMaxTokens + r]; };
-      Best b = part(0);
-      for (int i = 1; i < worker.count; ++i)
-        if (part(i).logit > b.logit) b = part(i);
-      float total = 0;
-      for (int i = 0; i < worker.count; ++i)
-        total += part(i).sum * std::exp(part(i).logit - b.logit);
-      best[r] = {b.token, b.logit, total};
-    }
-  }
+    const auto part_start = [&](int64_t part) { return stride / kLanes * part / kParts * kLanes; };
+    int64_t first, last;
+    worker.share(kParts, 1, first, last);
+    product(m.head, part_start(first), part_start(last),
+            prepare(worker.type, normed, D, rows, worker.rounded), logits, stride);
+    for (int64_t i = first; i < last; ++i)
+      for (int r = 0; r < rows; ++r)
+        scratch.parts[i * kMaxTokens + r] =
+            best_of(logits + r * stride, part_start(i), std::min(V, part_start(i + 1)));
+    worker.meet();
+    if (worker.index == 0)
+      for (int r = 0; r < rows; ++r) {
+        Best b = scratch.parts[r];
+        for (int i = 1; i < kParts; ++i)
+          if (scratch.parts[i * kMaxTokens + r].logit > b.logit) b = scratch.parts[i * kMaxTokens + r];
+        float total = 0;
+        for (int i = 0; i < kParts; ++i) {
+          const Best& part = scratch.parts[i * kMaxTokens + r];
+          if (part.sum != 0) total += part.sum * std::exp(part.logit - b.logit);
+        }
+        best[r] = {b.token, b.logit, total};
+      }
+  });
   s.length += T;
 }
 
@@ -261,16 +271,21 @@ int64_t begin_floats(const Model& m, const Session& s) {
   return S * m.heads * C + prepared_floats(S, m.width) + m.threads * C * s.source_stride;
 }
 
+// Sources of about one length, for their pace; `encode` has the kinds after those of `begin`.
+int kind_of(int64_t S) {
+  int kind = 0;
+  while (kind < Pace::kKinds / 2 - 1 && S >> (2 * kind + 4)) ++kind;
+  return kind;
+}
+
 // Cross-attention keys and values of every layer, from the encoder's states (S, D).
-void begin(const Model& m, const Session& s, const float* states) {
+void begin(const Model& m, Session& s, const float* states) {
   const int64_t S = s.source, C = m.head_width, HC = m.heads * C;
   const int64_t head = s.source_stride * C, size = size_of(s.cross_type);
   float* made = s.scratch;
   float* rounded = made + S * HC;
   const Input input = prepare(m.layers[0].own.q.type, states, m.width, S, rounded);
-#pragma omp parallel num_threads(m.threads)
-  {
-    const Thread thread;
+  s.sources.run(m.threads, kind_of(S), [&](const Thread& thread) {
     int64_t h0, h1;
     thread.share(m.heads, 1, h0, h1);
     float* transposed = rounded + prepared_floats(S, m.width) + thread.index * head;
@@ -288,7 +303,7 @@ void begin(const Model& m, const Session& s, const float* states) {
           convert(made + j * HC + h * C, C, s.cross_type, values + j * C * size);
       }
     }
-  }
+  });
 }
 
 // Floats that `encode` needs beside its output: keys and values of one layer, and a team's.
@@ -296,14 +311,14 @@ int64_t encode_floats(const Model& m, int64_t S, int64_t P) {
   return 2 * int64_t(m.heads) * m.head_width * P + Worker::floats(m, S, P);
 }
 
-// The encoder: tokens (S) -> states (S, D). Biases are (H, 2 P - 1), P >= S; the mask is (S) or none.
-void encode(const Model& m, const int32_t* tokens, int S, int64_t P, const float* mask, float* x,
-            float* scratch) {
+// The encoder: tokens (S) -> states (S, D). Biases are (H, 2 P - 1), P >= S; the mask is (S) or
+// none.
+void encode(const Model& m, Pace& pace, const int32_t* tokens, int S, int64_t P,
+            const float* mask, float* x, float* scratch) {
   const int64_t size = int64_t(m.heads) * m.head_width * P;
   const Cache cache = {scratch, scratch + size, P};
-#pragma omp parallel num_threads(m.threads)
-  {
-    const Worker worker(m, S, x, P, scratch + 2 * size);
+  pace.run(m.threads, Pace::kKinds / 2 + kind_of(S), [&](const Thread& thread) {
+    const Worker worker(thread, m, S, x, P, scratch + 2 * size);
     worker.embed(tokens);
     for (int l = 0; l < m.layer_count; ++l) {
       worker.self_attention(m.layers[l], cache, 0, false, mask);
@@ -313,7 +328,7 @@ void encode(const Model& m, const int32_t* tokens, int S, int64_t P, const float
     worker.share(S, 1, t0, t1);
     float* part = x + t0 * m.width;
     normalize(part, m.final_norm, m.epsilon, m.width, int(t1 - t0), part);
-  }
+  });
 }
 
 // Of the best token; NaN where the model is damaged, and the token then means nothing.
@@ -323,16 +338,8 @@ double probability(const Best& b) { return 1.0 / b.sum; }
 
 extern "C" {
 
-// The optional flags this was compiled with, and whether it runs on several threads.
+// The optional flags this was compiled with.
 const char* bild_flags() { return BILD_FLAGS; }
-
-int32_t bild_openmp() {
-#ifdef _OPENMP
-  return 1;
-#else
-  return 0;
-#endif
-}
 
 // What the caller has to know the same: sizes of the structures above, and two limits.
 void bild_t5_layout(int32_t* layout) {
@@ -347,9 +354,9 @@ int64_t bild_t5_encode_floats(const Model* m, int32_t source, int32_t positions)
 
 // The encoder's states (S, D) of S tokens; `positions` is P of its biases. `mask` is (S), 0 for
 // tokens and -inf for padding, or null.
-void bild_t5_encode(const Model* m, const int32_t* tokens, int32_t source, int32_t positions,
-                    const float* mask, float* states, float* scratch) {
-  if (source > 0) encode(*m, tokens, source, positions, mask, states, scratch);
+void bild_t5_encode(const Model* m, Session* s, const int32_t* tokens, int32_t source,
+                    int32_t positions, const float* mask, float* states) {
+  if (source > 0) encode(*m, s->sources, tokens, source, positions, mask, states, s->scratch);
 }
 
 int64_t bild_t5_scratch_floats(const Model* m, const Session* s) {

@@ -1,0 +1,66 @@
+"""The settings of a benchmark, checked as they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bild.config import BiLDConfig
+from bild.errors import BildError
+from bild.evaluation.arms import ArmId
+from bild.tasks.registry import PublishedRow
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What to put side by side.
+
+    Attributes:
+        arms: of `bild.benchmark.kinds`.
+        bild: thresholds and variant of the BiLD arms.
+        samples: sources to decode.
+        task: whose data, prefix, metric and limits; for a planted pair, whose rates.
+        large, small, tokenizer, data_file: instead of the task's.
+        planted: a pair of `bild.benchmark.planted.PAIRS` instead of checkpoints.
+        rates: of a planted pair, a recorded row.
+        source_tokens: of a planted source; without it, what is usual in the task.
+        max_new_tokens: limit of an output; without it, the task's. A planted output has an end.
+        lengths: output lengths to decode every source to, for growth; without it, to its own end.
+        device: "cpu", "cuda" or "cuda:N"; "auto" for a GPU when there is one.
+        threads: of the CPU; without it, as many as torch takes.
+        warmup: untimed cases before the first.
+        repeat: passes over the cases; several make intervals that cover runs as well.
+        seed: of planted weights and outputs, and of the order in which arms decode.
+    """
+
+    arms: tuple[ArmId, ...]
+    bild: BiLDConfig
+    samples: int
+    task: str = "demo"
+    large: str | None = None
+    small: str | None = None
+    tokenizer: str | None = None
+    data_file: str | None = None
+    planted: str | None = None
+    rates: PublishedRow | None = None
+    source_tokens: int | None = None
+    max_new_tokens: int | None = None
+    lengths: tuple[int, ...] = ()
+    device: str = "auto"
+    threads: int | None = None
+    warmup: int = 2
+    repeat: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "source_tokens", "max_new_tokens", "threads", "repeat"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BildError(f"{name} must be at least 1, got {value}")
+        if self.warmup < 0:
+            raise BildError(f"warmup must be at least 0, got {self.warmup}")
+        if not 0 <= self.seed < 2**32:
+            raise BildError(f"seed must be at least 0 and below 2**32, got {self.seed}")
+        short = [length for length in self.lengths if length < 2]
+        if short:
+            raise BildError(f"an output length must be at least 2, got {short[0]}")
+        assert (self.planted is None) == (self.rates is None)

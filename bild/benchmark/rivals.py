@@ -1,0 +1,206 @@
+"""The arms that are not ours: transformers' own `generate` in several ways, and CTranslate2."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from bild.benchmark.kit import Kit
+from bild.benchmark.profile import ModelTime, Profile, profile_modules
+from bild.errors import BildError
+from bild.evaluation.arms import ArmId, Case, Outcome, limits
+from bild.evaluation.timing import timed
+from bild.files import write_atomically
+
+
+class TransformersArm:
+    """transformers' `generate`; BiLD has no part in it.
+
+    Args:
+        kit: the models.
+        id: which arm this is.
+        which: the model that writes, "large" or "small".
+        schedule: of assisted generation, with the small model; None for none.
+        compiled: a static cache and torch.compile.
+    """
+
+    def __init__(
+        self,
+        kit: Kit,
+        id: ArmId,
+        which: str = "large",
+        schedule: str | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.id, self.device = id, kit.device
+        large, small = kit.models(id.precision)
+        # Copies that share the weights, so that settings of this arm are not those of another.
+        self.models = {"large": copy.copy(large), "small": copy.copy(small)}
+        self.model = self.models[which]
+        self.options: dict[str, Any] = {}
+        if schedule is not None:
+            # The drafts' settings are read from the small model; all but this one are defaults.
+            draft = self.models["small"]
+            draft.generation_config = copy.deepcopy(draft.generation_config)
+            draft.generation_config.num_assistant_tokens_schedule = schedule
+            self.options["assistant_model"] = draft
+        if compiled:
+            self.model.forward = _compiled_steps(self.model)
+            # On a GPU `generate` would compile as well, but the whole call, hooks and all.
+            self.options |= {"cache_implementation": "static", "disable_compile": True}
+
+    @property
+    def built(self) -> str:
+        return f"transformers' generate, {self.id.precision}"
+
+    def run(self, case: Case) -> Outcome:
+        output, seconds = timed(self.device, self._decoder(case))
+        return Outcome(output[0, 1:].tolist(), seconds)
+
+    def profile(self, case: Case) -> Profile:
+        """A decoding taken apart, with hooks in the models."""
+        return profile_modules(self.models, self.device, self._decoder(case))
+
+    def _decoder(self, case: Case) -> Callable[[], Any]:
+        ids = case.input_ids.to(self.device)
+        return lambda: self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            **limits(case, self.model),
+            **self.options,
+        )
+
+
+def _compiled_steps(model: PreTrainedModel) -> Callable[..., Any]:
+    """A model's `forward` with all decoding steps but the first compiled.
+
+    As `generate` has it by itself, though on a GPU alone.
+    """
+    eager = model.forward
+    compiled = torch.compile(eager)
+
+    def forward(**kwargs: Any) -> Any:
+        first = not kwargs["past_key_values"].is_updated.get(0)
+        return (eager if first else compiled)(**kwargs)
+
+    return forward
+
+
+class CTranslate2Arm:
+    """CTranslate2's greedy search with the large model, converted once into the kit's cache.
+
+    Its weights are in memory only while it decodes. Loading them is not timed.
+
+    Raises:
+        BildError: it is not installed, or has no such precision here.
+    """
+
+    def __init__(self, kit: Kit, id: ArmId) -> None:
+        try:
+            import ctranslate2
+        except ImportError:
+            raise BildError(
+                "ctranslate2 is not installed; run pip install -e '.[bench]' in this repository"
+            ) from None
+        self.id, device = id, kit.device.type
+        known = ctranslate2.get_supported_compute_types(device)
+        if id.precision not in known:
+            raise BildError(
+                f"CTranslate2 has no {id.precision} on this {device}, only "
+                f"{', '.join(sorted(known))}"
+            )
+        self.built = f"CTranslate2 {ctranslate2.__version__}, {id.precision}"
+        folder = kit.cache / f"{kit.fingerprint[:16]}-{id.precision}"
+        if not (folder / "complete").exists():
+            large = kit.models("float32")[0]
+            # It quantizes in place.
+            _convert(copy.deepcopy(large) if id.precision == "int8" else large, folder, id)
+        self.translator = ctranslate2.Translator(
+            str(folder),
+            device=device,
+            compute_type=id.precision,
+            inter_threads=1,
+            intra_threads=torch.get_num_threads(),
+        )
+        self.translator.unload_model()
+
+    def run(self, case: Case) -> Outcome:
+        tokens, seconds, _ = self._translate(case)
+        return Outcome(tokens, seconds)
+
+    def profile(self, case: Case) -> Profile:
+        """A decoding taken apart: it says when each token is written, and nothing else."""
+        moments: list[float] = []
+        _, seconds, _ = self._translate(case, lambda _: moments.append(time.perf_counter()))
+        # So all steps but the first can be timed, and the first took as long as the others.
+        rest = len(moments) - 1
+        decoder = (moments[-1] - moments[0]) * len(moments) / rest if rest else seconds
+        large = ModelTime(max(0.0, seconds - decoder), min(decoder, seconds), len(moments))
+        return Profile(seconds, {"large": large})
+
+    def _translate(
+        self, case: Case, callback: Callable[[Any], None] | None = None
+    ) -> tuple[list[int], float, Any]:
+        source = [str(token) for token in case.input_ids[0].tolist()]
+        options = {} if callback is None else {"callback": callback}
+        self.translator.load_model()
+        start = time.perf_counter()
+        (result,) = self.translator.translate_batch(
+            [source],
+            beam_size=1,
+            max_input_length=0,
+            max_decoding_length=case.max_new_tokens,
+            min_decoding_length=case.max_new_tokens if case.exact else 0,
+            return_end_token=True,
+            **options,
+        )
+        seconds = time.perf_counter() - start
+        self.translator.unload_model()
+        return [int(token) for token in result.hypotheses[0]], seconds, result
+
+
+def _convert(model: PreTrainedModel, folder: Path, id: ArmId) -> None:
+    """Write a model for CTranslate2; its tokens are called by their numbers."""
+    from ctranslate2.converters import TransformersConverter
+
+    config = model.config
+
+    class Numbers:
+        """All that the converter asks of a tokenizer."""
+
+        pad_token = str(config.pad_token_id)
+        eos_token = str(config.eos_token_id)
+        unk_token = "2"
+
+        def get_vocab(self) -> dict[str, int]:
+            return {str(i): i for i in range(config.vocab_size)}
+
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return str(token)
+
+    class Loaded(TransformersConverter):
+        """Converts the model in memory instead of loading it again."""
+
+        model: PreTrainedModel  # not of the closure: a class lives until garbage is collected
+
+        def load_model(self, *_: Any, **__: Any) -> PreTrainedModel:
+            return self.model
+
+        def load_tokenizer(self, *_: Any, **__: Any) -> Numbers:
+            return Numbers()
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    described = folder.with_name(folder.name + "-config")
+    config.save_pretrained(described)
+    converter = Loaded(str(described))
+    converter.model = model
+    converter.convert(str(folder), quantization=id.precision, force=True)
+    write_atomically(folder / "complete", "")

@@ -1,0 +1,284 @@
+"""Big Little Decoder with hedged hand-overs: the same tokens, fewer forwards of the large model.
+
+Where the small model hands over (it is unsure, or has written enough in a row, or the published
+code leaves a token to the large model), the output gets the large model's own choice. The small
+model need not stop there: it guesses that choice and goes on drafting behind the guess. The next
+large forward checks everything at once. At a guess the large model's choice must be the guess, in
+the windows between BiLD's rule decides, and the first failure cuts. Whatever stands behind a guess
+that held is what the small model would have drafted after the hand-over, so that the output is
+token for token that of `decode`; only the number of forwards differs.
+
+How far to go on is a question of price: a guess that holds saves a large forward, one that fails
+has cost small forwards and a wider large one (`Prices.worth_it`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from bild.config import BiLDConfig
+from bild.engines import Decoder, Draft, Verdict
+from bild.generation.decoding import (
+    OnCommit,
+    Output,
+    Stopping,
+    known_rule,
+    refuse_nan,
+)
+from bild.generation.stats import DecodeStats
+from bild.policy import NEVER_STOPS, AcceptanceRule, Writer
+
+NOTHING = Draft([], [], unsure=None)
+WINDOW = 2.0  # drafted tokens that usually stand between two hand-overs
+
+
+@dataclass
+class Prices:
+    """What forwards take on this machine, learned while they run; in seconds.
+
+    Attributes:
+        small: a small forward.
+        large: a large forward of one token.
+        token: each further token of a large forward.
+        seen: large forwards that were timed.
+    """
+
+    small: float = 0.0
+    large: float = 0.0
+    token: float = 0.0
+    seen: int = 0
+
+    def drafted(self, seconds: float, forwards: int) -> None:
+        """Small forwards were made in so many seconds."""
+        if forwards:
+            each = seconds / forwards
+            self.small = each if not self.small else 0.9 * self.small + 0.1 * each
+
+    def verified(self, seconds: float, width: int) -> None:
+        """A large forward of `width` tokens was made in so many seconds."""
+        self.seen += 1
+        if width == 1:
+            self.large = seconds if not self.large else 0.9 * self.large + 0.1 * seconds
+        elif self.large:
+            each = max(0.0, seconds - self.large) / (width - 1)
+            self.token = 0.9 * self.token + 0.1 * each if self.token else each
+
+    def worth_it(self, chance: float) -> bool:
+        """Whether to go on behind a guess that holds, with all before it, with this chance.
+
+        It saves the fixed part of a large forward if it holds; if not, what a window costs.
+        """
+        if self.seen < 4 or not self.large or not self.small:
+            return chance >= 0.5
+        saved = self.large - self.token
+        lost = (WINDOW + 1) * (self.small + self.token)
+        return chance * saved > (1 - chance) * lost
+
+
+@dataclass
+class Proposal:
+    """What the small model wrote in one turn.
+
+    Attributes:
+        windows: drafts, each but the last followed by a guess.
+        guesses: positions of the guesses in the output.
+        ends: whether the last token ends the output.
+        full: of each window, whether it was handed over because it was long enough.
+    """
+
+    windows: list[Draft] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+    ends: bool = False
+    full: list[bool] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How far a proposal stands.
+
+    Attributes:
+        kept: tokens before the first that does not stand; None if all do.
+        is_rollback: whether the rule cut there, not a guess that failed.
+        windows: windows that plain decoding would have drafted as well.
+        guesses: guesses that held.
+        cut_off: drafted tokens that a rollback removed.
+    """
+
+    kept: int | None
+    is_rollback: bool
+    windows: int
+    guesses: int
+    cut_off: int = 0
+
+
+def check_proposal(
+    rule: AcceptanceRule, verdict: Verdict, looked: Sequence[int], guesses: Sequence[int]
+) -> Finding:
+    """What the large model makes of windows with guesses between them.
+
+    Args:
+        rule: judges each window by itself.
+        verdict: on all tokens, guesses included.
+        looked: the tokens.
+        guesses: places of the guesses among them.
+    """
+    start = 0
+    for held, bound in enumerate((*guesses, len(looked))):
+        cut = rule.first_cut(
+            verdict.distances[start:bound], verdict.tokens[start:bound], looked[start:bound]
+        )
+        if cut is not None:
+            return Finding(start + cut, True, held + 1, held, bound - start - cut)
+        if held < len(guesses):
+            if verdict.tokens[bound] != looked[bound]:
+                return Finding(bound, False, held + 1, held)
+            start = bound + 1
+    return Finding(None, False, len(guesses) + 1, len(guesses))
+
+
+def decode_ahead(
+    large: Decoder,
+    small: Decoder,
+    prompt: Sequence[int],
+    config: BiLDConfig,
+    stopping: Stopping,
+    prices: Prices,
+    on_commit: OnCommit | None = None,
+) -> tuple[Output, DecodeStats]:
+    """`decode` with guesses; for outputs whose scores nothing looks at.
+
+    Args:
+        large, small, prompt, config, stopping, on_commit: as of `decode`; `stopping` without
+            criteria.
+        prices: of this pair; they are learned on the way.
+
+    Raises:
+        BildError: a model's scores are NaN.
+    """
+    y = Output(len(prompt), list(prompt), keep_scores=False)
+    tokens, rule = y.tokens, known_rule(config.acceptance_rule)
+    checked, turn = len(tokens), config.start
+    stats = DecodeStats()
+    done = len(tokens) >= stopping.max_length
+    while not done:
+        proposal = _propose(small, y, turn, config, stopping, prices)
+        looked = len(tokens)  # the large model looks at tokens[checked:looked]
+        if proposal.ends and not rule.checks_end:
+            if not proposal.guesses:
+                stats += _drafted(proposal, 1)
+                break
+            looked = proposal.guesses[-1] + 1
+        # Of a proposal that ends the output the last token looked at need not be fed.
+        pending = tokens[large.length : looked - proposal.ends]
+        start = time.perf_counter()
+        verdict = large.verify(pending, tokens[checked:looked], checked - large.length - 1)
+        prices.verified(time.perf_counter() - start, len(pending))
+        for i, probability in enumerate(verdict.probabilities):
+            refuse_nan(probability, large, checked + i)
+        guesses = [g - checked for g in proposal.guesses]
+        found = check_proposal(rule, verdict, tokens[checked:looked], guesses)
+        stats += _drafted(proposal, found.windows) + _verified(found, looked - checked, proposal)
+        if found.kept is None and proposal.ends:
+            break
+        if found.kept is not None:
+            y.cut(checked + found.kept)
+            large.rollback_to(len(tokens))
+            small.rollback_to(len(tokens))
+        y.append(verdict.tokens[len(tokens) - checked], None)
+        done = stopping(y)
+        if on_commit is not None:
+            on_commit(tokens[checked:])
+        checked = len(tokens)
+        turn = rule.after_cut if found.is_rollback else "small"
+    if on_commit is not None and len(tokens) > checked:
+        on_commit(tokens[checked:])
+    return y, replace(
+        stats,
+        generated_tokens=len(tokens) - len(prompt),
+        large_forwards=large.forwards,
+        small_forwards=small.forwards,
+        large_tokens_fed=large.tokens_fed,
+        small_tokens_fed=small.tokens_fed,
+    )
+
+
+def _propose(
+    small: Decoder,
+    y: Output,
+    turn: Writer,
+    config: BiLDConfig,
+    stopping: Stopping,
+    prices: Prices,
+) -> Proposal:
+    """Draft windows onto `y`, with guesses between them as far as it pays."""
+    proposal, chance = Proposal(), 1.0
+    start, before = time.perf_counter(), small.forwards
+    while True:
+        draft, ends = NOTHING, False
+        if turn == "small":
+            limit = int(min(config.num_small_iters, stopping.max_length - len(y.tokens)))
+            pending = y.tokens[small.length :]
+            draft = small.draft(pending, limit, config.fallback_rule, stopping.eos_token_ids)
+            if draft.probabilities:
+                refuse_nan(draft.probabilities[-1], small, len(y.tokens) + len(draft.tokens))
+            y.tokens += draft.tokens
+            ends = bool(draft.tokens) and stopping(y)
+        proposal.windows.append(draft)
+        proposal.full.append(turn == "small" and draft.unsure is None and not ends)
+        proposal.ends = ends
+        # Behind a token that fills the output nothing could be drafted.
+        if ends or len(y.tokens) + 1 >= stopping.max_length:
+            break
+        if not _may_guess(config, prices, len(proposal.guesses), chance):
+            break
+        guess, probability = _guess(small, y, draft)
+        chance *= probability
+        if not _may_guess(config, prices, len(proposal.guesses), chance):
+            break
+        proposal.guesses.append(len(y.tokens))
+        y.append(guess, None)
+        proposal.ends = stopping(y)
+        if proposal.ends:
+            break
+        turn = "small"
+    prices.drafted(time.perf_counter() - start, small.forwards - before)
+    return proposal
+
+
+def _may_guess(config: BiLDConfig, prices: Prices, made: int, chance: float) -> bool:
+    if config.lookahead == "auto":
+        return prices.worth_it(chance)
+    return made < config.lookahead
+
+
+def _guess(small: Decoder, y: Output, draft: Draft) -> tuple[int, float]:
+    """The small model's choice where the large one writes, and its probability."""
+    if draft.unsure is not None:
+        return draft.unsure, draft.probabilities[-1]
+    one = small.draft(y.tokens[small.length :], 1, NEVER_STOPS)
+    refuse_nan(one.probabilities[-1], small, len(y.tokens))
+    return one.tokens[0], one.probabilities[0]
+
+
+def _drafted(proposal: Proposal, windows: int) -> DecodeStats:
+    """What happened in the first windows, as plain decoding counts it."""
+    reached = proposal.windows[:windows]
+    return DecodeStats(
+        fallbacks=sum(d.unsure is not None for d in reached),
+        drafted_tokens=sum(len(d.tokens) for d in reached),
+        full_windows=sum(proposal.full[:windows]),
+    )
+
+
+def _verified(found: Finding, looked: int, proposal: Proposal) -> DecodeStats:
+    kept = looked if found.kept is None else found.kept
+    return DecodeStats(
+        rollbacks=int(found.is_rollback),
+        rolled_back_tokens=found.cut_off,
+        verifications=int(looked > 0),
+        verified_tokens=kept - found.guesses,
+        guesses=len(proposal.guesses),
+        guesses_held=found.guesses,
+    )

@@ -1,0 +1,310 @@
+"""What the arguments of `generate` come to, made by transformers' own `generate`.
+
+`make_plan` is a decoding method for `custom_generate=` that decodes nothing: transformers merges
+the settings, builds logits processors and stopping criteria, and hands them over. What BiLD honours
+is a list, here; everything else is refused by name and value.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerationMixin,
+    GenerationMode,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from bild.config import BiLDConfig
+from bild.errors import BildError, first_line
+from bild.generation.decoding import Stopping
+
+# Settings that do what they do in transformers' greedy search.
+HONOURED = frozenset(
+    (
+        *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time"),
+        *("stop_strings", "pad_token_id", "bos_token_id", "eos_token_id"),
+        *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+        *("repetition_penalty", "encoder_repetition_penalty", "no_repeat_ngram_size"),
+        *("encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
+        *("begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty"),
+        *("renormalize_logits", "remove_invalid_values", "watermarking_config"),
+        *("output_scores", "output_logits", "return_dict_in_generate"),
+    )
+)
+# Settings that transformers' greedy search does not read either: of sampling, of beams, of how a
+# model drafts for another one there; and of torch.compile, which nothing here uses.
+UNREAD = frozenset(
+    (
+        *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff"),
+        *("eta_cutoff", "length_penalty", "early_stopping", "diversity_penalty"),
+        *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_lookbehind"),
+        *("assistant_confidence_threshold", "target_lookbehind", "max_matching_ngram_size"),
+        *("assistant_ensemble_weight", "speculation_type", "compile_config", "disable_compile"),
+        "transformers_version",
+    )
+)
+# Of the other settings the values, besides None, that ask for nothing but greedy search.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (0,),
+    "guidance_scale": (1,),
+    "use_cache": (True,),
+    "cache_implementation": ("dynamic", "hybrid"),  # transformers unsets the second itself
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "token_healing": (False,),
+    "use_mtp": (False,),
+    "low_memory": (False,),
+    "is_assistant": (False,),
+}
+SETTINGS = tuple(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+
+# What an encoder may read of a source besides its ids and their mask.
+ENCODER_INPUTS = (
+    *("token_type_ids", "position_ids", "global_attention_mask", "lang_ids"),
+    *("pixel_values", "bbox", "visual_bbox"),
+)
+# Keywords of `generate` that are no settings and no inputs of an encoder.
+KEYWORDS = (
+    *("generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"),
+    *("decoder_input_ids", "tokenizer", "synced_gpus"),
+)
+WAYS_OUT = {
+    "inputs": "give the source as input_ids=",
+    "inputs_embeds": "both models embed the source themselves; give input_ids=",
+    "past_key_values": "each model's cache is made here; a prefix-tuned model cannot be run",
+    "decoder_attention_mask": "give decoder_input_ids= without padding",
+    "decoder_inputs_embeds": "give decoder_input_ids=",
+    "assistant_model": "the model that drafts is the pair's small model",
+    "custom_generate": "BiLD is the decoding method",
+    "negative_prompt_ids": "guidance keeps a state between its calls",
+    "pixel_values": "the small model's encoder would not read them; leave them out",
+    "input_features": "only text sources are read; give input_ids=",
+    "input_values": "only text sources are read; give input_ids=",
+    **{
+        name: f"give bild_config=BiLDConfig({name}=...)" for name in BiLDConfig.__dataclass_fields__
+    },
+}
+
+# Logits processors that keep a state between their calls. BiLD asks a processor for drafts and for
+# verdicts alike, and again after a rollback: only what depends on the prefix alone is right.
+STATEFUL = (SynthIDTextWatermarkLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
+
+KEPT_PLANS = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What transformers' `generate` makes of its arguments before it decodes.
+
+    Attributes:
+        prompt: decoder tokens to start from, (1, P).
+        stopping, processors: when an output ends, and what acts on scores.
+        config: everything else, with the model's own settings merged in.
+    """
+
+    prompt: Tensor
+    stopping: Stopping
+    processors: LogitsProcessorList
+    config: GenerationConfig
+
+    @property
+    def keeps_scores(self) -> bool:
+        c = self.config
+        return bool(c.return_dict_in_generate and (c.output_scores or c.output_logits))
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether anything but the decoding loop looks at scores."""
+        return bool(self.processors or self.stopping.criteria or self.keeps_scores)
+
+
+def make_plan(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **made: Any,
+) -> Plan:
+    """A decoding method for `custom_generate=` that decodes nothing.
+
+    Args:
+        model, input_ids, logits_processor, stopping_criteria, generation_config: of `generate`.
+        **made: what else it has made; of that only the cache is looked at. (A parameter of its
+            name would be taken out of the user's keywords, and be given twice.)
+
+    Raises:
+        BildError: a setting that is not supported, by name and value; no length limit; a logits
+            processor that is known to keep a state; a cache that holds something.
+    """
+    cache: Cache | None = made.get("past_key_values")
+    if cache is not None and cache.get_seq_length():
+        refuse_keyword("past_key_values")
+    check_settings(generation_config)
+    for processor in logits_processor:
+        if isinstance(processor, STATEFUL):
+            raise BildError(
+                f"BiLD cannot use {type(processor).__name__}, which keeps a state between its "
+                "calls; a logits processor must depend on its arguments alone"
+            )
+    return Plan(input_ids, _stopping(stopping_criteria), logits_processor, generation_config)
+
+
+def check_settings(config: GenerationConfig) -> None:
+    """Refuse every setting that would change what is generated and that BiLD does not honour.
+
+    Raises:
+        BildError: naming it, its value, and the value to give instead.
+    """
+    for name in SETTINGS:
+        _check_setting(name, getattr(config, name, None))
+    mode = config.get_generation_mode()
+    if mode != GenerationMode.GREEDY_SEARCH:
+        raise BildError(f"BiLD decodes greedily; these settings ask for {mode.value}")
+
+
+def _check_setting(name: str, value: Any) -> None:
+    neutral = NEUTRAL.get(name, ())
+    if name in HONOURED or name in UNREAD or value is None or value in neutral:
+        return
+    instead = neutral[0] if neutral else None
+    raise BildError(f"BiLD does not support {name}={value!r}; use {name}={instead!r}")
+
+
+def check_keywords(model: PreTrainedModel, given: Mapping[str, Any]) -> None:
+    """Refuse keywords of `generate` that BiLD would have to ignore; None counts as not given.
+
+    Raises:
+        BildError: naming the keyword, or the setting and its value, and the way out.
+    """
+    own = _own_keywords(type(model))
+    for name, value in given.items():
+        if name in SETTINGS:
+            _check_setting(name, value)
+        elif value is not None and name not in (*KEYWORDS, *ENCODER_INPUTS, *own):
+            refuse_keyword(name)
+
+
+def refuse_keyword(name: str) -> NoReturn:
+    """Say that a keyword of `generate` cannot be given, and what to give instead."""
+    if name in WAYS_OUT:
+        raise BildError(f"BiLD does not support {name}=: {WAYS_OUT[name]}")
+    near = get_close_matches(name, (*SETTINGS, *KEYWORDS, *ENCODER_INPUTS), 1)
+    raise BildError(
+        f"BiLD does not support {name}=: "
+        + (f"did you mean {near[0]}?" if near else "leave it out")
+    )
+
+
+def _own_keywords(kind: type[PreTrainedModel]) -> set[str]:
+    """What a model's own `generate` takes besides transformers', such as a target language."""
+    usual: Any = GenerationMixin.generate
+    own: Any = kind.generate
+    return set(inspect.signature(own).parameters) - {"args", *inspect.signature(usual).parameters}
+
+
+class Planner:
+    """Makes the plans of one model.
+
+    A plan takes transformers 2 ms, so plans are remembered where they depend on no input: nothing
+    but plain settings is given, and nothing but lengths and end of sequence stops the output.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._known: dict[Any, tuple[dict[str, Any], Plan]] = {}
+
+    def __call__(self, source: Tensor, keywords: Mapping[str, Any]) -> Plan:
+        """The plan of `generate`'s keywords over a source, (1, S).
+
+        Raises:
+            BildError: a keyword or a setting that is not supported.
+        """
+        check_keywords(self.model, keywords)
+        given = {k: v for k, v in keywords.items() if v is not None or k in SETTINGS}
+        keywords = {"return_dict_in_generate": True, **given}
+        plain = all(v is None or isinstance(v, (bool, int, float)) for v in keywords.values())
+        key = tuple(sorted(keywords.items())) if plain else None
+        settings = vars(self.model.generation_config)
+        known = self._known.get(key)
+        if known is not None and known[0] == settings:
+            return known[1]
+        plan = self._make(source, self._with_stop_strings(keywords))
+        if plain and not plan.processors and not plan.stopping.criteria:
+            if len(self._known) >= KEPT_PLANS:
+                del self._known[next(iter(self._known))]  # the oldest
+            # A copy: lists of settings, as of ends of sequence, can be changed in place.
+            self._known[key] = copy.deepcopy(settings), plan
+        return plan
+
+    def _make(self, source: Tensor, keywords: Mapping[str, Any]) -> Plan:
+        nothing = BaseModelOutput(last_hidden_state=torch.empty(*source.shape, 0))
+        try:
+            plan: Plan = self.model.generate(
+                input_ids=source, encoder_outputs=nothing, custom_generate=make_plan, **keywords
+            )
+        except BildError:
+            raise
+        except ValueError as error:  # as of a checkpoint without decoder_start_token_id
+            raise BildError(
+                f"{type(self.model).__name__}.generate refuses its settings: {first_line(error)}"
+            ) from error
+        return plan
+
+    def _with_stop_strings(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords with a criterion in the place of stop strings.
+
+        To a decoding method of one's own transformers hands no tokenizer, which these need.
+        """
+        keywords = dict(keywords)
+        tokenizer = keywords.pop("tokenizer", None)
+        configs = keywords.get("generation_config"), self.model.generation_config
+        strings = [
+            keywords.get("stop_strings"),
+            *(getattr(c, "stop_strings", None) for c in configs),
+        ]
+        first = next((s for s in strings if s is not None), None)
+        if first is None:
+            return keywords
+        if tokenizer is None:
+            raise BildError(f"stop_strings={first!r} needs the tokenizer too; give tokenizer=")
+        criteria = StoppingCriteriaList(keywords.pop("stopping_criteria", None) or ())
+        criteria.append(StopStringCriteria(tokenizer, first))
+        return {**keywords, "stop_strings": None, "stopping_criteria": criteria}
+
+
+def _stopping(criteria: StoppingCriteriaList) -> Stopping:
+    """Transformers' criteria with the two that always stand there read out, for speed."""
+    max_length: int | None = None
+    eos: frozenset[int] = frozenset()
+    others = StoppingCriteriaList()
+    for criterion in criteria:
+        if type(criterion) is MaxLengthCriteria:
+            max_length = criterion.max_length
+        elif type(criterion) is EosTokenCriteria:
+            eos |= frozenset(criterion.eos_token_id.tolist())
+        else:
+            others.append(criterion)
+    if max_length is None:
+        raise BildError("BiLD needs a length limit: give max_new_tokens= or max_length=")
+    return Stopping(max_length, eos, others)
