@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -27,6 +28,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """The arguments; text that no file system and no hub takes is refused here."""
+        found = super().parse_args(*args, **kwargs)
+        for name, value in vars(found).items():
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, (str, Path)) and (fault := _fault(name, str(text))):
+                    self.error(f"{name.replace('_', '-')} {str(text)!r:.60} {fault}")
+        return found
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
 
@@ -35,6 +45,18 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             choices = ", ".join(map(str, action.choices))
             raise argparse.ArgumentError(action, f"must be one of {choices}, got {value!r}")
+
+
+def _fault(name: str, text: str) -> str:
+    """Why a text cannot be the value of an argument; empty where it can."""
+    if "\0" in text:
+        return "holds a zero byte"
+    try:
+        parts = [part.encode("utf-8") for part in text.split("/")]
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    is_name = name not in SENTENCES
+    return "is too long for a name" if is_name and max(map(len, parts)) > LONGEST_NAME else ""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -47,6 +69,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
         return f"{text} (default: {shown.replace('%', '%%')})"
 
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+LONGEST_NAME = 255  # bytes of a part of a path
+SENTENCES = ("sentence", "prefix")  # arguments that are no names
 
 TASK_OPTIONS = ("task", "mode")
 RUN_OPTIONS = ("max_samples", "data_revision", "threads")
@@ -173,6 +199,12 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
         main()
     except BildError as error:
         _refuse(error)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = "" if error.filename is None else f" ({error.filename})"
+        more = "; make room, and the same command goes on from here" if resumes else ""
+        _refuse(BildError(f"{error.strerror}{where}{more}"))
     except KeyboardInterrupt:
         _stop("; the same command goes on from here" if resumes else "")
 

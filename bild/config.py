@@ -171,16 +171,39 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        for name in ("max_source_tokens", "max_new_tokens", "repeat", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BildError(f"{name} must be at least 1, got {value}")
-        if self.warmup < 0:
-            raise BildError(f"warmup must be at least 0, got {self.warmup}")
-        if not 0 <= self.seed < 2**32:
-            raise BildError(f"seed must be at least 0 and below 2**32, got {self.seed}")
+        check_counts(self)
         if (self.bild is None) != (self.mode == "vanilla"):
             raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
+
+
+# Of settings that are numbers of something: the least and the most. What is beyond would end in
+# an error of some library, or of the machine.
+COUNTS = {
+    "max_source_tokens": (1, 10**6),
+    "max_new_tokens": (1, 10**6),
+    "source_tokens": (1, 10**6),
+    "samples": (1, 10**9),
+    "repeat": (1, 1000),
+    "threads": (1, 1024),
+    "warmup": (0, 10**6),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def check_counts(config: object) -> None:
+    """Refuse numbers in settings that nothing could be done with.
+
+    Args:
+        config: settings, of which those in `COUNTS` are looked at; None is no number.
+
+    Raises:
+        BildError: the first of them, by name and value.
+    """
+    for name, (least, most) in COUNTS.items():
+        value = getattr(config, name, None)
+        if value is not None and not least <= value <= most:
+            bound = f"least {least}" if value < least else f"most {most}"
+            raise BildError(f"{name} must be at {bound}, got {value}")
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +19,9 @@ from tiny import tiny_t5
 from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from bild.errors import BildError
+from bild.evaluation import run as runs
 from bild.evaluation.own import OwnArm
+from bild.evaluation.record import RunRecord
 from bild.tasks.registry import TASKS
 
 TASK = "iwslt2017"
@@ -113,6 +118,17 @@ def write_lines(path, *records):
         ((TASK, "--warmup", "-1"), ("warmup", "at least 0", "got -1")),
         ((TASK, "--seed", "one"), ("seed", "one")),
         ((TASK, "--lagre", "x"), ("--lagre",)),
+        ((TASK, "--seed", "-1"), ("seed", "at least 0", "got -1")),
+        ((TASK, "--seed", str(2**32)), ("seed", "at most 4294967295")),
+        ((TASK, "--threads", "0"), ("threads", "at least 1", "got 0")),
+        ((TASK, "--threads", "99999999999"), ("threads", "at most 1024")),
+        ((TASK, "--repeat", "0"), ("repeat", "at least 1", "got 0")),
+        ((TASK, "--max-source-tokens", "9" * 20), ("max_source_tokens", "at most 1000000")),
+        ((TASK, "--large", "x" * 300), ("large", "is too long for a name")),
+        ((TASK, "--data-file", "a/" + "x" * 300), ("data-file", "is too long for a name")),
+        ((TASK, "--record", "x" * 300 + ".json"), ("record", "is too long for a name")),
+        ((TASK, "--large", "a\0b"), ("large", "holds a zero byte")),
+        ((TASK, "--tokenizer", "a\udcff"), ("tokenizer", "is not UTF-8")),
         (("api", "aligned"), ("api has no aligned small model", "unaligned")),
     ],
     ids=lambda value: " ".join(map(str, value)) or "nothing",
@@ -371,6 +387,60 @@ def test_a_record_file_that_cannot_be_written(refuse, out):
     assert str(out / "notes.txt") in sentence
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe", "dangling"])
+def test_a_record_is_never_written_over_what_is_no_file(refuse, tmp_path, kind):
+    path, mine = tmp_path / "record.json", tmp_path / "mine.txt"
+    mine.write_text("mine")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(mine if kind == "link" else tmp_path / "nowhere")
+    sentence = refuse(TASK, "vanilla", "--record", path)
+    assert f"--record {str(path)!r} is a" in sentence
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_record_from_a_tree_that_is_not_clean_is_refused(refuse, monkeypatch, tmp_path):
+    changes = ["bild/policy.py", "bild/new.py"]
+    monkeypatch.setattr("bild.evaluation.environment.changed_files", lambda: changes)
+    sentence = refuse(TASK, "vanilla", "--record", tmp_path / "run.json")
+    assert "bild/policy.py, bild/new.py differ from it" in sentence
+    assert "leave --record out" in sentence
+    monkeypatch.setattr("bild.evaluation.environment.changed_files", lambda: None)
+    sentence = refuse(TASK, "vanilla", "--record", tmp_path / "run.json")
+    assert "does not run in a git checkout of its own" in sentence
+
+
+def test_a_full_disk_is_one_sentence_and_costs_no_example(evaluate, monkeypatch, out):
+    """The disk is full after two lines, then for run.json; then there is room again."""
+    write, left = os.write, iter(range(2))
+
+    def full(file, content):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        stopped = evaluate(TASK, "unaligned")
+    assert stopped.code == 2
+    assert "No space left on device" in stopped.complaints[-1]
+    assert "Traceback" not in stopped.err
+    with monkeypatch.context() as patch:
+        patch.setattr("bild.evaluation.record.write_json", no_room)
+        stopped = evaluate(TASK, "unaligned")
+    assert stopped.code == 2
+    assert "No space left on device" in stopped.complaints[-1]
+    done = evaluate(TASK, "unaligned").require_success()
+    assert done.record().env.resumed_after == 4
+    assert [line["index"] for line in done.samples()] == [0, 1, 2, 3]
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_mirror_that_is_not_a_folder(refuse, monkeypatch, out):
     monkeypatch.setenv("BILD_MODELS_ROOT", str(out / "notes.txt"))
     sentence = refuse(TASK, "vanilla")
@@ -547,6 +617,83 @@ def test_a_run_with_other_weights_or_data_starts_anew(evaluate, monkeypatch, mir
     assert evaluate(*command).require_success().record().env.resumed_after == 0
     write_lines(data, *({"de": s, "en": t} for s, t in PAIRS[:3]))
     assert evaluate(*command).require_success().record().env.resumed_after == 2
+
+
+def test_a_run_on_other_threads_begins_anew_and_says_so(evaluate, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        assert evaluate(TASK, "unaligned", "--threads", 1).code == 130
+    done = evaluate(TASK, "unaligned", "--threads", 2).require_success()
+    assert done.record().env.resumed_after == 0
+    assert done.record().env.threads == 2
+    said = [c for c in done.complaints if "was begun with" in c]
+    assert len(said) == 1
+    assert "was begun with threads 1, not 2: it stays as it is, and a new run begins" in said[0]
+    back = evaluate(TASK, "unaligned", "--threads", 1).require_success()
+    assert back.record().env.resumed_after == 2
+    assert back.complaints == []
+
+
+@pytest.mark.parametrize("change", ["commit", "code"])
+def test_a_run_of_other_code_begins_anew_and_says_so(evaluate, monkeypatch, change):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        assert evaluate(TASK, "unaligned").code == 130
+    here = runs.environment
+    monkeypatch.setattr(runs, "environment", lambda *a: replace(here(*a), **{change: "f" * 40}))
+    done = evaluate(TASK, "unaligned").require_success()
+    assert done.record().env.resumed_after == 0
+    assert f"was begun with {change} " in done.err
+
+
+def test_what_was_killed_before_its_report_is_reported_and_not_decoded_again(
+    evaluate, monkeypatch, tmp_path
+):
+    """Killed after run.json, before the copy of --record."""
+    copy = tmp_path / "copy.json"
+    with monkeypatch.context() as patch:
+        patch.setattr("bild.show.tables.run_table", interrupted)
+        assert evaluate(TASK, "unaligned", "--record", copy).code == 130
+    with monkeypatch.context() as patch:
+        stop_after(patch, 0, AssertionError("decoded again"))
+        done = evaluate(TASK, "unaligned", "--record", copy).require_success()
+    assert RunRecord.load(copy) == done.record()
+    assert done.record().env.resumed_after == 0
+    assert "\nBiLD " in done.out
+    other = evaluate(TASK, "unaligned").require_success()
+    assert other.path != done.path  # it was reported now
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_passes_over_the_examples_are_lines_of_one_run(evaluate):
+    done = evaluate(TASK, "unaligned", "--repeat", 2).require_success()
+    assert [(s["run"], s["index"]) for s in done.samples()] == [
+        (run, index) for run in (0, 1) for index in range(4)
+    ]
+    record = done.record()
+    assert (record.data.samples, record.timing.runs) == (4, 2)
+    assert "intervals cover 2 runs and their examples" in done.out
+    one = evaluate(TASK, "unaligned").require_success().record()
+    for ours, theirs in zip(record.arms, one.arms, strict=True):
+        assert (ours.stats, ours.quality) == (theirs.stats, theirs.quality)
+
+
+def test_data_that_would_steer_a_terminal_is_shown_as_text(evaluate, tmp_path):
+    hostile = "Tag.\x1b]0;owned\x07\x1b[2J"
+    path = write_lines(tmp_path / "data.jsonl", {"de": hostile, "en": hostile})
+    done = evaluate(TASK, "unaligned", "--data-file", path).require_success()
+    assert "\x1b" not in done.out
+    assert "\\x1b]0;owned" in done.out
+    assert done.samples()[0]["source"] == hostile
+
+
+def test_what_runs_on_what_is_said_before_it_runs(evaluate):
+    first = evaluate(TASK, "unaligned", "--threads", 1).require_success().out.splitlines()[0]
+    assert f"{TASKS[TASK].large} / {TASKS[TASK].small} on cpu, engine fast, float32" in first
+    assert first.endswith(", 1 thread(s)")
 
 
 def test_a_failure_of_the_program_is_not_hidden(evaluate, monkeypatch, out):

@@ -5,10 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from commands import script
+from commands import run_here, script
 from conftest import complain_of_skip
 
 import bild
@@ -169,3 +170,12 @@ def test_the_api_reference_is_what_the_docstrings_say():
     assert page == script("make_api").api_page()
     for name in set(bild.__all__) - {"__version__"}:
         assert f"\n## `{name}`\n" in page
+
+
+def test_every_record_that_can_be_made_again_is_listed(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    done = run_here(monkeypatch, capsys, "--list", name="make_results").require_success()
+    records = tomllib.loads((ROOT / "results/records.toml").read_text(encoding="utf-8"))["record"]
+    assert len(records) >= 1
+    for record in records:
+        assert record["file"] in done.out

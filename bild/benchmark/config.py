@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bild.config import BiLDConfig
+from bild.config import BiLDConfig, check_counts
 from bild.errors import BildError
 from bild.evaluation.arms import ArmId
 from bild.tasks.registry import PublishedRow
@@ -52,15 +52,8 @@ class BenchmarkConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("samples", "source_tokens", "max_new_tokens", "threads", "repeat"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BildError(f"{name} must be at least 1, got {value}")
-        if self.warmup < 0:
-            raise BildError(f"warmup must be at least 0, got {self.warmup}")
-        if not 0 <= self.seed < 2**32:
-            raise BildError(f"seed must be at least 0 and below 2**32, got {self.seed}")
-        short = [length for length in self.lengths if length < 2]
-        if short:
-            raise BildError(f"an output length must be at least 2, got {short[0]}")
+        check_counts(self)
+        odd = [length for length in self.lengths if not 2 <= length <= 10**6]
+        if odd:
+            raise BildError(f"an output length must be from 2 to 1000000, got {odd[0]}")
         assert (self.planted is None) == (self.rates is None)

@@ -41,13 +41,7 @@ def _decode(kind: Any, content: Any, name: str) -> Any:
     if is_dataclass(kind):
         return _decode_dataclass(kind, content, name)
     if origin in (Union, types.UnionType):
-        if content is None and type(None) in arguments:
-            return None
-        *others, last = (a for a in arguments if a is not type(None))
-        for other in others:
-            with suppress(BildError):
-                return _decode(other, content, name)
-        return _decode(last, content, name)
+        return _decode_union(arguments, content, name)
     if origin is Literal:
         _require(content in arguments, name, content)
         return content
@@ -63,10 +57,28 @@ def _decode(kind: Any, content: Any, name: str) -> Any:
         _require(isinstance(content, dict), name, content)
         key, value = arguments
         return {
-            _decode(key, int(k) if key is int else k, name): _decode(value, v, f"{name}.{k}")
-            for k, v in content.items()
+            _decode_key(key, k, name): _decode(value, v, f"{name}.{k}") for k, v in content.items()
         }
     return _decode_plain(kind, content, name)
+
+
+def _decode_key(kind: Any, key: str, name: str) -> Any:
+    """A key, which JSON has as text alone."""
+    if kind is not int:
+        return _decode(kind, key, name)
+    _require(key.isdecimal(), name, key)
+    return int(key)
+
+
+def _decode_union(kinds: tuple[Any, ...], content: Any, name: str) -> Any:
+    """Of the first kind that the content is of; what the last one says where it is of none."""
+    if content is None and type(None) in kinds:
+        return None
+    *others, last = (kind for kind in kinds if kind is not type(None))
+    for kind in others:
+        with suppress(BildError):
+            return _decode(kind, content, name)
+    return _decode(last, content, name)
 
 
 def _decode_plain(kind: Any, content: Any, name: str) -> Any:

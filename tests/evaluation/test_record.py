@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import pytest
 from records import environment, run_record, search_record
@@ -172,3 +173,41 @@ def test_an_arm_has_one_name():
     for arm, name in named.items():
         assert str(arm) == name
         assert decode(ArmId, json.loads(json.dumps(encode(arm)))) == arm
+
+
+@dataclass(frozen=True)
+class Odd:
+    """Every kind of field that a record may have."""
+
+    number: float | None
+    either: int | Literal["auto"] | None
+    ends: tuple[float, float]
+    by_length: dict[int, tuple[str, ...]]
+    anything: Any
+    inner: ArmId | None = None
+
+
+ODD = Odd(math.inf, "auto", (0.5, math.inf), {4: ("a", "b"), 40: ()}, {"x": [1]}, ArmId("bild"))
+
+
+@pytest.mark.parametrize("change", [{}, {"either": 3}, {"either": None, "inner": None},
+                                    {"number": None}, {"number": 2}])  # fmt: skip
+def test_whatever_a_field_may_be_is_read_as_it_was_written(change):
+    odd = replace(ODD, **change)
+    assert decode(Odd, json.loads(json.dumps(encode(odd)))) == odd
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"either": "else"}, "'either' cannot be 'else'"),
+        ({"either": 1.5}, "'either' cannot be 1.5"),
+        ({"ends": [1]}, "'ends' cannot be"),
+        ({"by_length": {"4": "ab"}}, "'by_length.4' cannot be 'ab'"),
+        ({"by_length": {"four": []}}, "'by_length' cannot be 'four'"),
+        ({"inner": {"kind": "bild", "engin": "fast"}}, "'inner.engin' is missing or unknown"),
+    ],
+)
+def test_what_a_field_may_not_be_is_refused_by_its_name(change, message):
+    with pytest.raises(BildError, match=message):
+        decode(Odd, {**json.loads(json.dumps(encode(ODD))), **change})
