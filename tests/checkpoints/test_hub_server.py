@@ -150,7 +150,7 @@ def test_the_published_ids_are_evaluated(runs, task, which):
     assert all(list(s["arms"]) == ["vanilla", "bild", "small"] for s in done.samples())
     assert done.record().data.sha256 == checksum([Example(*pair) for pair in pairs])
     assert done.record().data.available == 4
-    # The large model of this one has twelve rows more, which is said, with the line of code below it.
+    # Twelve rows more in the large model are spoken of, with the line of code below it.
     padding = ("the large model has 172 token ids", "= shared_vocab_size(large, small)")
     known = padding if task == "iwslt2017" else ()
     assert [c for c in done.complaints if not any(k in c for k in known)] == []
