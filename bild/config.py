@@ -16,6 +16,7 @@ SEARCH_STEPS = {
 Dtype = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["float32", "bfloat16", "int8"]
 DTYPES = get_args(Dtype)
+HIGHEST_CONFIDENCE = 0.999  # a few hundred examples do not tell how rare still rarer errors are
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,11 @@ class SearchConfig:
     Attributes:
         max_loss: how much of the large model's score may be lost; at least 0.
         percent: whether `max_loss` is in percent of that score, not in points of the metric.
-        confidence: that no more is lost; between 0.5 and 1.
+        confidence: that the chosen thresholds lose no more, however many there were to choose
+            from; from 0.5 to 0.999.
         fallbacks, rollbacks: lowest and highest threshold.
-        method: how pairs are chosen. "optuna" proposes pairs in steps of 0.05 and 0.5 and gives
-            hopeless ones up; "grid" decodes every pair in steps of 0.1 and 1 to the end.
+        method: how thresholds are found. "optuna" proposes some in steps of 0.05 and 0.5 and gives
+            hopeless ones up; "grid" decodes with all in steps of 0.1 and 1, to the end.
         speed: told by counted "forwards" and their prices, or "measured"; see `bild.tuning.search`.
         budget: share of the grid's decoding that Optuna may spend.
     """
@@ -234,6 +236,11 @@ class SearchConfig:
             raise BildError(f"max_loss must be a number >= 0, got {self.max_loss!r}")
         if not 0.5 <= self.confidence < 1:
             raise BildError(f"confidence must be at least 0.5 and below 1, got {self.confidence!r}")
+        if self.confidence > HIGHEST_CONFIDENCE:
+            raise BildError(
+                f"confidence must be at most {HIGHEST_CONFIDENCE}, since so rare errors cannot be "
+                f"told from a sample of examples, got {self.confidence!r}"
+            )
         for name in ("fallbacks", "rollbacks"):
             low, high = getattr(self, name)
             if not 0 <= low <= high < math.inf:
@@ -262,7 +269,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class GridConfig:
-    """Pairs of thresholds: each fallback threshold with each rollback threshold.
+    """Thresholds: each fallback threshold with each rollback threshold.
 
     Attributes:
         fallbacks, rollbacks: thresholds of the grid, at least 0 and finite; in order, each once.
@@ -284,7 +291,7 @@ class GridConfig:
 
     @property
     def size(self) -> int:
-        """How many pairs there are."""
+        """How many points there are."""
         return len(self.fallbacks) * len(self.rollbacks)
 
 

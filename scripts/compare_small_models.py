@@ -8,11 +8,11 @@
         --small unaligned=my/small aligned=my/aligned \\
         --data-file validation.jsonl --test-file test.jsonl --fallbacks 0.3 0.6 --rollbacks 2 4
 
-Every pair of the grid is decoded with every small model, on the validation examples and on the test
-examples; the large model alone is decoded once. On the validation examples two operating points a
-small model are chosen: the fastest pair that loses nothing, and the fastest that loses at most one
-point. They are timed on the test examples, beside the large model and each small model alone. The
-small model named last is compared with the others.
+Every small model is decoded with all thresholds of the grid, on the validation examples and on the
+test examples; the large model alone is decoded once. On the validation examples two operating
+points a small model are chosen: the fastest that loses nothing, and the fastest that loses at most
+one point. They are timed on the test examples, beside the large model and each small model alone.
+The small model named last is compared with the others.
 
 Everything is kept in out/<task>/small-models-...: a comparison that was stopped goes on when
 started again, and another small model or other thresholds decode only what is new.

@@ -1,4 +1,4 @@
-"""Find the fastest pair of thresholds that loses at most so much quality.
+"""Find the fastest thresholds that lose at most so much quality.
 
     python scripts/search_thresholds.py demo --max-loss 1
     python scripts/search_thresholds.py iwslt2017 aligned --max-loss 2% --confidence 0.9 \\
@@ -7,20 +7,21 @@
         --data-file my/validation.jsonl --check-file my/test.jsonl --record results/my/search.json
     python scripts/search_thresholds.py demo --method grid
 
-Choose on validation examples, check on others: the fastest of many pairs looks better on the
-examples it was chosen on. Models are loaded once and the large model alone decodes once; pairs are
-given up as soon as it is clear that they lose too much or are too slow. Everything is kept in
-out/<task>/search-..., so that a search that was stopped goes on when started again, and another
-goal, or the grid, decodes only what is new. How speed is told, and why not by the clock alone:
-`bild.tuning.search`.
+The confidence holds for the choice, however many thresholds there were to choose from
+(`bild.tuning.verdict`). Choose on validation examples and check on others all the same: the fastest
+of many look faster on the examples they were chosen on. Models are loaded once and the large model
+alone decodes once; thresholds are given up as soon as it is clear that they lose too much or are
+too slow. Everything is kept in out/<task>/search-..., so that a search that was stopped goes on
+when started again, and another goal, or the grid, decodes only what is new. How speed is told, and
+why not by the clock alone: `bild.tuning.prices`.
 """
 
 from __future__ import annotations
 
 import shlex
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bild.cli import (
     PAIR_OPTIONS,
@@ -39,16 +40,17 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.tasks.data import load_examples
-from bild.tasks.registry import get
 from bild.tasks.sources import locate
-from bild.tuning.record import TriedPair
+from bild.tuning.record import TriedPoint
 
 MODES = ("unaligned", "aligned")
 SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
-PAIR_FLAGS = ("variant", *RULE_OPTIONS, *PAIR_OPTIONS)
+# What decides how a pair decodes, apart from its thresholds.
+PAIR_FLAGS = ("variant", "threads", *RULE_OPTIONS, *PAIR_OPTIONS)
 
 
-def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
+def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
+    """The arguments, the settings made of them, and those of `PAIR_FLAGS` that were changed."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add_task(parser, MODES)
@@ -60,7 +62,7 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
     )
     two = {"metavar": ("LOW", "HIGH")}
     add_fields(parser, SearchConfig, *SEARCH_OPTIONS, fallbacks=two, rollbacks=two)
-    add("--check-file", metavar="FILE", help="other examples, to time the chosen pair on")
+    add("--check-file", metavar="FILE", help="other examples, to time the choice on")
     add_run_options(parser)
     a = parser.parse_args()
     number = a.max_loss.removesuffix("%")
@@ -70,6 +72,7 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
         raise BildError(
             f"--max-loss must be points, as 0.5, or a percentage, as 2%, got {a.max_loss!r}"
         ) from None
+    given = {name: getattr(a, name) for name in PAIR_FLAGS}
     return (
         a,
         EvalConfig(**run_options(a), bild=BiLDConfig(**rule_options(a))),
@@ -78,26 +81,24 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig]:
             percent=number != a.max_loss,
             **read_fields(a, *SEARCH_OPTIONS),
         ),
+        {name: value for name, value in given.items() if value != parser.get_default(name)},
     )
 
 
-def launch_command(a: Namespace, pair: TriedPair) -> str:
-    """The command that decodes with a pair of thresholds as it was searched for."""
-    usual = {name: getattr(EvalConfig, name) for name in PAIR_OPTIONS}
-    usual |= asdict(BiLDConfig(variant=get(a.task).variant))
-    command = ["bash", f"run_{a.task}.sh", a.mode]
-    command += [f"{pair.fallback:g}", f"{pair.rollback:g}"]
-    for name in PAIR_FLAGS:
-        value = getattr(a, name)
+def launch_command(a: Namespace, changed: dict[str, Any], point: TriedPoint) -> str:
+    """The command that decodes with thresholds as they were searched for."""
+    command = ["bash", f"run_{a.task}.sh", a.mode, f"{point.fallback:g}", f"{point.rollback:g}"]
+    for name, value in changed.items():
+        flag = name.replace("_", "-")
         if isinstance(value, bool):
-            command.append(f"--{'' if value else 'no-'}{name}")
-        elif value is not None and value != usual.get(name):
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            command.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            command += [f"--{flag}", str(value)]
     return shlex.join(command)
 
 
 def main() -> None:
-    a, config, search = parse()
+    a, config, search, changed = parse()
     check_writable(a.output_dir / config.task)
     check_record(a.record, config)
     sources = locate(config)
@@ -116,7 +117,7 @@ def main() -> None:
         record.save(a.record)
     print(f"\n{search_table(record)}")
     if record.chosen is not None:
-        print(f"\n{launch_command(a, record.points[record.chosen])}")
+        print(f"\n{launch_command(a, changed, record.points[record.chosen])}")
     print(f"\n{path}")
 
 

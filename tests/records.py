@@ -20,7 +20,7 @@ from bild.evaluation.record import (
     Timing,
 )
 from bild.generation.stats import DecodeStats
-from bild.tuning.record import SearchRecord, Spent, TriedPair
+from bild.tuning.record import SearchRecord, Spent, TriedPoint
 
 BUILT = "fast, float32, compiled"
 STATS = DecodeStats(
@@ -115,7 +115,7 @@ def run_record(mode="unaligned", fallback=0.4, rollback=3.0, *, score=29.0, spee
 def search_record(points, samples=50, method="grid", sha256="1" * 64):
     """A search on given pairs: (fallback, rollback, score, speedup)."""
     tried = tuple(
-        TriedPair(
+        TriedPoint(
             fallback, rollback, samples, score, 20 - score, 21 - score, 0.5, speedup,
             speedup - 0.1, speedup + 0.1, 10.0, 1.0, 40.0, "kept",
         )
@@ -130,6 +130,8 @@ def search_record(points, samples=50, method="grid", sha256="1" * 64):
         costs=None,
         metric="bleu",
         large=Quality(20.0, 19.0, 21.0, "v:2", {}),
+        candidates=100,
+        margin=2.5,
         points=tried,
         front=(0, len(tried) - 1),
         chosen=0,

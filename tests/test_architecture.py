@@ -34,10 +34,7 @@ FILE_LINES = 400
 FUNCTION_LINES = 60  # without the docstring
 
 # What is still too long, as it stands. Sizes here may only become smaller, and the lists shorter.
-LONG_FILES = {
-    "bild.tuning.search": 587,
-    "bild.tuning.small_models": 413,
-}
+LONG_FILES = {}
 LONG_FUNCTIONS = {
     "bild.generation.decoding.decode": 84,
 }

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from bild.tasks.data import LoadedData, load_file
 from bild.training.tokenizer import train_tokenizer
-from bild.tuning.search import Costs
+from bild.tuning.prices import Costs
 
 NOUNS = ["Hund", "Baum", "Fluss", "Zug", "Mond", "Garten", "Koffer", "Vogel", "Brief", "Schuh"]
 THINGS = ["dog", "tree", "river", "train", "moon", "garden", "suitcase", "bird", "letter", "shoe"]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import operator
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+# To look at all of a model's parts, which are scattered over memory, takes as long as a forward of
+# a small one. So it is done no more often than this, unless there are few; in between a sample of
+# the parameters is looked at, of which a change of all of them is seen.
+FULL_SECONDS = 0.25
+FEW, SAMPLES = 64, 4  # parameters
 
 
 class Snapshot:
-    """The parts and parameters of a model at one moment.
+    """The parts and parameters of a model at one moment; the model has no hooks.
 
     A parameter has changed if another stands in its place, if its memory is elsewhere, or if torch
     counted a write to it. What is written past torch (through `.data`, say) is not counted.
@@ -19,27 +27,37 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        parts: list[tuple[dict[str, Any], str, Any]] = []
-        parameters: list[tuple[dict[str, Any], str, Any]] = []
-        for module in model.modules():
-            parts += [(module._modules, name, m) for name, m in module._modules.items()]
-            parameters += [(module._parameters, name, p) for name, p in module._parameters.items()]
-        self._held = parts + parameters
-        self._folders = [folder for folder, _, _ in self._held]
-        self._names = [name for _, name, _ in self._held]
-        self._contents = [content for _, _, content in self._held]
-        self._parameters = [p for _, _, p in parameters if p is not None]
+        modules = list(model.modules())
+        folders: list[dict[str, Any]] = [f for m in modules for f in (m._parameters, m._modules)]
+        self._folders = [folder for folder in folders for _ in folder]
+        self._names = [name for folder in folders for name in folder]
+        self._contents = [content for folder in folders for content in folder.values()]
+        self._hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._attributes = [vars(module) for module in modules]
+        parameters = list(model.parameters())
         # Tensors made in inference mode have no count of writes.
-        self._counted = [p for p in self._parameters if not p.is_inference()]
-        self._writes, self._addresses = self._state()
-
-    def _state(self) -> tuple[list[int], list[int]]:
-        return [p._version for p in self._counted], [p.data_ptr() for p in self._parameters]
+        counted = [(p, None if p.is_inference() else p._version) for p in parameters]
+        self._states = [(p, writes, p.data_ptr()) for p, writes in counted]
+        last = len(parameters) - 1
+        self._sample = [self._states[i * last // (SAMPLES - 1)] for i in range(SAMPLES)]
+        self._few = len(parameters) <= FEW
+        self._looked = time.monotonic()
 
     def is_current(self) -> bool:
-        """Whether nothing has changed; some ten microseconds."""
-        now = map(dict.get, self._folders, self._names)
-        return all(map(operator.is_, now, self._contents)) and self._state() == (
-            self._writes,
-            self._addresses,
-        )
+        """Whether nothing has changed, as far as the sample says or, every so often, in full."""
+        now = time.monotonic()
+        if not self._few and now - self._looked < FULL_SECONDS:
+            return _unwritten(self._sample)
+        self._looked = now
+        if any(self._hooks) or any("forward" in attributes for attributes in self._attributes):
+            return False
+        here = map(dict.get, self._folders, self._names)
+        return all(map(operator.is_, here, self._contents)) and _unwritten(self._states)
+
+
+def _unwritten(states: Sequence[tuple[Tensor, int | None, int]]) -> bool:
+    """Whether parameters have been written as often, and lie where they did."""
+    return all(
+        parameter.data_ptr() == address and (writes is None or parameter._version == writes)
+        for parameter, writes, address in states
+    )

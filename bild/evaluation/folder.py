@@ -18,7 +18,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bild.files import as_read, leaves, write_atomically, write_json, writing
+from bild.files import (
+    as_read,
+    check_writable,
+    digest,
+    leaves,
+    write_atomically,
+    write_json,
+    writing,
+)
 
 UNREPORTED = "unreported"  # lies in a run's folder until its result has been shown
 
@@ -100,6 +108,36 @@ def open_run(folder: Path, identity: Identity) -> Iterator[RunFolder]:
         write_atomically(run / UNREPORTED, "")
         write_json(run / "identity", {"work": identity.work, "place": identity.place})
         yield RunFolder(run, finished=False)
+
+
+def own_folder(parent: Path, name: str, identity: Identity) -> Path:
+    """The folder of work that is never finished: what it holds is used again, and added to.
+
+    Where the same work was done elsewhere (on other threads, by another commit, ...), that is named
+    and left alone: nothing that was decoded or timed there is taken for what happens here.
+
+    Args:
+        parent: where it is made.
+        name: how its name begins.
+        identity: of the work.
+
+    Raises:
+        BildError: a folder that cannot be written.
+    """
+    own = as_read({"work": identity.work, "place": identity.place})
+    folder = parent / f"{name}-{digest(own)[:12]}"
+    check_writable(folder)
+    if _identity(folder / "identity") is None:
+        for other in sorted(parent.glob(f"{name}-*/identity")):
+            known = _identity(other)
+            if known is not None and known["work"] == own["work"]:
+                print(
+                    f"{other.parent} was begun with {identity.difference(known['place'])}: it "
+                    f"stays as it is, and all is decoded and measured anew in {folder.name}",
+                    file=sys.stderr,
+                )
+        write_json(folder / "identity", own)
+    return folder
 
 
 def _new_folder(folder: Path) -> Path:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -197,7 +198,7 @@ def check_keywords(model: PreTrainedModel, given: Mapping[str, Any]) -> None:
     Raises:
         BildError: naming the keyword, or the setting and its value, and the way out.
     """
-    own = _own_keywords(type(model))
+    own = _own_keywords(type(model).generate)
     for name, value in given.items():
         if name in SETTINGS:
             _check_setting(name, value)
@@ -216,11 +217,12 @@ def refuse_keyword(name: str) -> NoReturn:
     )
 
 
-def _own_keywords(kind: type[PreTrainedModel]) -> set[str]:
+@cache
+def _own_keywords(own: Callable[..., Any]) -> frozenset[str]:
     """What a model's own `generate` takes besides transformers', such as a target language."""
     usual: Any = GenerationMixin.generate
-    own: Any = kind.generate
-    return set(inspect.signature(own).parameters) - {"args", *inspect.signature(usual).parameters}
+    usuals = {"args", *inspect.signature(usual).parameters}
+    return frozenset(inspect.signature(own).parameters) - usuals
 
 
 class Planner:

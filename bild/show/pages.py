@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from bild.benchmark.record import BenchmarkRecord
 from bild.errors import BildError
+from bild.evaluation.folder import Identity
 from bild.evaluation.record import Record, RunRecord
 from bild.files import write_atomically
 from bild.show.speed_tables import speed_summary, two_factors
@@ -16,7 +17,9 @@ from bild.show.tables import agreement_table, results_table, small_models_table
 from bild.training.record import AgreementRecord
 from bild.tuning.record import SmallModelsRecord
 
-MARKED = re.compile(r"(<!-- (?P<kind>[\w-]+): (?P<name>[\w+-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- (?P<kind>[\w-]+)(: (?P<name>[\w-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
 
 
 def write_page(page: Path, results: Path) -> None:
@@ -57,13 +60,19 @@ def rendered(page: Path, results: Path) -> str:
         kind = match["kind"]
         if kind not in TABLES:
             raise BildError(f"{page} wants a table of {kind!r}; known are {', '.join(TABLES)}")
-        text = TABLES[kind](results, match["name"])
-        return f"{match[1]}\n{text}\n\n{match[4]}"
+        if (match["name"] is None) != (kind == TWO_FACTORS):
+            raise BildError(
+                f"{page}: a table of {kind!r} {'has no' if match['name'] else 'needs a'} name"
+            )
+        text = TABLES[kind](results, match["name"] or "")
+        return f"{match[1]}\n{text}\n\n{match[6]}" if text else f"{match[1]}{match[6]}"
 
     return MARKED.sub(table, page.read_text(encoding="utf-8"))
 
 
 R = TypeVar("R", bound=Record)
+
+TWO_FACTORS = "two-factors"  # the marker without a name: it takes all benchmarks
 
 
 def _load(kind: type[R], path: Path) -> R:
@@ -89,12 +98,23 @@ def _benchmark(results: Path, name: str) -> BenchmarkRecord:
     return _load(BenchmarkRecord, results / "speed" / f"{name}.json")
 
 
+def _two_factors(results: Path, _: str) -> str:
+    """Of all benchmarks where the large model also ran alone; empty where there is none."""
+    records = [
+        _benchmark(results, path.stem) for path in sorted((results / "speed").glob("*.json"))
+    ]
+    records = [r for r in records if any(arm.ratio_alone is not None for arm in r.arms)]
+    for other in records[1:]:
+        different = Identity({}, records[0].env.place()).difference(other.env.place())
+        if different:
+            raise BildError(f"the benchmarks in {results} cannot share a table: {different}")
+    return two_factors(records) if records else ""
+
+
 TABLES: dict[str, Callable[[Path, str], str]] = {
     "results": _runs,
     "speed": lambda results, name: speed_summary(_benchmark(results, name)),
-    "two-factors": lambda results, name: two_factors(
-        [_benchmark(results, one) for one in name.split("+")]
-    ),
+    TWO_FACTORS: _two_factors,
     "agreement": lambda results, name: agreement_table(
         _load(AgreementRecord, results / name / "agreement.json")
     ),

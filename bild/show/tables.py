@@ -233,7 +233,7 @@ def _differences_table(record: SmallModelsRecord) -> str:
 
 
 def search_table(record: SearchRecord) -> str:
-    """The pairs worth choosing from, the chosen one, and what finding it cost."""
+    """The thresholds worth choosing from, the chosen ones, and what finding them cost."""
     asked, spent, metric = record.search, record.spent, record.metric
     sure = f"{100 * asked.confidence:g} %"
     allowed = f"{asked.max_loss:g}" + (" %" if asked.percent else f" {metric}")
@@ -257,17 +257,20 @@ def search_table(record: SearchRecord) -> str:
     lines = [
         tabulate(rows, headers, disable_numparse=True, colalign=align if rows else None),
         f"large alone: {interval(record.large)} {metric} on {record.data.samples} examples",
-        f"decoded: {spent.with_pairs} examples with {len(record.points)} pairs, "
-        f"{100 * spent.with_pairs / spent.grid_with_pairs:.1f} % of what the full grid "
-        f"decodes; {spent.large_alone} by the large model alone",
+        f"at most: with {sure} confidence true of all {record.candidates} thresholds that there "
+        "were to choose from, and so of the chosen ones",
+        f"decoded: {spent.by_pair} examples with {len(record.points)} different thresholds, "
+        f"{100 * spent.by_pair / spent.grid_by_pair:.1f} % of what the full grid decodes; "
+        f"{spent.large_alone} by the large model alone",
     ]
     if record.chosen is None:
         lines.append(
-            f"no pair was shown to lose at most {allowed} with {sure} confidence: allow more, "
-            "decode more examples, or widen the ranges"
+            f"no thresholds were shown to lose at most {allowed} with {sure} confidence: allow "
+            "more, decode more examples, or look elsewhere (fewer thresholds to choose from need "
+            "less proof each)"
         )
     else:
-        lines.append(f"*: the fastest pair that loses at most {allowed} with {sure} confidence")
+        lines.append(f"*: the fastest that lose at most {allowed} with {sure} confidence")
     pair = None if record.check is None else arm_of(record.check.arms, BILD)
     if record.check is not None and pair is not None:
         difference, speedup = pair.quality[metric].difference, pair.speed.speedup

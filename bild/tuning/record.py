@@ -19,20 +19,21 @@ from bild.tasks.registry import Thresholds
 
 
 @dataclass(frozen=True)
-class TriedPair:
-    """A pair of thresholds that a search tried: what the decoded examples say of it.
+class TriedPoint:
+    """Thresholds that a search tried: what the decoded examples say of them.
 
     Attributes:
-        fallback, rollback: the pair.
-        samples: examples it was decoded on.
+        fallback, rollback: the thresholds.
+        samples: examples decoded with them.
         score: of the metric.
         loss: the large model's score on the same examples less this one; negative for a gain.
-        loss_bound: the loss is at most this, with the confidence asked for.
+        loss_bound: the loss is at most this. With the confidence asked for, that is true of all
+            points of the search at once, and so of the chosen one.
         headroom: points between the allowed loss and the bound, as the latter is expected to be
             once all examples are decoded; negative where too much is lost.
-        speedup, low, high: over the large model alone, with a 95 % interval.
+        speedup, low, high: over the large model alone, with a 95 % interval of its own.
         fallback_rate, rollback_rate, large_forward_rate: per 100 generated tokens.
-        verdict: "kept", or why the pair was given up; None while that is open.
+        verdict: "kept", or why the point was given up: "too lossy", "too slow".
     """
 
     fallback: float
@@ -56,19 +57,19 @@ class Spent:
     """Examples that a search decoded.
 
     Attributes:
-        with_pairs: with pairs of thresholds.
+        by_pair: by the pair of models, with all thresholds together.
         large_alone: by the large model alone.
-        grid_with_pairs: what a full grid decodes with pairs.
+        grid_by_pair: what the pair decodes for a full grid.
     """
 
-    with_pairs: int
+    by_pair: int
     large_alone: int
-    grid_with_pairs: int
+    grid_by_pair: int
 
 
 @dataclass(frozen=True)
 class Check:
-    """A chosen pair timed on other examples, beside the large model alone; as in `RunRecord`."""
+    """The chosen thresholds timed on other examples, as in `RunRecord`, beside the large model."""
 
     data: DataIdentity
     timing: Timing
@@ -85,12 +86,15 @@ class SearchRecord(Record):
         costs: seconds that forwards were priced with; None where the clock was taken.
         metric: the task's.
         large: the large model's score.
-        points: the pairs that were tried, in that order.
-        front: of the pairs decoded to the end, those that no other beats in both loss and
+        candidates: thresholds that there were to choose from, tried or not.
+        margin: standard errors between an estimated loss and its bound, so that all bounds of so
+            many candidates hold at once (`bild.tuning.verdict`).
+        points: the thresholds that were tried, in that order.
+        front: of the points decoded to the end, those that no other beats in both loss and
             speedup, as indices into `points`, the slowest first.
-        chosen: index of the fastest pair that was kept; None when there is none.
+        chosen: index of the fastest point that was kept; None when there is none.
         spent: what finding it cost.
-        check: the chosen pair on other examples; None when not asked for.
+        check: the chosen point on other examples; None when not asked for.
     """
 
     kind: ClassVar[str] = "search"
@@ -100,7 +104,9 @@ class SearchRecord(Record):
     costs: dict[str, float] | None
     metric: str
     large: Quality
-    points: tuple[TriedPair, ...]
+    candidates: int
+    margin: float
+    points: tuple[TriedPoint, ...]
     front: tuple[int, ...]
     chosen: int | None
     spent: Spent
@@ -109,10 +115,10 @@ class SearchRecord(Record):
 
 @dataclass(frozen=True)
 class GridPoint:
-    """A small model with a pair of thresholds, on a set of examples.
+    """A small model with thresholds, on a set of examples.
 
     Attributes:
-        fallback, rollback: the pair.
+        fallback, rollback: the thresholds.
         scores: by metric.
         loss: the large model's score on the same examples less this one, in the task's metric.
         speedup: over the large model alone, priced.
@@ -129,7 +135,7 @@ class GridPoint:
     large_forward_rate: float
 
     @property
-    def pair(self) -> Thresholds:
+    def thresholds(self) -> Thresholds:
         return Thresholds(self.fallback, self.rollback)
 
 
@@ -169,15 +175,15 @@ class SmallModelsRecord(Record):
     Attributes:
         config: the settings; their small model and thresholds mean nothing.
         validation: the examples that thresholds were chosen on.
-        grid: the thresholds of all pairs decoded.
+        grid: the thresholds decoded with, each fallback with each rollback.
         metrics: the task's own first.
         costs: by label the seconds that forwards were priced with.
         large: by split, by metric: the large model's score.
-        sweeps: by label, by split, every pair of the grid.
-        chosen: by label, by goal ("no loss", "one point"); where none met it, the pair that lost
+        sweeps: by label, by split, every point of the grid.
+        chosen: by label, by goal ("no loss", "one point"); where none met it, the point that lost
             least.
         timing: how the arms were timed, on test examples.
-        arms: the large model alone, each small model alone, each chosen pair.
+        arms: the large model alone, each small model alone, each chosen point.
         differences: the last small model against each other one.
     """
 

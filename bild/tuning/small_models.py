@@ -1,13 +1,13 @@
 """Several small models beside one large model: which of them makes the better pair?
 
-Each small model is decoded with every pair of thresholds of a grid, on validation examples and on
-test examples. Its two operating points, those the paper reports, are chosen on the validation
-examples. On the test examples the large model alone, each small model alone and all operating
-points are then timed side by side, example by example.
+Each small model is decoded with all thresholds of a grid, on validation examples and on test
+examples. Its two operating points, those the paper reports, are chosen on the validation examples.
+On the test examples the large model alone, each small model alone and all operating points are then
+timed side by side, example by example.
 
-The grid's speeds are priced with what forwards cost, as in `bild.tuning.search`: the clock drifts
-by more than the small models differ. All of them share the large model's prices, and small models
-of one shape each other's.
+The grid's speeds are priced with what forwards cost (`bild.tuning.prices`): the clock drifts by
+more than the small models differ. All of them share the large model's prices, and small models of
+one shape each other's.
 
 What is decoded is on disk at once. The same command goes on after a stop; another small model or
 other thresholds decode only what is new.
@@ -15,40 +15,40 @@ other thresholds decode only what is new.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from statistics import median_low
 
-import torch
 from tqdm.auto import tqdm
 
-from bild.config import BiLDConfig, EvalConfig, GridConfig
+from bild.config import EvalConfig, GridConfig
 from bild.errors import BildError
-from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, Case, Outcome
+from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId
 from bild.evaluation.environment import environment, peak_memory
 from bild.evaluation.figures import arm_figures, references_of, speed_ratio, texts_of
+from bild.evaluation.folder import Identity, own_folder
 from bild.evaluation.loop import Loop, Sample, read_samples, samples
 from bild.evaluation.own import OwnArm
-from bild.evaluation.record import SCHEMA, Interval
+from bild.evaluation.record import Interval
 from bild.evaluation.run import (
     Workload,
     describe_config,
     describe_data,
     describe_timing,
+    identity,
     prepare,
 )
-from bild.files import check_writable, digest, sole_user, write_json
+from bild.files import digest, sole_user
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
 from bild.tasks.data import LoadedData
 from bild.tasks.registry import Thresholds
 from bild.tasks.sources import Sources
+from bild.tuning.prices import Costs, known_costs
 from bild.tuning.record import Chosen, Difference, GridPoint, SmallModelsRecord
-from bild.tuning.search import Costs, measure_costs
+from bild.tuning.rollback import RollbackRow
 
 GOALS = {"no loss": 0.0, "one point": 1.0}  # points of the task's metric that may be lost
 SPLITS = ("validation", "test")
@@ -68,55 +68,6 @@ def choose(points: Sequence[GridPoint], allowed: float) -> tuple[GridPoint, bool
     if kept:
         return max(kept, key=lambda p: (p.speedup, -p.loss)), True
     return min(points, key=lambda p: (p.loss, -p.speedup)), False
-
-
-class RollbackRow:
-    """Decodes with one fallback threshold and rising rollback thresholds, where these matter.
-
-    The rules say up to which threshold an output stays the same (`AcceptanceRule.same_below`): on
-    Tatoeba that spares three outputs in four, over rollbacks of 1, 2, 3 and 5.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], tuple[float, Outcome]] = {}  # source -> limit, outcome
-
-    def arm(self, work: Workload) -> RollbackArm:
-        """The pair's arm with the workload's thresholds, whose rollback is at least the last."""
-        assert work.config.bild is not None
-        own = OwnArm(BILD, work.runner, work.config.bild)
-        return RollbackArm(own, work.config.bild, self._known)
-
-
-@dataclass(frozen=True)
-class RollbackArm:
-    """A pair that decodes where its rollback threshold matters; its seconds mean nothing."""
-
-    own: OwnArm
-    bild: BiLDConfig
-    known: dict[tuple[int, ...], tuple[float, Outcome]]
-
-    @property
-    def id(self) -> ArmId:
-        return self.own.id
-
-    @property
-    def built(self) -> str:
-        return self.own.built
-
-    def run(self, case: Case) -> Outcome:
-        source = tuple(case.input_ids[0].tolist())
-        if source not in self.known or self.bild.rollback_threshold >= self.known[source][0]:
-            ids = case.input_ids.to(self.own.engine.model.device)
-            options = {"max_new_tokens": case.max_new_tokens, "output_trace": True}
-            output = self.own.decoder(ids, torch.ones_like(ids), **options)()
-            assert output.trace is not None
-            assert output.sequences is not None
-            distances = [t.distance for t in output.trace.tokens if t.distance is not None]
-            limit = self.bild.acceptance_rule.same_below(distances)
-            tokens = output.sequences[0, 1:].tolist()
-            # No seconds: most outputs are looked up.
-            self.known[source] = limit, Outcome(tokens, math.nan, None, output.stats)
-        return self.known[source][1]
 
 
 # ------------------------------------------------------------------------------ with real models
@@ -164,7 +115,7 @@ def compare_small_models(
         works: of `prepare_small_models`, on the validation examples; the last small model is
             the one that the others are compared with.
         test: the test examples.
-        grid: the pairs of thresholds.
+        grid: the thresholds.
         output_dir: everything is kept in `output_dir`/<task>/small-models-..., one folder for a
             large model and its settings.
         progress: show progress bars.
@@ -183,11 +134,13 @@ def compare_small_models(
             "be chosen on other examples than they are reported on"
         )
     config = replace(_plain(first.config), max_samples=None, data_file=None)
-    env = environment(first.large.device)
-    own = [asdict(config), asdict(first.models.large), env.place(), SCHEMA]
-    identity = digest(own)
-    folder = output_dir / first.config.task / f"small-models-{identity[:12]}"
-    check_writable(folder)
+    everything = identity(
+        replace(first, config=config), first.arms(), environment(first.large.device)
+    )
+    # Small models and examples have folders of their own in it.
+    shared = {**everything.work, "models": asdict(first.models.large), "data": None}
+    own = Identity(work=shared, place=everything.place)
+    folder = own_folder(output_dir / first.config.task, "small-models", own)
     with sole_user(folder, "comparison"):
         return _Comparison(works, test, grid, folder, progress).run()
 
@@ -266,13 +219,8 @@ class _Comparison:
 
     def _costs(self, folder: Path) -> dict[str, Costs]:
         """Prices with each small model, measured once, in the middle of the grid."""
-        path = folder / "prices.json"
-        if not path.exists():
-            middle = Thresholds(median_low(self.grid.fallbacks), median_low(self.grid.rollbacks))
-            costs = measure_costs(list(self.works["validation"].values()), middle)
-            write_json(path, dict(zip(self.labels, map(asdict, costs), strict=True)))
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return {label: Costs(**known[label]) for label in self.labels}
+        middle = Thresholds(median_low(self.grid.fallbacks), median_low(self.grid.rollbacks))
+        return known_costs(folder / "prices.json", self.works["validation"], middle)
 
     def _large_alone(self, split: str) -> list[Sample]:
         work = self.works[split][self.labels[0]]
@@ -289,7 +237,7 @@ class _Comparison:
         large: Mapping[str, float],
         costs: Mapping[str, Costs],
     ) -> list[GridPoint]:
-        """Every pair of the grid, with one small model."""
+        """Every point of the grid, with one small model."""
         work = self.works[split][label]
         loop = _untimed(work)
         folder = self._folder(split) / self.small[label].fingerprint[:12]
@@ -299,17 +247,17 @@ class _Comparison:
             for fallback in self.grid.fallbacks:
                 row = RollbackRow()
                 for rollback in self.grid.rollbacks:
-                    pair = Thresholds(fallback, rollback)
+                    thresholds = Thresholds(fallback, rollback)
                     bar.set_postfix_str(f"{fallback:g} {rollback:g}", refresh=False)
-                    arm = row.arm(work.with_thresholds(pair))
+                    arm = row.arm(work.with_thresholds(thresholds))
                     path = folder / f"{fallback:g}-{rollback:g}.jsonl"
                     found = _counted(samples([arm], loop, path), bar)
-                    points.append(self._point(pair, found, alone, large, costs[label]))
+                    points.append(self._point(thresholds, found, alone, large, costs[label]))
         return points
 
     def _point(
         self,
-        pair: Thresholds,
+        thresholds: Thresholds,
         found: Iterable[Sample],
         alone: Sequence[Sample],
         large: Mapping[str, float],
@@ -325,8 +273,8 @@ class _Comparison:
             stats += sample.of(BILD).did
         scores = self._scores(texts, alone)
         return GridPoint(
-            fallback=pair.fallback,
-            rollback=pair.rollback,
+            fallback=thresholds.fallback,
+            rollback=thresholds.rollback,
             scores=scores,
             loss=large[self.task.metric] - scores[self.task.metric],
             speedup=theirs / ours,
@@ -343,9 +291,9 @@ class _Comparison:
         arms = [OwnArm(VANILLA, works[self.labels[0]].runner)]
         for label, work in works.items():
             arms.append(OwnArm(SMALL, work.runner, label=label))
-            for pair in dict.fromkeys(point.pair for point, _ in chosen[label].values()):
-                bild = work.with_thresholds(pair).config.bild
-                arms.append(OwnArm(BILD, work.runner, bild, label, pair))
+            for thresholds in dict.fromkeys(p.thresholds for p, _ in chosen[label].values()):
+                bild = work.with_thresholds(thresholds).config.bild
+                arms.append(OwnArm(BILD, work.runner, bild, label, thresholds))
         return arms
 
     def _time(self, folder: Path, arms: Sequence[OwnArm]) -> tuple[list[Sample], int]:
@@ -367,10 +315,9 @@ class _Comparison:
         texts, references = texts_of(timed), references_of(timed)
 
         def arm(label: str, goal: str) -> ArmId:
-            kind, pair = SMALL, None
+            wanted: tuple[str, str, Thresholds | None] = SMALL, label, None
             if goal in chosen[label]:
-                kind, pair = BILD, chosen[label][goal][0].pair
-            wanted = (kind, label, pair)
+                wanted = BILD, label, chosen[label][goal][0].thresholds
             return next(a.id for a in arms if (a.kind, a.label, a.thresholds) == wanted)
 
         *others, model = self.labels

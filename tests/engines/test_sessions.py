@@ -11,8 +11,7 @@ from tiny import sources, tiny_bart, tiny_t5
 from torch import nn
 
 from bild import BiLDConfig, BildError, BiLDModel
-from bild.engines import build, make_engine
-from bild.engines.snapshot import Snapshot
+from bild.engines import build, make_engine, snapshot
 from bild.engines.t5_native import NativeSession
 
 needs_compiler = pytest.mark.skipif(
@@ -303,13 +302,45 @@ def test_a_model_that_became_another_is_refused(compiled):
             written(pair)
 
 
+def test_a_large_model_is_looked_at_in_full_every_so_often(monkeypatch):
+    model = tiny(2, layers=6, decoder_layers=6)
+    clock = [100.0]
+    monkeypatch.setattr(snapshot.time, "monotonic", lambda: clock[0])
+    parameters = list(model.parameters())
+    assert len(parameters) > snapshot.FEW
+    taken = snapshot.Snapshot(model)
+    spread = [i * (len(parameters) - 1) // (snapshot.SAMPLES - 1) for i in range(snapshot.SAMPLES)]
+    for i, parameter in enumerate(parameters):
+        with torch.no_grad():
+            parameter.add_(1)
+        assert taken.is_current() == (i not in spread)
+        clock[0] += 2 * snapshot.FULL_SECONDS
+        assert not taken.is_current()
+        taken = snapshot.Snapshot(model)
+    model.load_state_dict(model.state_dict())
+    assert not taken.is_current()  # a change of everything is noticed at once
+
+
+def test_a_hook_or_a_forward_put_on_later_is_noticed():
+    for change in (
+        lambda part: part.register_forward_hook(lambda *call: None),
+        lambda part: part.register_forward_pre_hook(lambda *call: None),
+        lambda part: setattr(part, "forward", part.forward),
+    ):
+        pair = new_pair(False)
+        written(pair)
+        change(pair.small.decoder.block[0])
+        with pytest.raises(BildError, match=r"block.0' has (forward hooks|a forward of its own)"):
+            written(pair)
+
+
 def test_a_snapshot_knows_weights_made_in_inference_mode():
     with torch.inference_mode():
         model = tiny(1)
-    snapshot = Snapshot(model)
-    assert snapshot.is_current()
+    taken = snapshot.Snapshot(model)
+    assert taken.is_current()
     model.lm_head.weight = nn.Parameter(torch.zeros(16, 32))
-    assert not snapshot.is_current()
+    assert not taken.is_current()
 
 
 # ------------------------------------------------------------------------------ copies

@@ -88,7 +88,9 @@ def test_a_clean_tree_may_make_records(checkout):
     assert environment(torch.device("cpu")).dirty is False
 
 
-@pytest.mark.parametrize("name", ["README.md", "bild/__init__.py", "bild/new.py", "a b.txt"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "bild/__init__.py", "bild/new.py", "a b.txt", "results.json"]
+)
 def test_a_changed_or_unknown_file_is_named(checkout, name):
     (checkout / name).write_text("two")
     with pytest.raises(BildError) as error:

@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 from commands import ROOT, script
-from records import environment, run_record
+from records import around, environment, run_record
 
 from bild import BildError
+from bild.benchmark.config import BenchmarkConfig
+from bild.benchmark.record import BenchmarkArm, BenchmarkRecord, Ratio, Spread
+from bild.evaluation.arms import ArmId
 from bild.show.tables import published_table, results_table, run_table
 
 
@@ -118,3 +121,64 @@ def test_rows_of_unlike_runs_never_share_a_table(monkeypatch, tmp_path):
     page.write_text("<!-- results: mine -->\n<!-- end -->\n")
     with pytest.raises(BildError, match="commits differ"):
         make_tables(monkeypatch, "--pages", page, "--results", results)
+
+
+# ------------------------------------------------------------------------------ engine times method
+
+
+def benchmark(**env):
+    """A benchmark of the large model alone (4x) and BiLD (6x) on one engine."""
+
+    def arm(id, seconds, ratio, over_alone=None):
+        to = ArmId("greedy")
+        return BenchmarkArm(
+            id=id, title=id.kind, built="fast, int8, compiled", seconds=Spread(seconds, 0, 1),
+            encoder_share=0.1, outside_share=0.1, tokens_per_second=10.0, ready_seconds=1.0,
+            same_output=1.0, models={}, ratio=Ratio(to, around(ratio, 0.1), None), ratio_same=None,
+            ratio_alone=over_alone and Ratio(alone, around(over_alone, 0.1), None), stats=None,
+            rates=None, quality=None, as_planned=None, costs=None,
+        )  # fmt: skip
+
+    alone, pair = ArmId("vanilla", "fast", "int8", True), ArmId("bild", "fast", "int8", True)
+    greedy = ArmId("greedy")
+    run = run_record()
+    return BenchmarkRecord(
+        models=run.models,
+        data=run.data,
+        env=environment(**env),
+        config=BenchmarkConfig((greedy, alone, pair), run.config.bild, 50),
+        timing=run.timing,
+        metric="",
+        source_tokens=9.0,
+        memory=Spread(1e9, 1e9, 1e9),
+        arms=(arm(greedy, 1.0, 1.0), arm(alone, 0.25, 4.0), arm(pair, 1 / 6, 6.0, 1.5)),
+        growth=(),
+        failed=(),
+    )
+
+
+def test_two_factors_stand_side_by_side_and_nothing_where_there_is_no_record(monkeypatch, tmp_path):
+    page, speed = tmp_path / "README.md", tmp_path / "results" / "speed"
+    empty = "<!-- two-factors -->\n<!-- end -->\n"
+    page.write_text(empty)
+    arguments = ("--pages", page, "--results", tmp_path / "results")
+    make_tables(monkeypatch, *arguments)
+    assert page.read_text() == empty
+    speed.mkdir(parents=True)
+    benchmark().save(speed / "demo.json")
+    make_tables(monkeypatch, *arguments)
+    (row,) = (line for line in page.read_text().splitlines() if "fast, int8" in line)
+    cells = [cell.strip() for cell in row.split("|")[2:-1]]
+    assert cells[1:] == ["4.00x [3.90, 4.10]", "6.00x [5.90, 6.10]", "**1.50x [1.40, 1.60]**"]
+    assert "2 thread(s) of a processor x 2, torch 2.13.0" in page.read_text()
+    benchmark(threads=1).save(speed / "other.json")
+    with pytest.raises(BildError, match="cannot share a table: threads 1, not 2"):
+        make_tables(monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize("marker", ["two-factors: demo", "results", "unknown: demo"])
+def test_a_marker_that_names_no_table_is_refused(monkeypatch, tmp_path, marker):
+    page = tmp_path / "README.md"
+    page.write_text(f"<!-- {marker} -->\n<!-- end -->\n")
+    with pytest.raises(BildError, match=marker.split(":")[0]):
+        make_tables(monkeypatch, "--pages", page, "--results", tmp_path)

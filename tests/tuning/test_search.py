@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
+import optuna
 import pytest
 from commands import run_here
 from mirror import PAIRS
@@ -20,16 +21,18 @@ from bild.evaluation.loop import ArmSample, Sample
 from bild.evaluation.record import arm_of
 from bild.generation.stats import DecodeStats
 from bild.tasks.registry import Thresholds
-from bild.tuning import search
+from bild.tuning import examine, prices
+from bild.tuning.examine import Search, front
+from bild.tuning.proposals import Proposals, candidates
 from bild.tuning.record import SearchRecord, Spent
-from bild.tuning.search import Search, grid, propose, sweep
+from bild.tuning.search import _bar, propose, sweep
 
 SMALL = SearchConfig(max_loss=2, fallbacks=(0.4, 0.8), rollbacks=(1, 3), budget=0.5)
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(search, "RESAMPLES", 200)
+    monkeypatch.setattr(examine, "RESAMPLES", 200)
 
 
 def begin(oracle, folder, config):
@@ -41,8 +44,20 @@ def begin(oracle, folder, config):
 def found(oracle, folder, config, first=()):
     """A search by Optuna to its end."""
     work = begin(oracle, folder, config)
-    propose(work, folder / "study.db", first)
+    propose(work, first)
     return work
+
+
+def swept(oracle, folder, config):
+    """All of the grid."""
+    work = begin(oracle, folder, replace(config, method="grid"))
+    sweep(work)
+    return work
+
+
+def outcome(work):
+    """What a search found, and how."""
+    return work.points(), work.best, work.margin
 
 
 # ------------------------------------------------------------------------------ the promise
@@ -51,48 +66,51 @@ def found(oracle, folder, config, first=()):
 def test_as_good_as_the_grid_with_a_fifth_of_the_decoding(tmp_path):
     config = SearchConfig(max_loss=2)
     oracle = Oracle(200, seed=1)
-    theirs = begin(oracle, tmp_path / "grid", config)
-    sweep(theirs)
+    theirs = swept(oracle, tmp_path / "grid", config)
     assert theirs.spent == 54 * 200
     ours = found(oracle, tmp_path, config, (Thresholds(0.6, 2), Thresholds(0.5, 3)))
     assert ours.spent <= 0.2 * theirs.spent
-    assert ours.best.speedup >= 0.995 * theirs.best.speedup
-    assert {f.verdict for f in ours.findings.values()} == {"kept", "too lossy", "too slow"}
-    # Among the grid's pairs some are faster, and each of them loses too much.
-    faster = [f for f in theirs.findings.values() if f.speedup > theirs.best.speedup]
+    assert ours.speedup(ours.best) >= 0.995 * theirs.speedup(theirs.best)
+    assert {p.verdict for p in ours.points()} == {"kept", "too lossy", "too slow"}
+    # Among the grid's points some are faster, and each of them loses too much.
+    faster = [p for p in theirs.points() if p.speedup > theirs.speedup(theirs.best)]
     assert len(faster) > 10
-    assert {f.verdict for f in faster} == {"too lossy"}
+    assert {p.verdict for p in faster} == {"too lossy"}
 
 
 def test_what_is_kept_is_within_the_allowed_loss(tmp_path):
-    work = begin(Oracle(100), tmp_path, SMALL)
-    sweep(work)
-    for finding in work.findings.values():
-        assert finding.loss < finding.loss_bound
-        assert (finding.verdict == "kept") == (finding.headroom >= 0)
-        assert finding.headroom == pytest.approx(2 - finding.loss_bound)
-    front = work.front()
-    assert [f.speedup for f in front] == sorted(f.speedup for f in front)
-    assert [f.loss for f in front] == sorted(f.loss for f in front)
-    for finding in work.findings.values():
-        assert any(f.speedup >= finding.speedup and f.loss <= finding.loss for f in front)
+    work = swept(Oracle(100), tmp_path, SMALL)
+    points = work.points()
+    for point in points:
+        assert point.loss < point.loss_bound
+        assert (point.verdict == "kept") == (point.headroom >= 0)
+        assert point.headroom == pytest.approx(2 - point.loss_bound)
+    shown = [points[i] for i in front(points, 100)]
+    assert [p.speedup for p in shown] == sorted(p.speedup for p in shown)
+    assert [p.loss for p in shown] == sorted(p.loss for p in shown)
+    for point in points:
+        assert any(p.speedup >= point.speedup and p.loss <= point.loss for p in shown)
 
 
 def test_nothing_is_chosen_where_every_pair_loses_too_much(tmp_path):
     hopeless = SearchConfig(max_loss=0, fallbacks=(0.1, 0.3), budget=0.5)
     work = found(Oracle(60), tmp_path, hopeless)
     assert work.best is None
-    assert {f.verdict for f in work.findings.values()} == {"too lossy"}
+    assert {p.verdict for p in work.points()} == {"too lossy"}
 
 
 def test_loss_may_be_given_in_percent_of_the_large_models_score(tmp_path):
     points = begin(Oracle(60), tmp_path, SMALL)
     percent = begin(Oracle(60), tmp_path, replace(SMALL, percent=True))
-    with search._bar(points, "", 0) as bar:
-        rooms = [w.examine(Thresholds(0.6, 2.0), bar).headroom for w in (points, percent)]
-    alone = points.findings[Thresholds(0.6, 2.0)]
-    large = alone.score + alone.loss
-    assert rooms[0] - rooms[1] == pytest.approx(2 - 0.02 * large, abs=0.05)
+    for work in (points, percent):
+        with _bar(work, "", 0) as bar:
+            work.examine(Thresholds(0.6, 2.0), bar)
+    look = points.tried[Thresholds(0.6, 2.0)]
+    rooms = [w.tried[Thresholds(0.6, 2.0)].headroom for w in (points, percent)]
+    large = look.score + look.loss.value
+    assert rooms[0].value - rooms[1].value == pytest.approx(2 - 0.02 * large)
+    assert rooms[0].error == pytest.approx(look.loss.error)
+    assert rooms[1].error != pytest.approx(look.loss.error)
 
 
 # ------------------------------------------------------------------------------ nothing twice
@@ -110,22 +128,61 @@ def test_a_search_that_is_stopped_goes_on_and_decodes_nothing_twice(tmp_path):
             assert stop is not None
         decoded += oracle.decoded
     assert max(Counter(decoded).values()) == 1
-    assert resumed.findings == uninterrupted.findings
+    assert outcome(resumed) == outcome(uninterrupted)
     assert sorted(decoded, key=str) == sorted(whole.decoded, key=str)
 
     again = Oracle(64)
-    assert found(again, tmp_path / "stopped", SMALL).findings == uninterrupted.findings
+    assert outcome(found(again, tmp_path / "stopped", SMALL)) == outcome(uninterrupted)
     assert again.decoded == []
+
+
+@pytest.mark.parametrize("moment", ["next", "tell"])
+def test_killed_at_any_proposal_it_tries_and_chooses_the_same(tmp_path, monkeypatch, moment):
+    """Thresholds known for a task are not lost, and none is tried out of its turn."""
+
+    def quick(seed, n_startup_trials):
+        return optuna.samplers.RandomSampler(seed)
+
+    monkeypatch.setattr(optuna.samplers, "GPSampler", quick)
+    monkeypatch.setattr(examine, "RESAMPLES", 50)
+    first = (Thresholds(0.6, 2), Thresholds(0.5, 3))
+    uninterrupted = found(Oracle(48), tmp_path / "whole", SMALL, first)
+    assert list(uninterrupted.tried)[:2] == list(first)
+    asked = []
+    original = getattr(Proposals, moment)
+
+    def kill(self, *arguments):
+        asked.append(1)
+        if len(asked) == stop:
+            raise KeyboardInterrupt
+        result = original(self, *arguments)
+        if len(asked) + 0.5 == stop:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Proposals, moment, kill)
+    stop, decoded, resumed = 1.0, [], None
+    while resumed is None:
+        oracle = Oracle(48)
+        try:
+            resumed = found(oracle, tmp_path / "killed", SMALL, first)
+        except KeyboardInterrupt:
+            stop += 0.5  # before the call, then after it
+        decoded += oracle.decoded
+        asked.clear()
+    assert stop > len(uninterrupted.tried)
+    assert outcome(resumed) == outcome(uninterrupted)
+    assert max(Counter(decoded).values()) == 1
 
 
 def test_another_goal_and_the_grid_decode_only_what_is_new(tmp_path):
     oracle = Oracle(48)
     found(oracle, tmp_path, SMALL)
     found(oracle, tmp_path, replace(SMALL, max_loss=4))
-    sweep(begin(oracle, tmp_path, SMALL))
+    swept(oracle, tmp_path, SMALL)
     assert max(Counter(oracle.decoded).values()) == 1
-    whole = Counter(pair for pair, _ in oracle.decoded)
-    assert all(whole[pair] == 48 for pair in grid(SMALL))
+    whole = Counter(thresholds for thresholds, _ in oracle.decoded)
+    assert all(whole[thresholds] == 48 for thresholds in candidates(SMALL, "grid"))
     assert whole[None] == 48
 
 
@@ -134,14 +191,28 @@ def test_another_goal_and_the_grid_decode_only_what_is_new(tmp_path):
 
 def test_hopeless_and_slow_pairs_are_given_up_at_the_first_look(tmp_path):
     work = begin(Oracle(300), tmp_path, SearchConfig(max_loss=2))
-    with search._bar(work, "", 0) as bar:
-        lossy = work.examine(Thresholds(0.1, 6.0), bar)
-        kept = work.examine(Thresholds(0.8, 1.0), bar)
-        slow = work.examine(Thresholds(0.95, 1.0), bar)
+    with _bar(work, "", 0) as bar:
+        for thresholds in ((0.1, 6.0), (0.8, 1.0), (0.95, 1.0)):
+            work.examine(Thresholds(*thresholds), bar)
+    lossy, kept, slow = work.points()
     assert (lossy.verdict, lossy.samples) == ("too lossy", 32)
     assert (kept.verdict, kept.samples) == ("kept", 300)
     assert (slow.verdict, slow.samples) == ("too slow", 32)
-    assert work.looks == [32, 48, 72, 108, 162, 243, 300]
+    assert work.plan.looks == (32, 48, 72, 108, 162, 243, 300)
+
+
+def test_what_was_given_up_for_a_rival_that_is_not_kept_is_taken_up_again(tmp_path):
+    work = begin(Oracle(300), tmp_path, SearchConfig(max_loss=2))
+    kept, slow = Thresholds(0.8, 1.0), Thresholds(0.95, 1.0)
+    with _bar(work, "", 0) as bar:
+        work.examine(kept, bar)
+        work.examine(slow, bar)
+        assert (work.verdict(slow), work.reopened()) == ("too slow", None)
+        work._margin_of = 1, 50.0  # as if it had turned out that so much is needed
+        assert (work.best, work.verdict(kept)) == (None, "too lossy")
+        assert work.reopened() == slow
+        work.examine(slow, bar)
+    assert work.tried[slow].samples > 32
 
 
 def test_price_counts_forwards_tokens_and_encoders():
@@ -161,6 +232,7 @@ def test_price_counts_forwards_tokens_and_encoders():
     [
         ({"max_loss": -1}, "max_loss must be a number >= 0, got -1"),
         ({"confidence": 1.0}, "confidence must be at least 0.5 and below 1, got 1.0"),
+        ({"confidence": 0.9999}, "confidence must be at most 0.999, since so rare errors cannot"),
         ({"rollbacks": (3, 2)}, "rollbacks must be a lowest and a highest threshold"),
         ({"method": "luck"}, "method must be one of optuna, grid, got 'luck'"),
         ({"speed": "fast"}, "speed must be one of forwards, measured, got 'fast'"),
@@ -200,7 +272,7 @@ def test_the_command_searches_checks_and_says_what_to_run(command, tmp_path):
     assert f"run_iwslt2017.sh aligned {chosen.fallback:g} {chosen.rollback:g}" in done.out
     assert "--variant verified" in done.out
     assert chosen.speedup == max(p.speedup for p in record.points if p.samples == 8)
-    assert record.spent.with_pairs == sum(p.samples for p in record.points) <= 6 * 8
+    assert record.spent.by_pair == sum(p.samples for p in record.points) <= 6 * 8
     assert record.spent.large_alone == 8
     assert record.data.samples == 8
     assert record.check.data.samples == 4
@@ -234,11 +306,62 @@ def test_measured_grid_times_the_large_model_beside_every_example(command):
     record = SearchRecord.load(done.path)
     assert record.costs is None
     assert len(record.points) == 6
-    assert record.spent == Spent(with_pairs=24, large_alone=28, grid_with_pairs=24)
+    assert record.spent == Spent(by_pair=24, large_alone=28, grid_by_pair=24)
     (path, *_) = (done.path.parent / "decoded").glob("0.*.jsonl")
     arms = [json.loads(line)["arms"] for line in path.open()]
     kinds = [[name.split("-")[0] for name in a] for a in arms]
     assert kinds == [["vanilla", "bild"]] * 4
+
+
+def test_an_output_folder_may_have_any_name(command, tmp_path):
+    odd = tmp_path / "100% ?mode=memory#;äß"
+    few = ("--method", "grid", "--max-eval-samples", 2, "--warmup", 0)
+    before = {p.name for p in tmp_path.iterdir()}
+    for method in ("grid", "optuna"):
+        done = command("--output-dir", odd, *few, "--method", method).require_success()
+        assert done.path.is_relative_to(odd)
+    assert {p.name for p in tmp_path.iterdir()} == before | {odd.name}
+
+
+def test_prices_and_timed_examples_belong_to_the_place_that_measured_them(command, monkeypatch):
+    measured = []
+    original = prices.measure_costs
+
+    def measure(*arguments):
+        measured.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(prices, "measure_costs", measure)
+    few = ("--method", "grid", "--max-eval-samples", 2, "--warmup", 0)
+    runs = [command(*few, "--threads", threads).require_success() for threads in (1, 2, 1)]
+    folders = [done.path.parent for done in runs]
+    assert len(measured) == 2
+    assert folders[0] == folders[2] != folders[1]
+    assert "was begun with threads 1, not 2: it stays as it is" in runs[1].err
+    assert "was begun" not in runs[0].err + runs[2].err
+    assert SearchRecord.load(runs[1].path).env.threads == 2
+    # The same of examples that the clock was taken of.
+    timed = [command(*few, "--speed", "measured", "--threads", n) for n in (1, 2)]
+    assert "was begun with threads 1, not 2" in timed[1].require_success().err
+    assert timed[0].path.parent != timed[1].path.parent
+    for done in timed:
+        assert len(list((done.path.parent / "decoded").iterdir())) == 1 + 6
+
+
+def test_the_command_to_paste_holds_what_was_asked_for(command):
+    few = ("--method", "grid", "--max-eval-samples", 2, "--max-loss", 100)
+    (pasted,) = lines_with("bash run_", command(*few))
+    assert pasted.endswith(" --max-new-tokens 6")
+    assert pasted.count("--") == 1
+    (pasted,) = lines_with(
+        "bash run_", command(*few, "--no-compile", "--variant", "paper", "--num-small-iters", 4)
+    )
+    assert "--variant paper --num-small-iters 4.0 " in pasted
+    assert pasted.endswith(" --max-new-tokens 6 --no-compile")
+
+
+def lines_with(start, done):
+    return [line for line in done.require_success().out.split("\n") if line.startswith(start)]
 
 
 def test_bad_loss_is_refused_before_anything_is_loaded(command):

@@ -26,9 +26,10 @@ from bild.show.tables import small_models_table
 from bild.tasks import metrics
 from bild.tasks.registry import TASKS, Thresholds
 from bild.tasks.sources import locate
-from bild.tuning import small_models
+from bild.tuning import prices
 from bild.tuning.record import Chosen, GridPoint, SmallModelsRecord
-from bild.tuning.small_models import GOALS, RollbackArm, RollbackRow, choose
+from bild.tuning.rollback import RollbackArm, RollbackRow
+from bild.tuning.small_models import GOALS, choose
 
 TASK = TASKS["iwslt2017"]
 SPLITS = {"validation": PAIRS[:5], "test": PAIRS[5:]}
@@ -77,7 +78,7 @@ def command(mirror, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, pairs in SPLITS.items():
         write(tmp_path / f"{name}.jsonl", pairs, "de", "en")
-    monkeypatch.setattr(small_models, "measure_costs", lambda works, _: [COSTS] * len(works))
+    monkeypatch.setattr(prices, "measure_costs", lambda works, _: [COSTS] * len(works))
     return partial(
         run_here, monkeypatch, capsys, "iwslt2017", "--max-new-tokens", LENGTH, "--warmup", 0,
         "--data-file", "validation.jsonl", "--test-file", "test.jsonl",
@@ -159,7 +160,7 @@ def test_every_figure_is_what_the_models_do(command, mirror, tmp_path, decoded):
             assert at.met == bool(kept)
             if kept:
                 best = max(p.speedup for p in kept)
-                assert best in [p.speedup for p in kept if p.pair == pair]
+                assert best in [p.speedup for p in kept if p.thresholds == pair]
             assert (label, pair) in timed
     assert [(d.goal, d.model, d.against) for d in record.differences] == [
         (goal, "aligned", other)
