@@ -45,7 +45,8 @@ CODE_SPAN = re.compile(r"`([^`\n]+)`")
 BROUGHT = (
     "tatoeba/train.jsonl.gz", "multi30k/train.jsonl.gz", "multi30k/validation.jsonl",
     "multi30k/test_2016_flickr.jsonl", "java_api/train.jsonl", "java_api/validation.jsonl",
-    "java_api/deepapi_test.jsonl",
+    "java_api/deepapi_test.jsonl", "everyday/tatoeba_newer.jsonl.gz",
+    "everyday/covost2_de_en.jsonl.gz", "europarl/train.jsonl",
 )  # fmt: skip
 # What the hub would give; a page that uses it says "from the hub".
 FROM_THE_HUB = tuple(f"hub/{task}/validation.jsonl" for task in TASKS if task != "demo")

@@ -116,11 +116,12 @@ def two_factors(records: Sequence[BenchmarkRecord]) -> str:
                     " / ".join(m.id for m in (record.models.large, *record.models.small.values())),
                     pair.built,
                     interval(alone.ratio.seconds, "x"),
+                    "BiLD with guesses" if pair.id.ahead else "BiLD",
                     interval(pair.ratio.seconds, "x"),
                     f"**{interval(pair.ratio_alone.seconds, 'x')}**",
                 ]
             )
-    headers = ["pair", "engine", "large model alone", "BiLD", "what BiLD adds"]
+    headers = ["pair", "engine", "large model alone", "method", "with it", "what it adds"]
     notes = dict.fromkeys(_footnote(record) for record in records)
     return f"{_markdown(rows, headers)}\n\nOver transformers' greedy decoding. {' '.join(notes)}"
 
