@@ -65,13 +65,13 @@ class Workload:
     def small(self) -> PreTrainedModel | None:
         return None if isinstance(self.runner, SingleModel) else self.runner.small
 
-    def with_thresholds(self, pair: Thresholds) -> Workload:
+    def with_thresholds(self, thresholds: Thresholds) -> Workload:
         """The same work with other thresholds."""
         assert self.config.bild is not None
         bild = replace(
             self.config.bild,
-            fallback_threshold=pair.fallback,
-            rollback_threshold=pair.rollback,
+            fallback_threshold=thresholds.fallback,
+            rollback_threshold=thresholds.rollback,
         )
         return replace(self, config=replace(self.config, bild=bild))
 

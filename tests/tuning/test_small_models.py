@@ -209,6 +209,19 @@ def test_stopped_anywhere_it_goes_on_and_decodes_nothing_twice(command, tmp_path
     assert len(counted) - before <= 2 * 2 * 8 + 3 * (arms + 6)
 
 
+def test_examples_of_a_grid_tell_no_seconds(command):
+    """Most of them are looked up: a dictionary's seconds are not a decoding's."""
+    done = command().require_success()
+    grids = [
+        arm
+        for path in done.path.parent.parent.glob("*/*/[0-9]*.jsonl")
+        for line in path.open(encoding="utf-8")
+        for arm in json.loads(line)["arms"].values()
+    ]
+    assert len(grids) == 2 * 8 * len(GRID)
+    assert {(arm["seconds"], arm["encoder_seconds"]) for arm in grids} == {("nan", None)}
+
+
 def test_api_is_scored_by_both_of_its_metrics(mirror, monkeypatch, capsys, tmp_path):
     for name, value in mirror.environment.items():
         monkeypatch.setenv(name, value)
