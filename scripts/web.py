@@ -18,7 +18,7 @@ from bild.tasks.registry import get
 
 # Of the first the small model drafts most, is unsure once, and is corrected once.
 EXAMPLES = (
-    "Meine Schwester hat ihren Regenschirm schon wieder im Bus vergessen.",
+    "Je länger ich hier wohne, desto besser gefällt mir das Viertel.",
     "Vergessen Sie bitte nicht, am Ende das Licht im Flur auszumachen.",
     "Tom hat vergessen, die Tür abzuschließen, bevor er ins Bett ging.",
 )

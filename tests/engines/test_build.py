@@ -290,7 +290,7 @@ def test_a_library_compiled_for_less_says_so(cache, compiler, monkeypatch):
 def test_a_change_of_any_source_makes_another_library(monkeypatch, tmp_path):
     sources = tmp_path / "native"
     shutil.copytree(build.SOURCES, sources)
-    (sources / "__pycache__").mkdir()
+    (sources / "__pycache__").mkdir(exist_ok=True)
     monkeypatch.setattr(build, "SOURCES", sources)
     keys = {build._key(["true"])}
     names = [path.name for path in sources.iterdir() if path.is_file()]

@@ -184,11 +184,11 @@ def test_a_console_without_utf_8_gets_a_trace(tmp_path):
 def test_what_steers_a_terminal_is_shown_not_sent(monkeypatch, capsys, tmp_path):
     picture, page = tmp_path / "trace.svg", tmp_path / "trace.html"
     run = run_here(
-        monkeypatch, capsys, "Rot \x1b[31m\x07 ist & <Schnee>\x00.", "--svg", picture,
+        monkeypatch, capsys, "Rot \x1b[31m\x07 ist & <Schnee>\x01.", "--svg", picture,
         "--html", page, name="show_trace",
     ).require_success()  # fmt: skip
-    assert r"Rot \x1b[31m\x07 ist & <Schnee>\x00." in run.out
-    assert not re.search(r"[\x00-\x09\x0b-\x1f]", run.out)
+    assert r"Rot \x1b[31m\x07 ist & <Schnee>\x01." in run.out
+    assert not re.search(r"[\x01-\x09\x0b-\x1f]", run.out)
     assert "x1b[31m" in "".join(ET.parse(picture).getroot().itertext())
     assert "x1b[31m" in "".join(ET.parse(page).getroot().itertext())
 
