@@ -7,14 +7,13 @@
 results/records.toml has the records in the order they are made, each with its command. A record
 that this commit has made already is left as it is; one that was stopped goes on. {data} in it
 stands for $BILD_DATA_ROOT; records whose data are not there are named and left out. Nothing else
-should run on the machine meanwhile. At the end the tables of README.md and docs/ are written.
+should run on the machine meanwhile. Then scripts/make_tables.py and scripts/plot_tradeoff.py put
+them into the pages: not before, for a page that changed makes the tree differ from the commit.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from bild.cli import Parser, run
@@ -30,9 +29,6 @@ def main() -> None:
     add("--results", type=Path, default=ROOT / "results", help="folder (default: results)")
     a = parser.parse_args()
     remake(a.results, a.only, os.environ.get("BILD_DATA_ROOT"), only_list=a.list)
-    if not a.list:
-        tables = ROOT / "scripts" / "make_tables.py"
-        subprocess.run([sys.executable, str(tables), "--results", str(a.results)], check=True)
 
 
 if __name__ == "__main__":
