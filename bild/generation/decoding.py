@@ -207,7 +207,7 @@ def _draft(
     """`Decoder.draft` onto `y`, and whether its last token ends the output."""
     recorder.starts(decoder)
     pending = y.tokens[decoder.length :]
-    if not _looks_at_scores(y, stopping, processors):
+    if not scores_are_read(stopping, processors, y.keep_scores):
         draft = decoder.draft(pending, limit, rule, stopping.eos_token_ids)
         y.tokens += draft.tokens
         ended = bool(draft.tokens) and stopping(y)
@@ -261,7 +261,7 @@ def _verify(
     drafted = y.tokens[checked:]
     first_row = checked - decoder.length - 1
     scores = None
-    if not _looks_at_scores(y, stopping, processors):
+    if not scores_are_read(stopping, processors, y.keep_scores):
         verdict = decoder.verify(pending, drafted, first_row)
     else:
         raw = decoder.feed(pending)[first_row:]  # (T, V): a row a drafted token, and one more
@@ -273,9 +273,11 @@ def _verify(
     return verdict, scores
 
 
-def _looks_at_scores(y: Output, stopping: Stopping, processors: LogitsProcessorList | None) -> bool:
+def scores_are_read(
+    stopping: Stopping, processors: LogitsProcessorList | None, keep_scores: bool
+) -> bool:
     """Whether anything but the loop itself reads scores, which then have to be made."""
-    return bool(processors or stopping.criteria or y.keep_scores)
+    return bool(processors or stopping.criteria or keep_scores)
 
 
 def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tensor) -> Scores:
