@@ -230,7 +230,7 @@ def _draft(
     """`Decoder.draft` onto `y`, and whether its last token ends the output."""
     recorder.starts(decoder)
     pending = y.tokens[decoder.length :]
-    if not _looks_at_scores(y, stopping, processors):
+    if not scores_are_read(stopping, processors, y.keep_scores):
         draft = yield DraftRequest(decoder, pending, limit, rule, stopping.eos_token_ids)
         y.tokens += draft.tokens
         ended = bool(draft.tokens) and stopping(y)
@@ -290,7 +290,7 @@ def _verify(
     drafted = y.tokens[checked:]
     first_row = checked - decoder.length - 1
     scores = None
-    if not _looks_at_scores(y, stopping, processors):
+    if not scores_are_read(stopping, processors, y.keep_scores):
         verdict = yield VerifyRequest(decoder, pending, drafted, first_row)
     else:
         logits = yield FeedRequest(decoder, pending)
@@ -303,9 +303,11 @@ def _verify(
     return verdict, scores
 
 
-def _looks_at_scores(y: Output, stopping: Stopping, processors: LogitsProcessorList | None) -> bool:
+def scores_are_read(
+    stopping: Stopping, processors: LogitsProcessorList | None, keep_scores: bool
+) -> bool:
     """Whether anything but the loop itself reads scores, which then have to be made."""
-    return bool(processors or stopping.criteria or y.keep_scores)
+    return bool(processors or stopping.criteria or keep_scores)
 
 
 def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tensor) -> Scores:
