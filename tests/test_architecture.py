@@ -23,12 +23,12 @@ LAYERS = (
     ("generation",),
     ("evaluation",),
     ("tuning", "benchmark", "training"),
-    ("show",),
+    ("show", "serve"),
     ("cli", "bild"),  # "bild" is bild/__init__.py: the public names
 )
 LEVEL = {wing: level for level, wings in enumerate(LAYERS) for wing in wings}
-# Wings of one line do not know each other, but for this one.
-NEIGHBOURS = {("tasks", "checkpoints")}
+# Wings of one line do not know each other, but for these.
+NEIGHBOURS = {("tasks", "checkpoints"), ("serve", "show")}
 
 FILE_LINES = 400
 FUNCTION_LINES = 60  # without the docstring

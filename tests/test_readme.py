@@ -55,6 +55,7 @@ KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
 # Started by no command here, and where else.
 ELSEWHERE = {
     "scripts/web.py": "show/test_web.py",
+    "scripts/serve.py": "serve/test_serve.py",
     "scripts/make_tables.py": "show/test_tables.py",
     "scripts/plot_tradeoff.py": "show/test_plots.py",
     "scripts/make_api.py": "test_repository.py",
