@@ -18,7 +18,7 @@ from commands import ROOT
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
     (
-        *("errors", "_version", "config", "files", "flags", "pictures"),
+        *("errors", "_version", "config", "files", "flags", "pictures", "stopping"),
         *("policy", "acceptance", "fallback", "rules"),
     ),
     ("checkpoints", "tasks"),

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from bild.errors import BildError
 from bild.policy import FallbackRule, Step, Window
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Draft(NamedTuple):
@@ -44,7 +48,7 @@ class Verdict(NamedTuple):
         distances: T values, its distance from each drafted token in nats (`distances_from`).
         own: T values, its distance from its own choices, likewise, where logits processors changed
             its scores; None where it is that of `probabilities`.
-        entropies, ranks: as of `bild.policy.Window`; empty unless asked for.
+        entropies, ranks: as of `bild.policy.Window`; empty unless asked for (`judge`).
     """
 
     tokens: list[int]
@@ -175,13 +179,7 @@ class Decoder(ABC):
             self.feed, pending, limit, rule, ends=lambda token: token in eos_token_ids
         )
 
-    def verify(
-        self,
-        pending: Sequence[int],
-        drafted: Sequence[int],
-        first_row: int = 0,
-        needs: Collection[str] = (),
-    ) -> Verdict:
+    def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
         """Feed `pending` in ONE forward and judge the drafted tokens by its logits.
 
         Args:
@@ -189,11 +187,10 @@ class Decoder(ABC):
             drafted: T >= 0 tokens.
             first_row: the row of the logits that scores the first drafted token; as many rows
                 as there are drafted tokens start there, or one more.
-            needs: what else is to be told, of `bild.policy.DEAR_MEASURES`.
         """
         check_ids(drafted, self.vocab_size, "scored tokens")
         rows = self.feed(pending)[first_row:]  # (T or T + 1, V)
-        return judge(rows, rows, drafted, needs)
+        return judge(rows, rows, drafted)
 
 
 def draft_tokens(
@@ -204,10 +201,22 @@ def draft_tokens(
     ends: Callable[[int], bool],
     process: Callable[[Tensor], Tensor] | None = None,
 ) -> Draft:
+    """`drafting` with `feed`, a decoder's."""
+    return drive(drafting(pending, limit, rule, ends, process), feed)
+
+
+def drafting(
+    pending: Sequence[int],
+    limit: int,
+    rule: FallbackRule,
+    ends: Callable[[int], bool],
+    process: Callable[[Tensor], Tensor] | None = None,
+) -> Generator[Sequence[int], Tensor, Draft]:
     """The drafting loop (paper, Algorithm 1, lines 4 to 8); see `Decoder.draft`.
 
+    It yields the tokens to feed, and is sent their logits (T, V).
+
     Args:
-        feed: of a decoder.
         pending, limit, rule: as `Decoder.draft`'s.
         ends: told of each token that is written; whether writing ends with it.
         process: makes of the raw logits (V,) after all tokens so far the scores that are read.
@@ -216,7 +225,7 @@ def draft_tokens(
     probabilities: list[float] = []
     product = 1.0
     while len(tokens) < limit:
-        raw = feed(pending)[-1]
+        raw = (yield pending)[-1]
         scores = raw if process is None else process(raw)
         token, probability = top_token(scores)
         probabilities.append(probability)
@@ -231,6 +240,18 @@ def draft_tokens(
             break
         pending = [token]
     return Draft(tokens, probabilities, unsure=None)
+
+
+def drive(steps: Generator[Q, A, R], answer: Callable[[Q], A]) -> R:
+    """Answer all that `steps` asks, one question after the other; what it comes to."""
+    reply: Any = None  # the first thing that a generator is sent
+    while True:
+        try:
+            question = steps.send(reply)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        reply = answer(question)
 
 
 def top_token(scores: Tensor) -> tuple[int, float]:
@@ -307,7 +328,7 @@ def judge(
         scores: after the logits processors: what the large model chooses by.
         raw: before; distances, entropies and ranks are theirs.
         drafted: the tokens.
-        needs: as of `Decoder.verify`.
+        needs: what else is to be told, of `bild.policy.DEAR_MEASURES`.
     """
     drafts = len(drafted)
     floats = scores.float()

@@ -284,15 +284,7 @@ class NativeT5Decoder(T5Decoder):
             tokens += one.tokens
         return Draft(tokens, probabilities, unsure=None)
 
-    def verify(
-        self,
-        pending: Sequence[int],
-        drafted: Sequence[int],
-        first_row: int = 0,
-        needs: Collection[str] = (),
-    ) -> Verdict:
-        if needs:  # of the whole distribution
-            return super().verify(pending, drafted, first_row, needs)
+    def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
         verdict = self._session.verify(self.length, pending, drafted, first_row)
         self._count(len(pending))
         return verdict

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from bild.config import BiLDConfig
-from bild.engines import Decoder, Draft
+from bild.engines import Decoder, Draft, Verdict, judge
 from bild.generation.decoding import (
     NOTHING,
     OnCommit,
@@ -174,8 +174,7 @@ def decode_ahead(
         # Of a proposal that ends the output the last token looked at need not be fed.
         pending = tokens[large.length : looked - proposal.ends]
         start = time.perf_counter()
-        first_row, needs = checked - large.length - 1, rule.needs & DEAR_MEASURES
-        verdict = large.verify(pending, tokens[checked:looked], first_row, needs)
+        verdict = _verify(large, pending, tokens[checked:looked], checked, rule)
         prices.verified(time.perf_counter() - start, len(pending))
         for i, probability in enumerate(verdict.probabilities):
             refuse_nan(probability, large, checked + i)
@@ -206,6 +205,20 @@ def decode_ahead(
         large_tokens_fed=large.tokens_fed,
         small_tokens_fed=small.tokens_fed,
     )
+
+
+def _verify(
+    large: Decoder,
+    pending: Sequence[int],
+    drafted: Sequence[int],
+    checked: int,
+    rule: AcceptanceRule,
+) -> Verdict:
+    first_row, needs = checked - large.length - 1, rule.needs & DEAR_MEASURES
+    if not needs:
+        return large.verify(pending, drafted, first_row)
+    raw = large.feed(pending)[first_row:]
+    return judge(raw, raw, drafted, needs)
 
 
 def _propose(

@@ -64,8 +64,7 @@ class Engine(TableDecoder):
         self.length = len(self.cached)
         return draft
 
-    def verify(self, pending, drafted, first_row=0, needs=()):
-        assert not needs
+    def verify(self, pending, drafted, first_row=0):
         table = [r.softmax(-1) for r in self.rows[self.length : self.length + len(pending)]]
         super().feed(pending)
         table = table[first_row:]
