@@ -82,8 +82,10 @@ class Stopping:
         if not self.criteria:
             return False
         assert y.latest is not None
-        scores = y.latest.processed[None]
-        return bool(self.criteria(torch.tensor([y.tokens], device=scores.device), scores)[0])
+        # As transformers does: the scores of all tokens, if they are kept.
+        scores = tuple(s.processed[None] for s in y.scores) if y.keep_scores else None
+        ids = torch.tensor([y.tokens], device=y.latest.processed.device)
+        return bool(self.criteria(ids, scores)[0])
 
 
 MEASURES = FREE_MEASURES | DEAR_MEASURES  # what is known of a draft when a rule judges it
