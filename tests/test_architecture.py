@@ -18,15 +18,8 @@ from commands import ROOT
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
     (
-        "errors",
-        "config",
-        "policy",
-        "files",
-        "yaml_files",
-        "flags",
-        "parser",
-        "pictures",
-        "_version",
+        *("errors", "_version", "config", "policy", "files", "yaml_files", "flags", "parser"),
+        *("pictures", "stopping"),
     ),
     ("checkpoints", "tasks"),
     ("engines",),

@@ -18,7 +18,7 @@ from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
-from bild.generation.generate import BiLDOutput, decode_alone, decode_with_pair
+from bild.generation.generate import BiLDOutput, Stream, decode_alone, decode_with_pair
 from bild.generation.lookahead import Prices
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.source import Source, check_states, make_source
@@ -169,7 +169,7 @@ class BiLDModel:
             self.models["small"].reading(source) as small,
         ):
             return decode_with_pair(
-                plan, large, small, bild_config, streamer, output_trace, self._prices
+                plan, large, small, bild_config, Stream(streamer), output_trace, self._prices
             )
 
     def greedy(
@@ -229,7 +229,7 @@ class SingleModel:
         given = generate_kwargs.pop("encoder_outputs", None)
         plan = self.plan(source, generate_kwargs)
         with self.reading(source, given) as decoder:
-            return decode_alone(plan, decoder, streamer, output_trace)
+            return decode_alone(plan, decoder, Stream(streamer), output_trace)
 
     @contextmanager
     def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:

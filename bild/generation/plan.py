@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NoReturn
@@ -33,7 +33,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from bild.config import BiLDConfig
 from bild.errors import BildError, first_line
-from bild.generation.decoding import Stopping
+from bild.generation.decoding import Stopping, scores_are_read
 
 # Settings that do what they do in transformers' greedy search.
 HONOURED = frozenset(
@@ -136,7 +136,25 @@ class Plan:
     @property
     def reads_scores(self) -> bool:
         """Whether anything but the decoding loop looks at scores."""
-        return bool(self.processors or self.stopping.criteria or self.keeps_scores)
+        return scores_are_read(self.stopping, self.processors, self.keeps_scores)
+
+    def with_stop_strings(self, strings: Any, tokenizer: Any) -> Plan:
+        """The same plan, by which an output ends with one of the strings as well.
+
+        Args:
+            strings: a string or several; None for none.
+            tokenizer: of the outputs.
+
+        Raises:
+            BildError: strings without a tokenizer.
+        """
+        if strings is None:
+            return self
+        if tokenizer is None:
+            raise BildError(f"stop_strings={strings!r} needs the tokenizer too; give tokenizer=")
+        criteria = StoppingCriteriaList(self.stopping.criteria)
+        criteria.append(StopStringCriteria(tokenizer, strings))
+        return replace(self, stopping=replace(self.stopping, criteria=criteria))
 
 
 def make_plan(
@@ -230,10 +248,14 @@ class Planner:
 
     A plan takes transformers 2 ms, so plans are remembered where they depend on no input: nothing
     but plain settings is given, and nothing but lengths and end of sequence stops the output.
+
+    Args:
+        model: whose `generate` is asked.
+        tokenizer: looks for stop strings where no other is given.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, tokenizer: Any = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
         self._known: dict[Any, tuple[dict[str, Any], Plan]] = {}
 
     def __call__(self, source: Tensor, keywords: Mapping[str, Any]) -> Plan:
@@ -251,7 +273,8 @@ class Planner:
         known = self._known.get(key)
         if known is not None and known[0] == settings:
             return known[1]
-        plan = self._make(source, self._with_stop_strings(keywords))
+        keywords, strings, tokenizer = self._without_stop_strings(keywords)
+        plan = self._make(source, keywords).with_stop_strings(strings, tokenizer)
         if plain and not plan.processors and not plan.stopping.criteria:
             if len(self._known) >= KEPT_PLANS:
                 del self._known[next(iter(self._known))]  # the oldest
@@ -273,26 +296,19 @@ class Planner:
             ) from error
         return plan
 
-    def _with_stop_strings(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords with a criterion in the place of stop strings.
-
-        To a decoding method of one's own transformers hands no tokenizer, which these need.
-        """
+    def _without_stop_strings(self, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+        """Keywords that ask for no stop strings, those that these ask for, and the tokenizer."""
         keywords = dict(keywords)
         tokenizer = keywords.pop("tokenizer", None)
         configs = keywords.get("generation_config"), self.model.generation_config
         strings = [
-            keywords.get("stop_strings"),
+            keywords.pop("stop_strings", None),
             *(getattr(c, "stop_strings", None) for c in configs),
         ]
         first = next((s for s in strings if s is not None), None)
-        if first is None:
-            return keywords
-        if tokenizer is None:
-            raise BildError(f"stop_strings={first!r} needs the tokenizer too; give tokenizer=")
-        criteria = StoppingCriteriaList(keywords.pop("stopping_criteria", None) or ())
-        criteria.append(StopStringCriteria(tokenizer, first))
-        return {**keywords, "stop_strings": None, "stopping_criteria": criteria}
+        if first is not None:
+            keywords["stop_strings"] = None
+        return keywords, first, self.tokenizer if tokenizer is None else tokenizer
 
 
 def _stopping(criteria: StoppingCriteriaList) -> Stopping:
