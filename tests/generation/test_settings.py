@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from tiny import EOS, sources, tiny_bart, tiny_t5
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny import EOS, letters, sources, tiny_bart, tiny_t5
 from transformers import (
     GenerationConfig,
-    PreTrainedTokenizerFast,
     T5ForConditionalGeneration,
     WatermarkingConfig,
 )
@@ -33,13 +31,6 @@ def pair():
 
 def make_pair():
     return BiLDModel(tiny_t5(SEED, vocab=VOCAB), tiny_t5(SEED, vocab=VOCAB, noise=0.25))
-
-
-@pytest.fixture(scope="module")
-def refusing():
-    """A pair for calls that are refused: transformers leaves hooks on a model whose attentions or
-    hidden states were asked for, and the fast engine runs none that has hooks."""
-    return make_pair()
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +159,9 @@ REFUSED = [
 @pytest.mark.filterwarnings("ignore")
 @DOORS
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda v: str(v)[:40])
-def test_other_settings_are_refused_by_name_and_value(refusing, source, door, options, message):
+def test_other_settings_are_refused_by_name_and_value(pair, source, door, options, message):
     with pytest.raises(BildError) as error:
-        door(refusing, source, max_new_tokens=4, **options)
+        door(pair, source, max_new_tokens=4, **options)
     assert message in str(error.value)
     assert str(error.value).count("\n") == 0
 
@@ -190,7 +181,7 @@ KEYWORDS = [
     ({"past_key_values": CACHE}, "past_key_values=: each model's cache is made here"),
     ({"assistant_model": CACHE}, "assistant_model=: the model that drafts is the pair's small"),
     ({"decoder_attention_mask": torch.ones(1, 1)}, "decoder_attention_mask=: give decoder_input"),
-    ({"negative_prompt_ids": torch.ones(1, 1)}, "negative_prompt_ids=: guidance keeps a state"),
+    ({"negative_prompt_ids": torch.ones(1, 1)}, "negative_prompt_ids=: guidance keeps a cache"),
     ({"inputs": torch.ones(1, 1)}, "inputs=: give the source as input_ids="),
     ({"custom_generate": "some/repository"}, "custom_generate=: BiLD is the decoding method"),
     ({"fallback_threshold": 0.5}, "fallback_threshold=: give bild_config=BiLDConfig(fallback_"),
@@ -241,7 +232,7 @@ def test_a_dictionary_of_thresholds_is_refused_with_the_way_out(pair, source, do
 
 
 @DOORS
-def test_a_processor_that_keeps_a_state_is_refused_where_it_is_known(pair, source, door):
+def test_guidance_is_refused(pair, source, door):
     guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, pair.large)
     with pytest.raises(BildError, match="cannot use UnbatchedClassifierFreeGuidance"):
         door(pair, source, max_new_tokens=4, logits_processor=LogitsProcessorList([guidance]))
@@ -252,12 +243,7 @@ def test_a_processor_that_keeps_a_state_is_refused_where_it_is_known(pair, sourc
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One letter a token: "a" is 0, "b" is 1, ..."""
-    letters = {chr(97 + i): i for i in range(VOCAB)}
-    made = Tokenizer(models.WordLevel(letters, unk_token="a"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="a")
+    return letters(VOCAB)
 
 
 @pytest.fixture
