@@ -1,56 +1,7 @@
-"""The pair as an HTTP service: texts in, texts out, with who wrote each token.
+"""`bild serve` as a script: the same arguments, the same code."""
 
-    python scripts/serve.py
-    python scripts/serve.py --port 8080 --precision int8 --workers 2
-    python scripts/serve.py --large my/large --small my/small --prefix "translate: "
-    python scripts/serve.py --host 0.0.0.0 --allow-host translate.example
-
-POST /generate takes {"text": "..."} or several texts, POST /stream sends tokens as they are settled
-(server-sent events); GET /health, /metrics (Prometheus), /docs and /openapi.json say more, and so
-does docs/serve.md. It listens on this machine alone unless told otherwise, and has no passwords:
-put a proxy with TLS and access rules before it where others may ask. SIGTERM lets it finish what it
-has begun. It needs FastAPI, uvicorn and prometheus-client (requirements-serve.txt).
-"""
-
-from __future__ import annotations
-
-from bild.cli import Parser, add_pair_flags, pair_config, quiet_loading, run
-from bild.flags import add_fields, read_fields
-from bild.serve.config import RANGES, ServeConfig
-
-OPTIONS = ("host", *RANGES)
-
-
-def main() -> None:
-    parser = Parser(__doc__)
-    add_fields(parser, ServeConfig, *OPTIONS)
-    add = parser.add_argument
-    add("--allow-host", nargs="+", default=(), metavar="NAME", help="names it is called by")
-    add("--prefix", help="put before every text (default: the task's)")
-    add_pair_flags(parser)
-    a = parser.parse_args()
-    settings = ServeConfig(allow_host=tuple(a.allow_host), **read_fields(a, *OPTIONS))
-    config, bild = pair_config(a)
-
-    # Only now: these import torch and transformers, which takes seconds.
-    from bild.serve.app import make_app
-    from bild.serve.run import listen, serve
-    from bild.serve.worker import Job, Translator
-    from bild.show.race import Racer
-
-    found = listen(settings)  # before the models: a port that is taken is said at once
-    quiet_loading()
-    racer = Racer.load(config)
-    translator = Translator(
-        racer.pair,
-        racer.tokenizer,
-        racer.prefix if a.prefix is None else a.prefix,
-        racer.max_source_tokens,
-        racer.max_new_tokens,
-    )
-    translator.decode(Job("a", bild, 8))  # compiled, and the first forwards made
-    serve(make_app(translator, settings, bild), settings, found)
-
+from bild.cli import run
+from bild.commands.serve import main
 
 if __name__ == "__main__":
     run(main)

@@ -230,6 +230,8 @@ def execute(command: list[str], run) -> None:
             pass  # cli/test_command.py has it of all
         case ["bild", "--help" | "--version"] | ["bild", "completion", *_]:
             pass
+        case ["bild", "web" | "serve" as name, *_]:
+            execute(["python", f"scripts/{name}.py"], run)
         case ["bild", name, *arguments]:
             run(SCRIPTS.get(name, name), arguments)
         case ["bash", launcher, *arguments]:
