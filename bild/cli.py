@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from bild import stopping
+
+stopping.listen()  # before anything else is imported, which takes its time
+
+# ruff: noqa: E402
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
@@ -71,6 +77,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What the machine refuses, not the program: no room, no right, a disk that is gone or broken.
+ENVIRONMENT = (
+    *NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
+    errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN,
+)  # fmt: skip
 LONGEST_NAME = 255  # bytes of a part of a path
 SENTENCES = ("sentence", "prefix")  # arguments that are no names
 
@@ -195,18 +206,23 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
             stopped; only then is that said.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        main()
-    except BildError as error:
-        _refuse(error)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        where = "" if error.filename is None else f" ({error.filename})"
-        more = "; make room, and the same command goes on from here" if resumes else ""
-        _refuse(BildError(f"{error.strerror}{where}{more}"))
-    except KeyboardInterrupt:
-        _stop("; the same command goes on from here" if resumes else "")
+    with stopping.watched(resumes):
+        try:
+            main()
+            sys.stdout.flush()
+        except BildError as error:
+            _refuse(error)
+        except BrokenPipeError:
+            _leave_a_closed_pipe()
+        except OSError as error:
+            if error.errno not in ENVIRONMENT:
+                raise
+            where = "" if error.filename is None else f" ({error.filename})"
+            room = "make room" if error.errno in NO_ROOM else "set that right"
+            more = f"; {room}, and the same command goes on from here" if resumes else ""
+            _refuse(BildError(f"{error.strerror}{where}{more}"))
+        except KeyboardInterrupt as stop:
+            _stop(stop)
 
 
 def _refuse(error: BildError) -> NoReturn:
@@ -214,9 +230,15 @@ def _refuse(error: BildError) -> NoReturn:
     sys.exit(2)
 
 
-def _stop(more: str = "") -> NoReturn:
-    print(f"\nstopped{more}", file=sys.stderr)
-    sys.exit(130)
+def _stop(stop: KeyboardInterrupt) -> NoReturn:
+    stopping.tell(tuple(getattr(stop, "__notes__", ())))
+    stopping.leave(stop)
+
+
+def _leave_a_closed_pipe() -> NoReturn:
+    """Nobody reads on, as after `| head`: no word of it, and none when Python closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _while_importing(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -224,7 +246,7 @@ def _while_importing(kind: type[BaseException], error: BaseException, trace: Any
     if isinstance(error, BildError):
         _refuse(error)
     if isinstance(error, KeyboardInterrupt):
-        _stop()
+        _stop(error)
     sys.__excepthook__(kind, error, trace)
 
 

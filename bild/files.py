@@ -13,9 +13,11 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,10 @@ from filelock import FileLock, Timeout
 
 from bild.errors import BildError
 
-UNFINISHED = ".unfinished-"  # how the names of scratch folders begin
+if sys.platform != "win32":
+    import fcntl
+
+UNFINISHED = ".unfinished-"  # how the names of scratch files and folders begin
 
 Line = TypeVar("Line")
 
@@ -91,19 +96,49 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     check_kind(path)
     with writing(path):
+        sweep(path.parent)
         # Beside it, under a name that nobody can guess and that cannot be there.
-        scratch = path.with_name(f".{path.name[:40]}-{secrets.token_hex(8)}")
+        scratch = path.with_name(f"{UNFINISHED}{path.name[:40]}-{secrets.token_hex(8)}")
         file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
         try:
             with os.fdopen(file, "wb") as stream:
+                _hold(file)
                 stream.write(content.encode("utf-8") if isinstance(content, str) else content)
                 stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(scratch, path)
+                os.fsync(file)
+                os.replace(scratch, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(scratch)
             raise
+
+
+@cache
+def sweep(folder: Path) -> None:
+    """Remove the half-written files that killed processes have left in a folder.
+
+    A process looks at a folder once. A file that somebody is still writing is held by its writer.
+    """
+    for left in folder.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):
+            if stat.S_ISREG(left.lstat().st_mode):
+                file = os.open(left, os.O_RDONLY | NO_LINKS)
+                try:
+                    if _hold(file):
+                        os.unlink(left)
+                finally:
+                    os.close(file)
+
+
+def _hold(file: int) -> bool:
+    """Lock an open file until it is closed, or its process ends; False where another holds it."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # or the file system has no locks
+        return False
+    return True
 
 
 @contextmanager

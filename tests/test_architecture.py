@@ -17,7 +17,7 @@ from commands import ROOT
 
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
-    ("errors", "_version", "config", "policy", "files", "flags", "pictures"),
+    ("errors", "_version", "config", "policy", "files", "flags", "pictures", "stopping"),
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),

@@ -173,6 +173,29 @@ def test_a_scratch_file_cannot_be_guessed_and_is_not_left(tmp_path, monkeypatch)
     assert not any(os.path.exists(p) for p in scratch)
 
 
+def test_what_a_killed_writer_left_is_swept_and_what_another_writes_is_not(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    left = tmp_path / ".unfinished-run.json-0123456789abcdef"
+    left.write_text("{")
+    hidden = tmp_path / ".mine"
+    hidden.write_text("mine")
+    ours = []
+    replace = os.replace
+
+    def another_writes(scratch, target):
+        """While the first is at it, a second one sweeps and writes to the same folder."""
+        if not ours:
+            ours.append(scratch)
+            files.sweep.cache_clear()
+            write_json(tmp_path / "other.json", {"b": 1})
+            assert os.path.exists(scratch)
+        replace(scratch, target)
+
+    monkeypatch.setattr(os, "replace", another_writes)
+    write_json(path, {"a": 1})
+    assert sorted(os.listdir(tmp_path)) == [".mine", "other.json", "run.json"]
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_name_that_no_system_takes_is_one_sentence(tmp_path, name):
     with pytest.raises(BildError, match="cannot be written"):

@@ -8,14 +8,18 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from bild.errors import BildError
 from bild.policy import FallbackRule
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Draft(NamedTuple):
@@ -181,10 +185,22 @@ def draft_tokens(
     ends: Callable[[int], bool],
     process: Callable[[Tensor], Tensor] | None = None,
 ) -> Draft:
+    """`drafting` with `feed`, a decoder's."""
+    return drive(drafting(pending, limit, rule, ends, process), feed)
+
+
+def drafting(
+    pending: Sequence[int],
+    limit: int,
+    rule: FallbackRule,
+    ends: Callable[[int], bool],
+    process: Callable[[Tensor], Tensor] | None = None,
+) -> Generator[Sequence[int], Tensor, Draft]:
     """The drafting loop (paper, Algorithm 1, lines 4 to 8); see `Decoder.draft`.
 
+    It yields the tokens to feed, and is sent their logits (T, V).
+
     Args:
-        feed: of a decoder.
         pending, limit, rule: as `Decoder.draft`'s.
         ends: told of each token that is written; whether writing ends with it.
         process: makes of the raw logits (V,) after all tokens so far the scores that are read.
@@ -192,7 +208,7 @@ def draft_tokens(
     tokens: list[int] = []
     probabilities: list[float] = []
     while len(tokens) < limit:
-        raw = feed(pending)[-1]
+        raw = (yield pending)[-1]
         token, probability = top_token(raw if process is None else process(raw))
         probabilities.append(probability)
         if rule.should_stop(probability) or math.isnan(probability):
@@ -202,6 +218,18 @@ def draft_tokens(
             break
         pending = [token]
     return Draft(tokens, probabilities, unsure=None)
+
+
+def drive(steps: Generator[Q, A, R], answer: Callable[[Q], A]) -> R:
+    """Answer all that `steps` asks, one question after the other; what it comes to."""
+    reply: Any = None  # the first thing that a generator is sent
+    while True:
+        try:
+            question = steps.send(reply)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        reply = answer(question)
 
 
 def top_token(scores: Tensor) -> tuple[int, float]:

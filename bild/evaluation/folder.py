@@ -6,7 +6,10 @@ was cut off in between is reported by the next call, not done again.
 
 from __future__ import annotations
 
+import errno
 import json
+import secrets
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bild.files import (
+    UNFINISHED,
     as_read,
     check_writable,
     digest,
@@ -80,7 +84,7 @@ def open_run(folder: Path, identity: Identity) -> Iterator[RunFolder]:
         folder: of the runs of a task.
         identity: of this run.
     """
-    for candidate in sorted(folder.glob("*/identity")):
+    for candidate in sorted(folder.glob("[!.]*/identity")):
         known = _identity(candidate)
         if known is None or known["work"] != as_read(identity.work):
             continue
@@ -103,11 +107,12 @@ def open_run(folder: Path, identity: Identity) -> Iterator[RunFolder]:
                 )
         finally:
             lock.release()
-    run = _new_folder(folder)
-    with FileLock(run / "lock"):
-        write_atomically(run / UNREPORTED, "")
-        write_json(run / "identity", {"work": identity.work, "place": identity.place})
+    with writing(folder):
+        run, lock = _new_folder(folder, identity)
+    try:
         yield RunFolder(run, finished=False)
+    finally:
+        lock.release()
 
 
 def own_folder(parent: Path, name: str, identity: Identity) -> Path:
@@ -140,16 +145,41 @@ def own_folder(parent: Path, name: str, identity: Identity) -> Path:
     return folder
 
 
-def _new_folder(folder: Path) -> Path:
-    """A folder named by the time of day."""
+def _new_folder(folder: Path, identity: Identity) -> tuple[Path, FileLock]:
+    """A folder named by the time of day, and its lock.
+
+    It gets its name when it is whole: one that lacks its identity would never be gone on with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep_scratch(folder)
+    lock = None
+    while lock is None:  # another process may take an empty one for what a killed one has left
+        scratch = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
+        scratch.mkdir()
+        lock = _locked(scratch)
+    write_atomically(scratch / UNREPORTED, "")
+    write_json(scratch / "identity", {"work": identity.work, "place": identity.place})
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
-            with suppress(FileExistsError):
-                (folder / name).mkdir()
-                return folder / name
+    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
+        try:
+            scratch.rename(folder / name)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return folder / name, lock
     raise AssertionError("there is always another number")
+
+
+def _sweep_scratch(folder: Path) -> None:
+    """Remove the folders that were not whole when their processes were killed."""
+    for left in folder.glob(f"{UNFINISHED}*/"):
+        if not (left / "lock").exists():
+            with suppress(OSError):  # it is not empty: not one of these
+                left.rmdir()
+        elif (lock := _locked(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            lock.release()
 
 
 def _locked(run: Path) -> FileLock | None:

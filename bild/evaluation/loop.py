@@ -349,7 +349,12 @@ def run_in_folder(
     check_writable(folder)
     with open_run(folder, identity) as run:
         path = run.path / "run.json"
-        found = list(decode_into(run.path / "samples.jsonl"))
+        found: list[Sample] = []
+        try:
+            found.extend(decode_into(run.path / "samples.jsonl"))
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"{len(found)} examples are done and kept in {run.path}")
+            raise
         if run.finished:
             record = kind.load(path)
         else:

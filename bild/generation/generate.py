@@ -17,28 +17,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation import BaseStreamer, LogitsProcessorList, StoppingCriteriaList
-from transformers.utils import ModelOutput
+from transformers.generation import BaseStreamer, GenerateEncoderDecoderOutput
 
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder
 from bild.errors import BildError
 from bild.generation.decoding import OnCommit, Output, Stopping, decode, decode_greedy
+from bild.generation.kept_back import kept_back
 from bild.generation.lookahead import Prices, decode_ahead
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
-from bild.generation.source import make_source
+from bild.generation.rewinding import settle
+from bild.generation.source import Source, make_source
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder, Trace, TraceRecorder
 from bild.policy import Writer
 
 # What transformers' `generate` makes for a decoding method, besides inputs of the encoder.
 MADE_BY_GENERATE = ("attention_mask", "encoder_outputs", "use_cache", "logits_to_keep")
+MADE_FOR_A_PLAN = ("logits_processor", "stopping_criteria", "generation_config")
 
 
 @dataclass
-class BiLDOutput(ModelOutput):
-    """What `generate` returns with `return_dict_in_generate=True`.
+class BiLDOutput(GenerateEncoderDecoderOutput):
+    """What `generate` returns with `return_dict_in_generate=True`: transformers' own, and more.
 
     Attributes:
         sequences: (1, prompt + generated), as transformers' own.
@@ -49,11 +51,10 @@ class BiLDOutput(ModelOutput):
         trace: with `output_trace`, who wrote each token, and what came to nothing.
         encoder_seconds: wall-clock seconds in which the source was read, by all models together;
             where an encoder's outputs were there already, without it.
+
+    Its other fields (attentions, hidden states, a cache) are None.
     """
 
-    sequences: Tensor | None = None
-    scores: tuple[Tensor, ...] | None = None
-    logits: tuple[Tensor, ...] | None = None
     stats: DecodeStats | None = None
     trace: Trace | None = None
     encoder_seconds: float | None = None
@@ -62,33 +63,29 @@ class BiLDOutput(ModelOutput):
 def bild_generate(
     model: PreTrainedModel,
     input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
     inputs_tensor: Tensor,
     small_model: PreTrainedModel | None = None,
     bild_config: BiLDConfig | None = None,
     bild_streamer: BaseStreamer | None = None,
     output_trace: bool = False,
     stop_strings: Any = None,
-    **model_kwargs: Any,
+    **made: Any,
 ) -> BiLDOutput | Tensor:
     """Big Little Decoder for `custom_generate=`; `model` is the large one.
 
-    It runs on transformers' own forward; `BiLDModel` offers the fast engine.
+    It runs on transformers' own forward; `BiLDModel` offers the fast engine. `streamer=` and
+    `stop_strings=` with `tokenizer=` do what they do in transformers' greedy search; stop strings
+    of a generation configuration transformers refuses here.
 
     Args:
         small_model: the model that drafts; it must share the large one's vocabulary.
         bild_config: thresholds and variant; the defaults of `BiLDConfig` if None.
-        bild_streamer: gets tokens once they can no longer be rolled back; it takes the place of
-            `streamer=`, which transformers keeps: that one is given the prompt, nothing else, and
-            no end, so that whoever waits for its tokens waits for ever.
+        bild_streamer: as `streamer=`, of which it takes the place.
         output_trace: put a `Trace` into the output; needs `return_dict_in_generate`.
-        stop_strings: refused, for they need a tokenizer, which transformers keeps as well.
+        stop_strings: the output ends with the first of them.
 
-    The other arguments are made by `generate`: decoder prompt (1, P), processors, criteria,
-    configuration, source ids (1, S), encoder outputs and attention mask. `assistant_model=` never
-    arrives here: transformers keeps it, and it changes nothing.
+    The other arguments are made by `generate`: decoder prompt (1, P), source ids (1, S), and in
+    `made` processors, criteria, configuration, encoder outputs and attention mask.
 
     Raises:
         BildError: a batch over one, beams, sampling, or another unsupported setting, by name and
@@ -97,39 +94,27 @@ def bild_generate(
     if not isinstance(small_model, PreTrainedModel):
         given = "None" if small_model is None else f"a {type(small_model).__name__}"
         raise BildError(f"bild_generate needs small_model=, a model, got {given}")
-    made = model_kwargs.pop("past_key_values", None)
-    plan = make_plan(
-        model,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        past_key_values=made,
-    )
     models = {"large": model, "small": small_model}
-    source = make_source(models, inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs)
-    _check_kwargs(model_kwargs, stop_strings)
+    call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
     vocab_size = shared_vocab_size(model, small_model)
     large = HuggingFaceDecoder(model, "large", vocab_size)
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
-    large.read(source.ids, source.mask, model_kwargs["encoder_outputs"])
-    small.read(source.ids, source.mask, **source.inputs)
-    return decode_with_pair(plan, large, small, bild_config, bild_streamer, output_trace)
+    large.read(call.source.ids, call.source.mask, call.encoder_outputs)
+    small.read(call.source.ids, call.source.mask, **call.source.inputs)
+    stream = call.stream(bild_streamer)
+    return decode_with_pair(call.plan, large, small, bild_config, stream, output_trace)
 
 
 def greedy_generate(
     model: PreTrainedModel,
     input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
     inputs_tensor: Tensor,
     model_name: Writer = "large",
     shared_vocab: int | None = None,
     bild_streamer: BaseStreamer | None = None,
     output_trace: bool = False,
     stop_strings: Any = None,
-    **model_kwargs: Any,
+    **made: Any,
 ) -> BiLDOutput | Tensor:
     """Greedy decoding with one model, for `custom_generate=`: the baseline BiLD is timed against.
 
@@ -144,38 +129,98 @@ def greedy_generate(
 
     Other arguments and errors as there.
     """
-    made = model_kwargs.pop("past_key_values", None)
-    plan = make_plan(
-        model,
-        input_ids,
-        logits_processor,
-        stopping_criteria,
-        generation_config,
-        past_key_values=made,
-    )
     models: dict[str, PreTrainedModel] = {model_name: model}
-    source = make_source(models, inputs_tensor, model_kwargs.get("attention_mask"), model_kwargs)
-    _check_kwargs(model_kwargs, stop_strings)
+    call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
-    decoder.read(source.ids, source.mask, model_kwargs["encoder_outputs"])
-    return decode_alone(plan, decoder, bild_streamer, output_trace)
+    decoder.read(call.source.ids, call.source.mask, call.encoder_outputs)
+    return decode_alone(call.plan, decoder, call.stream(bild_streamer), output_trace)
 
 
-def _check_kwargs(kwargs: Mapping[str, Any], stop_strings: Any) -> None:
-    """Refuse what arrives from `generate` and that BiLD would have to ignore."""
-    if stop_strings is not None:
-        raise BildError(
-            f"transformers hands no tokenizer to a decoding method, so that "
-            f"stop_strings={stop_strings!r} cannot be looked for; give stopping_criteria="
-            "StoppingCriteriaList([StopStringCriteria(tokenizer, stop_strings)]), or use "
-            "BiLDModel.generate"
-        )
-    if kwargs.get("mm_encoder_outputs"):  # the large model has read an image on its own
+@dataclass(frozen=True)
+class _Call:
+    """A call of `generate`, as it reaches a decoding method.
+
+    Attributes:
+        plan, source: what is to be decoded.
+        encoder_outputs: of the method's model.
+        streamer: given to `generate`; it has been given the prompt already.
+    """
+
+    plan: Plan
+    source: Source
+    encoder_outputs: Any
+    streamer: BaseStreamer | None
+
+    def stream(self, own: BaseStreamer | None) -> Stream:
+        """To whom tokens are handed on: `own`, or the streamer given to `generate`."""
+        if own is None:
+            return Stream(self.streamer, has_prompt=True)
+        if self.streamer is not None:
+            raise BildError("give streamer= or bild_streamer=, which are the same, not both")
+        return Stream(own)
+
+
+def _called(
+    models: Mapping[str, PreTrainedModel],
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    inputs_tensor: Tensor,
+    stop_strings: Any,
+    made: Mapping[str, Any],
+) -> _Call:
+    """What `generate` has made of its arguments, checked.
+
+    Args:
+        models: those that read the source, by name.
+        model, input_ids, inputs_tensor, stop_strings, made: of the decoding method.
+    """
+    kept = kept_back()
+    if kept.assistant_model is not None:
+        refuse_keyword("assistant_model")
+    settings = {name: made[name] for name in MADE_FOR_A_PLAN}
+    others = {name: value for name, value in made.items() if name not in MADE_FOR_A_PLAN}
+    cache = others.pop("past_key_values", None)
+    plan = make_plan(model, input_ids, **settings, past_key_values=cache)
+    plan = plan.with_stop_strings(stop_strings, kept.tokenizer)
+    source = make_source(models, inputs_tensor, others.get("attention_mask"), others)
+    if others.get("mm_encoder_outputs"):  # the large model has read an image on its own
         refuse_keyword("pixel_values")
     known = (*MADE_BY_GENERATE, *ENCODER_INPUTS, "mm_encoder_outputs")
-    for name, value in kwargs.items():
+    for name, value in others.items():
         if value is not None and name not in known:
             refuse_keyword(name)
+    return _Call(plan, source, others["encoder_outputs"], kept.streamer)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Hands tokens to a streamer of transformers, once they can no longer be rolled back.
+
+    Attributes:
+        streamer: None for nobody.
+        has_prompt: whether it has been given the prompt already.
+    """
+
+    streamer: BaseStreamer | None = None
+    has_prompt: bool = False
+
+    def begin(self, prompt: Tensor) -> OnCommit | None:
+        """What is to be told of tokens that are committed; the prompt (1, P) is handed on."""
+        if self.streamer is None:
+            return None
+        if not self.has_prompt:
+            self.streamer.put(prompt.cpu())
+        return self._put
+
+    def _put(self, tokens: list[int]) -> None:
+        assert self.streamer is not None
+        for token in tokens:
+            self.streamer.put(torch.tensor([token], device="cpu"))
+
+    def end(self) -> None:
+        """There is no more to come."""
+        if self.streamer is not None:
+            self.streamer.end()
 
 
 def decode_with_pair(
@@ -183,7 +228,7 @@ def decode_with_pair(
     large: Decoder,
     small: Decoder,
     bild_config: BiLDConfig | None,
-    streamer: BaseStreamer | None = None,
+    stream: Stream | None = None,
     output_trace: bool = False,
     prices: Prices | None = None,
 ) -> BiLDOutput | Tensor:
@@ -201,7 +246,7 @@ def decode_with_pair(
     if config.lookahead != 0 and not (plan.reads_scores or output_trace):
         prices = Prices() if prices is None else prices
         loop = partial(_decode_ahead, large, small, config, prices)
-    return _decode(plan, streamer, output_trace, loop, read)
+    return _decode(plan, stream, output_trace, loop, read)
 
 
 def _decode_ahead(
@@ -221,32 +266,34 @@ def _decode_ahead(
 def decode_alone(
     plan: Plan,
     decoder: Decoder,
-    streamer: BaseStreamer | None = None,
+    stream: Stream | None = None,
     output_trace: bool = False,
 ) -> BiLDOutput | Tensor:
     """`decode_greedy` by a plan; the decoder has been given the source."""
     loop = partial(decode_greedy, decoder)
-    return _decode(plan, streamer, output_trace, loop, decoder.encoder_seconds)
+    return _decode(plan, stream, output_trace, loop, decoder.encoder_seconds)
 
 
 def _decode(
     plan: Plan,
-    streamer: BaseStreamer | None,
+    stream: Stream | None,
     output_trace: bool,
     loop: Callable[..., tuple[Output, DecodeStats]],
     encoder_seconds: float,
 ) -> BiLDOutput | Tensor:
     recorder = _recorder(output_trace, plan.config)
+    stream = Stream() if stream is None else stream
     output, stats = loop(
         prompt=plan.prompt[0].tolist(),
         stopping=plan.stopping,
         processors=plan.processors,
         keep_scores=plan.keeps_scores,
-        on_commit=_streaming(streamer, plan.prompt),
+        on_commit=stream.begin(plan.prompt),
         recorder=recorder,
     )
-    if streamer is not None:
-        streamer.end()
+    stream.end()
+    settle(plan.processors, len(output.tokens))
+    settle(plan.stopping.criteria, len(output.tokens) + 1)  # they have seen the last token
     sequences = torch.tensor([output.tokens], device=plan.prompt.device)
     config = plan.config
     if not config.return_dict_in_generate:
@@ -259,18 +306,6 @@ def _decode(
         trace=recorder.trace(),
         encoder_seconds=encoder_seconds,
     )
-
-
-def _streaming(streamer: BaseStreamer | None, prompt: Tensor) -> Callable[[list[int]], None] | None:
-    if streamer is None:
-        return None
-    streamer.put(prompt.cpu())
-
-    def commit(tokens: list[int]) -> None:
-        for token in tokens:
-            streamer.put(torch.tensor([token], device="cpu"))
-
-    return commit
 
 
 def _recorder(output_trace: bool, config: GenerationConfig) -> Recorder:

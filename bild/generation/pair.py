@@ -19,7 +19,7 @@ from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
-from bild.generation.generate import BiLDOutput, decode_alone, decode_with_pair
+from bild.generation.generate import BiLDOutput, Stream, decode_alone, decode_with_pair
 from bild.generation.lookahead import Prices
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.source import Source, check_states, make_source
@@ -149,9 +149,8 @@ class BiLDModel:
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
                 `encoder_outputs` of the large model; and what both encoders read besides
-                (`bild.generation.plan.ENCODER_INPUTS`). A logits processor must depend on its
-                arguments alone: it is asked of drafts and verdicts alike, and again after a
-                rollback, so that one that keeps a state between its calls writes other text.
+                (`bild.generation.plan.ENCODER_INPUTS`). Logits processors and criteria may keep
+                a state between their calls, if it can be pickled (`bild.generation.rewinding`).
 
         Returns:
             A `BiLDOutput` with `.sequences` and `.stats`; with `return_dict_in_generate=False`
@@ -170,7 +169,7 @@ class BiLDModel:
             self.models["small"].reading(source, self._states_for_small(large)) as small,
         ):
             return decode_with_pair(
-                plan, large, small, bild_config, streamer, output_trace, self._prices
+                plan, large, small, bild_config, Stream(streamer), output_trace, self._prices
             )
 
     def _states_for_small(self, large: Decoder) -> Any:
@@ -247,7 +246,7 @@ class SingleModel:
         given = generate_kwargs.pop("encoder_outputs", None)
         plan = self.plan(source, generate_kwargs)
         with self.reading(source, given) as decoder:
-            return decode_alone(plan, decoder, streamer, output_trace)
+            return decode_alone(plan, decoder, Stream(streamer), output_trace)
 
     @contextmanager
     def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, NoReturn
@@ -26,14 +26,14 @@ from transformers.generation import (
     MaxLengthCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
-    SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
 from bild.config import BiLDConfig
 from bild.errors import BildError, first_line
-from bild.generation.decoding import Stopping
+from bild.generation.decoding import Stopping, scores_are_read
+from bild.generation.rewinding import rewinding
 
 # Settings that do what they do in transformers' greedy search.
 HONOURED = frozenset(
@@ -97,7 +97,7 @@ WAYS_OUT = {
     "decoder_inputs_embeds": "give decoder_input_ids=",
     "assistant_model": "the model that drafts is the pair's small model",
     "custom_generate": "BiLD is the decoding method",
-    "negative_prompt_ids": "guidance keeps a state between its calls",
+    "negative_prompt_ids": "guidance keeps a cache of a model between its calls",
     "pixel_values": "the small model's encoder would not read them; leave them out",
     "input_features": "only text sources are read; give input_ids=",
     "input_values": "only text sources are read; give input_ids=",
@@ -105,10 +105,6 @@ WAYS_OUT = {
         name: f"give bild_config=BiLDConfig({name}=...)" for name in BiLDConfig.__dataclass_fields__
     },
 }
-
-# Logits processors that keep a state between their calls. BiLD asks a processor for drafts and for
-# verdicts alike, and again after a rollback: only what depends on the prefix alone is right.
-STATEFUL = (SynthIDTextWatermarkLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
 
 KEPT_PLANS = 64
 
@@ -136,7 +132,25 @@ class Plan:
     @property
     def reads_scores(self) -> bool:
         """Whether anything but the decoding loop looks at scores."""
-        return bool(self.processors or self.stopping.criteria or self.keeps_scores)
+        return scores_are_read(self.stopping, self.processors, self.keeps_scores)
+
+    def with_stop_strings(self, strings: Any, tokenizer: Any) -> Plan:
+        """The same plan, by which an output ends with one of the strings as well.
+
+        Args:
+            strings: a string or several; None for none.
+            tokenizer: of the outputs.
+
+        Raises:
+            BildError: strings without a tokenizer.
+        """
+        if strings is None:
+            return self
+        if tokenizer is None:
+            raise BildError(f"stop_strings={strings!r} needs the tokenizer too; give tokenizer=")
+        criteria = StoppingCriteriaList(self.stopping.criteria)
+        criteria.append(StopStringCriteria(tokenizer, strings))
+        return replace(self, stopping=replace(self.stopping, criteria=criteria))
 
 
 def make_plan(
@@ -155,20 +169,21 @@ def make_plan(
             name would be taken out of the user's keywords, and be given twice.)
 
     Raises:
-        BildError: a setting that is not supported, by name and value; no length limit; a logits
-            processor that is known to keep a state; a cache that holds something.
+        BildError: a setting that is not supported, by name and value; no length limit; guidance; a
+            cache that holds something.
     """
     cache: Cache | None = made.get("past_key_values")
     if cache is not None and cache.get_seq_length():
         refuse_keyword("past_key_values")
     check_settings(generation_config)
     for processor in logits_processor:
-        if isinstance(processor, STATEFUL):
+        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
             raise BildError(
-                f"BiLD cannot use {type(processor).__name__}, which keeps a state between its "
-                "calls; a logits processor must depend on its arguments alone"
+                "BiLD cannot use UnbatchedClassifierFreeGuidanceLogitsProcessor, which keeps a "
+                "cache of a model between its calls"
             )
-    return Plan(input_ids, _stopping(stopping_criteria), logits_processor, generation_config)
+    processors = LogitsProcessorList(rewinding(logits_processor))
+    return Plan(input_ids, _stopping(stopping_criteria), processors, generation_config)
 
 
 def check_settings(config: GenerationConfig) -> None:
@@ -230,10 +245,14 @@ class Planner:
 
     A plan takes transformers 2 ms, so plans are remembered where they depend on no input: nothing
     but plain settings is given, and nothing but lengths and end of sequence stops the output.
+
+    Args:
+        model: whose `generate` is asked.
+        tokenizer: looks for stop strings where no other is given.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, tokenizer: Any = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
         self._known: dict[Any, tuple[dict[str, Any], Plan]] = {}
 
     def __call__(self, source: Tensor, keywords: Mapping[str, Any]) -> Plan:
@@ -251,7 +270,8 @@ class Planner:
         known = self._known.get(key)
         if known is not None and known[0] == settings:
             return known[1]
-        plan = self._make(source, self._with_stop_strings(keywords))
+        keywords, strings, tokenizer = self._without_stop_strings(keywords)
+        plan = self._make(source, keywords).with_stop_strings(strings, tokenizer)
         if plain and not plan.processors and not plan.stopping.criteria:
             if len(self._known) >= KEPT_PLANS:
                 del self._known[next(iter(self._known))]  # the oldest
@@ -273,26 +293,19 @@ class Planner:
             ) from error
         return plan
 
-    def _with_stop_strings(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords with a criterion in the place of stop strings.
-
-        To a decoding method of one's own transformers hands no tokenizer, which these need.
-        """
+    def _without_stop_strings(self, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], Any, Any]:
+        """Keywords that ask for no stop strings, those that these ask for, and the tokenizer."""
         keywords = dict(keywords)
         tokenizer = keywords.pop("tokenizer", None)
         configs = keywords.get("generation_config"), self.model.generation_config
         strings = [
-            keywords.get("stop_strings"),
+            keywords.pop("stop_strings", None),
             *(getattr(c, "stop_strings", None) for c in configs),
         ]
         first = next((s for s in strings if s is not None), None)
-        if first is None:
-            return keywords
-        if tokenizer is None:
-            raise BildError(f"stop_strings={first!r} needs the tokenizer too; give tokenizer=")
-        criteria = StoppingCriteriaList(keywords.pop("stopping_criteria", None) or ())
-        criteria.append(StopStringCriteria(tokenizer, first))
-        return {**keywords, "stop_strings": None, "stopping_criteria": criteria}
+        if first is not None:
+            keywords["stop_strings"] = None
+        return keywords, first, self.tokenizer if tokenizer is None else tokenizer
 
 
 def _stopping(criteria: StoppingCriteriaList) -> Stopping:
@@ -309,4 +322,4 @@ def _stopping(criteria: StoppingCriteriaList) -> Stopping:
             others.append(criterion)
     if max_length is None:
         raise BildError("BiLD needs a length limit: give max_new_tokens= or max_length=")
-    return Stopping(max_length, eos, others)
+    return Stopping(max_length, eos, StoppingCriteriaList(rewinding(others)))

@@ -84,6 +84,36 @@ def test_whether_it_is_finished_is_asked_under_its_lock(tmp_path, monkeypatch):
     assert begin(tmp_path)[0] != first
 
 
+@pytest.mark.parametrize("step", ["_locked", "write_atomically", "write_json", "Path.rename"])
+def test_one_killed_while_it_was_made_is_swept(tmp_path, monkeypatch, step):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"bild.evaluation.folder.{step}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(tmp_path)
+    assert [p.name.startswith(".unfinished-") for p in tmp_path.iterdir()] == [True]
+    run, _ = begin(tmp_path)
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_one_that_another_process_is_making_is_left_alone(tmp_path):
+    making, user = tmp_path / ".unfinished-1", tmp_path / ".unfinished-mine"
+    making.mkdir()
+    user.mkdir()
+    (user / "notes.txt").write_text("mine")
+    with FileLock(making / "lock"):
+        run, _ = begin(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [making, user, run]
+
+
+def test_a_lock_goes_with_its_folder(tmp_path):
+    with open_run(tmp_path, Identity(WORK, PLACE)) as first:
+        assert begin(tmp_path)[0] != first.path
+    assert begin(tmp_path)[0] == first.path
+
+
 def test_an_error_in_the_block_comes_out_as_it_is(tmp_path):
     class OwnError(TimeoutError):
         pass

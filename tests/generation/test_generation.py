@@ -1,12 +1,13 @@
 """BiLD as a part of transformers: `generate`, its arguments, and what is refused."""
 
-import io
+import threading
 
 import pytest
 import torch
 from tiny import EOS, sources, tiny_t5
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, TextIteratorStreamer, TextStreamer
 from transformers.generation import (
+    GenerateEncoderDecoderOutput,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -221,33 +222,86 @@ def test_a_decoder_prompt_is_kept_and_not_counted(pair, source):
     assert output.stats.generated_tokens == greedy.shape[1] - 3
 
 
-def test_streamer_gets_every_token_once_and_in_order(pair, source):
-    class Letters:
-        def decode(self, ids, **kwargs):
-            return "".join(chr(97 + int(i)) for i in ids) + "\n"
+class Letters:
+    """Stands for a tokenizer: a letter a token."""
 
-    class Capture(TextStreamer):
-        def __init__(self):
-            super().__init__(Letters())
-            self.out = io.StringIO()
-            self.tokens, self.ended = [], False
+    def decode(self, ids, **kwargs):
+        return "".join(chr(97 + int(i)) for i in ids) + "\n"
 
-        def put(self, value):
-            self.tokens += value.flatten().tolist()
 
-        def end(self):
-            self.ended = True
+class Capture(TextStreamer):
+    def __init__(self):
+        super().__init__(Letters())
+        self.tokens, self.ends = [], 0
 
+    def put(self, value):
+        assert not self.ends
+        self.tokens += value.flatten().tolist()
+
+    def end(self):
+        self.ends += 1
+
+
+STREAMED = {
+    "BiLDModel": lambda pair, source, **options: pair.generate(source, **options),
+    "plug-in": plug_in,
+    "plug-in, bild_streamer=": lambda pair, source, streamer, **options: plug_in(
+        pair, source, bild_streamer=streamer, **options
+    ),
+    "plug-in, alone": lambda pair, source, bild_config, **options: pair.large.generate(
+        source, custom_generate=greedy_generate, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("door", STREAMED.values(), ids=STREAMED)
+def test_streamer_gets_every_token_once_and_in_order(pair, source, door):
     for variant in ("authors", "paper", "verified"):
         streamer = Capture()
-        output = pair.generate(
-            source,
-            bild_config=BiLDConfig(0.3, 0.2, variant=variant),
-            max_new_tokens=16,
-            streamer=streamer,
-        )
+        config = BiLDConfig(0.3, 0.2, variant=variant)
+        output = door(
+            pair, source, bild_config=config, max_new_tokens=16, streamer=streamer,
+            return_dict_in_generate=True,
+        )  # fmt: skip
         assert streamer.tokens == output.sequences[0].tolist()
-        assert streamer.ended
+        assert streamer.ends == 1
+        assert output.stats.generated_tokens > 2
+
+
+@pytest.mark.parametrize("door", list(STREAMED.values())[:2], ids=list(STREAMED)[:2])
+def test_a_reader_in_another_thread_gets_the_text_and_its_end(pair, source, door):
+    streamer = TextIteratorStreamer(Letters(), skip_prompt=True, timeout=60)
+    options = {"max_new_tokens": 16, "suppress_tokens": [EOS], "streamer": streamer}
+    writer = threading.Thread(target=lambda: door(pair, source, **options))
+    writer.start()
+    text = "".join(streamer).replace("\n", "")
+    writer.join()
+    expected = door(pair, source, **{**options, "streamer": None, "return_dict_in_generate": True})
+    assert text == Letters().decode(expected.sequences[0, 1:]).strip()
+
+
+def test_two_streamers_are_refused(pair, source):
+    with pytest.raises(BildError, match="give streamer= or bild_streamer="):
+        plug_in(pair, source, streamer=Capture(), bild_streamer=Capture())
+
+
+def test_the_output_is_transformers_own(pair, source):
+    """Whatever expects one can use it: it is one, unpacks as one, and scores a sequence as one."""
+    options = {"max_new_tokens": 8, "output_scores": True, "return_dict_in_generate": True}
+    expected = pair.large.generate(source, **options)
+    for output in (
+        pair.generate(source, bild_config=BiLDConfig(0.2, 0.0), **options),
+        plug_in(pair, source, bild_config=BiLDConfig(0.2, 0.0), **options),
+    ):
+        assert isinstance(output, GenerateEncoderDecoderOutput)
+        assert torch.equal(output[0], expected.sequences)
+        assert (output.decoder_attentions, output.past_key_values) == (None, None)
+        assert set(output.keys()) >= {"sequences", "scores", "stats", "encoder_seconds"}
+        probabilities = [
+            pair.large.compute_transition_scores(o.sequences, o.scores, normalize_logits=True)
+            for o in (output, expected)
+        ]
+        assert probabilities[0].shape == probabilities[1].shape
 
 
 def test_twice_gives_the_same(pair, source):

@@ -36,13 +36,6 @@ def make_pair():
 
 
 @pytest.fixture(scope="module")
-def refusing():
-    """A pair for calls that are refused: transformers leaves hooks on a model whose attentions or
-    hidden states were asked for, and the fast engine runs none that has hooks."""
-    return make_pair()
-
-
-@pytest.fixture(scope="module")
 def source():
     return sources(SEED, 1, longest=9)[0]
 
@@ -168,9 +161,9 @@ REFUSED = [
 @pytest.mark.filterwarnings("ignore")
 @DOORS
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda v: str(v)[:40])
-def test_other_settings_are_refused_by_name_and_value(refusing, source, door, options, message):
+def test_other_settings_are_refused_by_name_and_value(pair, source, door, options, message):
     with pytest.raises(BildError) as error:
-        door(refusing, source, max_new_tokens=4, **options)
+        door(pair, source, max_new_tokens=4, **options)
     assert message in str(error.value)
     assert str(error.value).count("\n") == 0
 
@@ -211,6 +204,8 @@ def test_other_keywords_are_refused_by_name(pair, source, options, message):
 
 
 def test_a_keyword_that_reaches_the_plug_in_is_refused_there(pair, source):
+    with pytest.raises(BildError, match="assistant_model=: the model that drafts is the pair's"):
+        by_plug_in(pair, source, assistant_model=pair.small, max_new_tokens=4)
     prompt = {"decoder_input_ids": torch.tensor([[0, 7, 8]]), "max_new_tokens": 4}
     mask = torch.tensor([[1, 0, 1]])
     with pytest.raises(BildError, match="decoder_attention_mask="):
@@ -239,7 +234,7 @@ def test_a_dictionary_of_thresholds_is_refused_with_the_way_out(pair, source, do
 
 
 @DOORS
-def test_a_processor_that_keeps_a_state_is_refused_where_it_is_known(pair, source, door):
+def test_guidance_is_refused(pair, source, door):
     guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, pair.large)
     with pytest.raises(BildError, match="cannot use UnbatchedClassifierFreeGuidance"):
         door(pair, source, max_new_tokens=4, logits_processor=LogitsProcessorList([guidance]))
@@ -292,18 +287,24 @@ def test_stop_strings_of_the_model_itself(source, tokenizer, stop):
         pair.generate(source, **options)
 
 
-def test_stop_strings_of_the_plug_in_are_refused_with_a_way_that_works(
-    pair, source, tokenizer, stop
-):
-    options = {"max_new_tokens": 16, "suppress_tokens": [EOS], "bild_config": LOSSLESS}
-    for method in (bild_generate, greedy_generate):
-        small = {"small_model": pair.small, **options} if method is bild_generate else {}
-        with pytest.raises(BildError, match=r"give stopping_criteria=StoppingCriteriaList\("):
-            pair.large.generate(
-                source, custom_generate=method, stop_strings=stop[0], tokenizer=tokenizer, **small
-            )
+def test_stop_strings_of_the_plug_in(pair, source, tokenizer, stop):
+    options = {"max_new_tokens": 16, "suppress_tokens": [EOS]}
+    bild = {"custom_generate": bild_generate, "small_model": pair.small, "bild_config": LOSSLESS}
+    for method in (bild, {"custom_generate": greedy_generate}):
+        found = pair.large.generate(
+            source, stop_strings=stop[0], tokenizer=tokenizer, **options, **method
+        )
+        assert found[0].tolist() == stop[1]
+        with pytest.raises(BildError, match="needs the tokenizer too; give tokenizer="):
+            pair.large.generate(source, stop_strings=stop[0], **options, **method)
+
+
+def test_a_criterion_of_stop_strings_cuts_inside_a_draft(pair, source, tokenizer, stop):
     criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, stop[0])])
-    found = by_plug_in(pair, source, stopping_criteria=criteria, **options)
+    found = by_plug_in(
+        pair, source, stopping_criteria=criteria, max_new_tokens=16, suppress_tokens=[EOS],
+        bild_config=LOSSLESS,
+    )  # fmt: skip
     assert found[0].tolist() == stop[1]
 
 

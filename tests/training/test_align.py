@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shlex
 import sys
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -334,12 +335,13 @@ def test_an_interrupted_script_promises_to_go_on_only_where_it_does(
         "--output-dir", tmp_path / "out",
     )  # fmt: skip
     flags, name = (aligning, "align") if resumes else (measuring, "measure_agreement")
-    flags = map(str, (*flags, "--large", pair / "large"))
+    flags = [*map(str, flags), "--large", str(pair / "large")]
     monkeypatch.setattr(sys, "argv", [name, *flags])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
     assert end.value.code == 130
-    promise = "; the same command goes on from here" if resumes else ""
+    command = shlex.join(["python", str(ROOT / "scripts" / f"{name}.py"), *flags])
+    promise = f"; the same command goes on from here:\n{command}" if resumes else ""
     assert capsys.readouterr().err == f"\nstopped{promise}\n"
 
 
