@@ -97,6 +97,11 @@ class BiLDDrafter(T5PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> Any:
         return self.lm_head
 
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Decoder inputs (B, T) for labels (B, T), as of any T5."""
+        shifted: Tensor = self._shift_right(labels)
+        return shifted
+
     def head(self, hidden: Tensor) -> Tensor:
         """Scores of the head's own rows, (B, T, rows), from the decoder's states (B, T, D)."""
         if self.config.scales_head:
