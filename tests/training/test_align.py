@@ -18,7 +18,7 @@ from toy import PAIRS, save_data, save_model, save_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
 from bild import BildError, BiLDModel
-from bild.checkpoints.drafter import BiLDDrafter
+from bild.checkpoints.drafter import BiLDDrafter, make_drafter
 from bild.evaluation.record import Interval
 from bild.training import agreement, alignment
 from bild.training.agreement import TEXTS, measure
@@ -435,3 +435,13 @@ def test_a_drafter_cannot_be_chosen_by_what_it_writes(job, pair):
     work = drafter_job(job, pair, "best", preset=replace(PRESET, best_by="bleu"))
     with pytest.raises(BildError, match="--best-by last"):
         train_drafter(str(pair / "large"), work, DrafterOptions(), LabelConfig(), OnPolicyConfig())
+
+
+def test_a_drafter_agrees_with_its_large_model_where_it_is_a_copy_of_it(tmp_path):
+    save_model(tmp_path / "large", save_tokenizer(tmp_path / "tokenizer"), seed=9)
+    large = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "large")
+    make_drafter(large, layers=2).save_pretrained(tmp_path / "drafter")
+    data = save_data(tmp_path / "data.jsonl", PAIRS[:8])
+    folders = [str(tmp_path / name) for name in ("large", "drafter")]
+    found = measure(*folders[:1], folders[1:], data, AgreementConfig(max_new_tokens=SHORT))
+    assert [result.agreement.value for result in found.results] == [1.0, 1.0]
