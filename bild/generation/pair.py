@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.loading import load_model
 from bild.checkpoints.names import Checkpoint
 from bild.checkpoints.vocabulary import input_device, output_rows, shared_vocab_size
@@ -231,11 +232,15 @@ class BiLDModel:
         plan = self.models["large"].plan(source, generate_kwargs)
         with (
             self.models["large"].reading(source, given) as large,
-            self.models["small"].reading(source) as small,
+            self.models["small"].reading(source, self._states_for_small(large)) as small,
         ):
             return decode_with_pair(
                 plan, large, small, bild_config, Stream(streamer), output_trace, self._prices
             )
+
+    def _states_for_small(self, large: Decoder) -> Any:
+        """What the small model is given of the source: a drafter the large encoder's states."""
+        return large.encoder_outputs if isinstance(self.small, BiLDDrafter) else None
 
     def greedy(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
@@ -250,7 +255,20 @@ class BiLDModel:
         """
         if which not in self.models:
             raise BildError(f"which must be large or small, got {which!r}")
+        if which == "small" and isinstance(self.small, BiLDDrafter):
+            return self._drafter_alone(input_ids, **kwargs)
         return self.models[which].greedy(input_ids, **kwargs)
+
+    def _drafter_alone(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> BiLDOutput | Tensor:
+        """What a drafter writes alone, over the states that the large model's encoder makes."""
+        large = self.models["large"]
+        source = make_source({"large": self.large}, input_ids, attention_mask, kwargs)
+        with large.reading(source, kwargs.pop("encoder_outputs", None)) as decoder:
+            return self.models["small"].greedy(
+                input_ids, attention_mask, encoder_outputs=decoder.encoder_outputs, **kwargs
+            )
 
 
 class SingleModel:
