@@ -145,7 +145,7 @@ class EvalConfig:
 
     Attributes:
         task: a name of `bild.tasks.registry.TASKS`.
-        mode: "vanilla" (the large model alone), "unaligned" or "aligned".
+        mode: "vanilla" (the large model alone), "unaligned", "aligned" or "drafter".
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; without it, all.
         large: folder or hub id of the large model; without it, the task's.
