@@ -90,7 +90,8 @@ RUN_OPTIONS = ("max_samples", "data_revision", "threads")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", "dtype", "engine", "precision", "compile")
 DATA_OPTIONS = ("data_file", "warmup", "seed")
-RULE_OPTIONS = ("num_small_iters", "start", "lookahead")
+RULE_OPTIONS = ("num_small_iters", "start", "lookahead", "acceptance", "drafting")
+RULE_FLAGS = {"acceptance": "--rule"}  # of fields whose flag has another name
 
 
 def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
@@ -194,7 +195,9 @@ def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = Fal
     add_model_options(parser, several_small)
     rest = (name for name in PAIR_OPTIONS if name not in MODEL_OPTIONS)
     add_fields(parser, EvalConfig, *rest)
-    add_fields(parser, BiLDConfig, *RULE_OPTIONS)
+    as_text = {"type": str, "metavar": "NAME[:SETTING=X,...]"}
+    rule = {"flag": RULE_FLAGS["acceptance"], **as_text}
+    add_fields(parser, BiLDConfig, *RULE_OPTIONS, acceptance=rule, drafting=as_text)
 
 
 def run(main: Callable[[], None], *, resumes: bool = False) -> None:

@@ -4,6 +4,7 @@
     python scripts/make_tables.py --check    # exit code 2 when a page differs from the records
 
 `<!-- results: demo -->` ... `<!-- end -->` holds the table of the runs in results/demo/,
+`<!-- front: demo -->` what `make demo` prints, of results/demo/front.json,
 `<!-- speed: demo -->` that of the benchmark results/speed/demo.json, `<!-- two-factors -->` that of
 all benchmarks: what the engine gives, and what BiLD adds,
 `<!-- agreement: tatoeba -->` that of results/tatoeba/agreement.json, and

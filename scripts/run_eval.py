@@ -4,6 +4,7 @@
     python scripts/run_eval.py iwslt2017 aligned 0.9 3 888 --device cuda
     python scripts/run_eval.py xsum vanilla --max-eval-samples 100
     python scripts/run_eval.py demo unaligned --large my/large --small my/small --data-file my.jsonl
+    python scripts/run_eval.py demo --rule typical:eps=0.3,delta=0.09 --drafting margin:least=0.3
     python scripts/run_eval.py demo --repeat 3 --threads 2 --record results/my/run.json
 
 The launchers run_<task>.sh call this with the task filled in. Models and data come from

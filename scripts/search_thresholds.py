@@ -6,6 +6,7 @@
     python scripts/search_thresholds.py demo --large my/large --small my/small \\
         --data-file my/validation.jsonl --check-file my/test.jsonl --record results/my/search.json
     python scripts/search_thresholds.py demo --method grid
+    python scripts/search_thresholds.py demo --rule lenient:share=0.3
 
 The confidence holds for the choice, however many thresholds there were to choose from
 (`bild.tuning.verdict`). Choose on validation examples and check on others all the same: the fastest
@@ -25,6 +26,7 @@ from typing import Any
 
 from bild.cli import (
     PAIR_OPTIONS,
+    RULE_FLAGS,
     RULE_OPTIONS,
     Parser,
     add_run_options,
@@ -73,6 +75,10 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
             f"--max-loss must be points, as 0.5, or a percentage, as 2%, got {a.max_loss!r}"
         ) from None
     given = {name: getattr(a, name) for name in PAIR_FLAGS}
+    # A rule of another name has no such threshold: one value stands for all.
+    for rule, axis in (("acceptance", "rollbacks"), ("drafting", "fallbacks")):
+        if getattr(a, rule) is not None:
+            setattr(a, axis, getattr(a, axis)[:1] * 2)
     return (
         a,
         EvalConfig(**run_options(a), bild=BiLDConfig(**rule_options(a))),
@@ -89,11 +95,11 @@ def launch_command(a: Namespace, changed: dict[str, Any], point: TriedPoint) -> 
     """The command that decodes with thresholds as they were searched for."""
     command = ["bash", f"run_{a.task}.sh", a.mode, f"{point.fallback:g}", f"{point.rollback:g}"]
     for name, value in changed.items():
-        flag = name.replace("_", "-")
+        flag = RULE_FLAGS.get(name, "--" + name.replace("_", "-"))
         if isinstance(value, bool):
-            command.append(f"--{'' if value else 'no-'}{flag}")
+            command.append(flag if value else f"--no-{flag.removeprefix('--')}")
         else:
-            command += [f"--{flag}", str(value)]
+            command += [flag, str(value)]
     return shlex.join(command)
 
 

@@ -17,7 +17,10 @@ from commands import ROOT
 
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
-    ("errors", "_version", "config", "policy", "files", "flags", "pictures", "stopping"),
+    (
+        *("errors", "_version", "config", "files", "flags", "pictures", "stopping"),
+        *("policy", "acceptance", "fallback", "rules"),
+    ),
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),

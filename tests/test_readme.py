@@ -77,6 +77,7 @@ TINY = {
         "--samples", 1, "--warmup", 0, "--arms", "vanilla-fast@float32,bild-fast@float32",
         "--threads", 1,
     ),
+    "demo": ("--samples", 3),
     "finetune": TRAINING,
     "align": (*TRAINING, "--max-new-tokens", 8),
     "train_tokenizer": ("--vocab-size", 44),

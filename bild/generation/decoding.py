@@ -30,7 +30,13 @@ from bild.engines.requests import DraftRequest, FeedRequest, Request, VerifyRequ
 from bild.errors import BildError
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder
-from bild.policy import NEVER_STOPS, AcceptanceRule, FallbackRule
+from bild.policy import (
+    DEAR_MEASURES,
+    FREE_MEASURES,
+    NEVER_STOPS,
+    AcceptanceRule,
+    FallbackRule,
+)
 
 
 class Scores(NamedTuple):
@@ -76,13 +82,16 @@ class Stopping:
         if not self.criteria:
             return False
         assert y.latest is not None
-        scores = y.latest.processed[None]
-        return bool(self.criteria(torch.tensor([y.tokens], device=scores.device), scores)[0])
+        # As transformers does: the scores of all tokens, if they are kept.
+        scores = tuple(s.processed[None] for s in y.scores) if y.keep_scores else None
+        ids = torch.tensor([y.tokens], device=y.latest.processed.device)
+        return bool(self.criteria(ids, scores)[0])
 
 
-MEASURES = frozenset({"distances"})  # what is known of a draft when a rule judges it
+MEASURES = FREE_MEASURES | DEAR_MEASURES  # what is known of a draft when a rule judges it
 
 OnCommit = Callable[[list[int]], None]
+NOTHING = Draft([], [], unsure=None)
 P = ParamSpec("P")
 R = TypeVar("R")
 Steps: TypeAlias = Generator[Request, Any, R]  # it is sent what the request's `alone` returns
@@ -122,35 +131,33 @@ def decode_steps(
     y = Output(len(prompt), list(prompt), keep_scores)
     tokens, told = y.tokens, (stopping, processors, recorder)
     fallback, rule = config.fallback_rule, known_rule(config.acceptance_rule)
-    checked, turn = len(tokens), config.start  # the large model has not seen tokens[checked:]
+    # The large model has not seen tokens[checked:]; the rule has let pass so much so far.
+    checked, turn, spent = len(tokens), config.start, 0.0
     counts: Counter[str] = Counter()  # fields of `DecodeStats`
     done = len(tokens) >= stopping.max_length
     while not done:
         # 1. Draft: the small model writes until it is unsure, or has written enough in a row.
-        draft_ends = False  # a drafted token ends the output
+        draft, draft_ends = NOTHING, False  # a drafted token ends the output
         if turn == "small":
             limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
             draft, draft_ends = yield from _draft(small, y, limit, fallback, *told)
-            counts["drafted_tokens"] += len(draft.tokens)
-            counts["fallbacks"] += draft.unsure is not None
-            counts["full_windows"] += draft.unsure is None and not draft_ends
+            _count_draft(counts, draft, draft_ends)
             if draft_ends and not rule.checks_end:
                 break  # the published code ends here: the last window is never looked at
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
         # output the last token need not be fed, for nothing will follow it.
-        verdict, scores = yield from _verify(large, y, checked, draft_ends, *told)
+        verdict, scores = yield from _verify(large, y, checked, draft_ends, rule, *told)
         window = len(tokens) - checked
-        cut = rule.first_cut(verdict.distances, verdict.tokens, tokens[checked:])
+        known = verdict.window(tokens[checked:], draft.probabilities[:window], spent)
+        cut = rule.first_cut(known)
 
         # 3. Roll both caches back to the first bad token, if there is one.
         kept = window if cut is None else cut
+        spent += rule.spends(known, kept)
         recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
-        counts["verifications"] += window > 0
-        counts["verified_tokens"] += kept
+        _count_verdict(counts, window, cut)
         if cut is not None:
-            counts["rollbacks"] += 1
-            counts["rolled_back_tokens"] += window - cut
             y.cut(checked + cut)
             large.rollback_to(len(tokens))
             small.rollback_to(len(tokens))
@@ -209,6 +216,20 @@ def alone(steps: Callable[P, Steps[R]]) -> Callable[P, R]:
 
 decode = alone(decode_steps)
 decode_greedy = alone(greedy_steps)
+
+
+def _count_draft(counts: Counter[str], draft: Draft, ends: bool) -> None:
+    counts["drafted_tokens"] += len(draft.tokens)
+    counts["fallbacks"] += draft.unsure is not None
+    counts["full_windows"] += draft.unsure is None and not ends
+
+
+def _count_verdict(counts: Counter[str], window: int, cut: int | None) -> None:
+    kept = window if cut is None else cut
+    counts["verifications"] += window > 0
+    counts["verified_tokens"] += kept
+    counts["rollbacks"] += cut is not None
+    counts["rolled_back_tokens"] += window - kept
 
 
 def _stats(y: Output, counts: Mapping[str, int], *decoders: Decoder) -> DecodeStats:
@@ -280,6 +301,7 @@ def _verify(
     y: Output,
     checked: int,
     draft_ends: bool,
+    rule: AcceptanceRule,
     stopping: Stopping,
     processors: LogitsProcessorList | None,
     recorder: Recorder,
@@ -289,15 +311,17 @@ def _verify(
     pending = y.tokens[decoder.length : len(y.tokens) - draft_ends]
     drafted = y.tokens[checked:]
     first_row = checked - decoder.length - 1
+    needs, reads = rule.needs & DEAR_MEASURES, scores_are_read(stopping, processors, y.keep_scores)
     scores = None
-    if not scores_are_read(stopping, processors, y.keep_scores):
+    if not (needs or reads):
         verdict = yield VerifyRequest(decoder, pending, drafted, first_row)
     else:
         logits = yield FeedRequest(decoder, pending)
-        raw = logits[first_row:]  # (T, V): a row a drafted token, and one more
-        scores = [_scores(processors, y.tokens[: checked + i], row) for i, row in enumerate(raw)]
-        processed = torch.stack([s.processed for s in scores]) if processors else raw
-        verdict = judge(processed, raw, drafted)
+        raw = processed = logits[first_row:]  # (T, V): a row a drafted token, and one more
+        if reads:
+            scores = [_scores(processors, y.tokens[: checked + i], r) for i, r in enumerate(raw)]
+            processed = torch.stack([s.processed for s in scores]) if processors else raw
+        verdict = judge(processed, raw, drafted, needs)
     for i, probability in enumerate(verdict.probabilities):
         refuse_nan(probability, decoder, checked + i)
     return verdict, scores

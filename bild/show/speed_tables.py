@@ -63,8 +63,7 @@ def heading(record: BenchmarkRecord) -> str:
     bild, env = record.config.bild, record.env
     models = " / ".join(m.id for m in (record.models.large, *record.models.small.values()))
     return (
-        f"{models}, {record.data.origin}, fallback {bild.fallback_threshold:g}, "
-        f"rollback {bild.rollback_threshold:g}, {bild.variant} rules, "
+        f"{models}, {record.data.origin}, {bild.described}, "
         f"{record.data.samples} samples, {env.threads} thread(s) of {env.hardware}"
     )
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from bild.config import BiLDConfig
 from bild.evaluation.arms import BILD, SMALL, VANILLA
 from bild.evaluation.environment import Environment
 from bild.evaluation.record import (
@@ -42,7 +41,7 @@ def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path
         if copy is not None:
             record.save(copy)
         config = record.config
-        rules = "" if config.bild is None else f", {_thresholds(config.bild)}"
+        rules = "" if config.bild is None else f", {config.bild.described}"
         parts = [
             examples_text(typical(samples, count=3)),
             f"{config.task}, {config.mode}{rules}, {record.data.samples} examples, "
@@ -54,13 +53,6 @@ def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path
         print("\n" + "\n\n".join(part for part in parts if part))
 
     return report
-
-
-def _thresholds(bild: BiLDConfig) -> str:
-    return (
-        f"fallback {bild.fallback_threshold:g}, rollback {bild.rollback_threshold:g}, "
-        f"{bild.variant} rules"
-    )
 
 
 def run_table(record: RunRecord) -> str:
@@ -170,6 +162,8 @@ def _sizes(large: ModelIdentity, small: ModelIdentity | None) -> str:
 def _name(record: RunRecord) -> str:
     asked = record.config.bild
     assert asked is not None
+    if asked.acceptance is not None or asked.drafting is not None:
+        return f"BiLD {record.config.mode} ({asked.described})"
     published = asked.acceptance_rule == RULES[PUBLISHED](asked.rollback_threshold)
     rules = "" if published else f", {asked.variant} rules"
     thresholds = f"{asked.fallback_threshold:g}, {asked.rollback_threshold:g}"
