@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -18,7 +18,19 @@ from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
-from bild.generation.generate import BiLDOutput, Stream, decode_alone, decode_with_pair
+from bild.generation.batching import (
+    TOKENS_AT_A_TIME,
+    as_keywords,
+    check_batch_size,
+    decode_rows,
+    gather,
+    is_batch,
+    pad_token_id,
+    padding_of,
+    split_rows,
+)
+from bild.generation.decoding import Steps, answer_at_once
+from bild.generation.generate import BiLDOutput, Stream, pair_steps, single_steps
 from bild.generation.lookahead import Prices
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.source import Source, check_states, make_source
@@ -140,11 +152,12 @@ class BiLDModel:
         """Generate with both models; arguments and defaults of transformers' `generate`.
 
         Args:
-            input_ids: source tokens, (1, S).
-            attention_mask: (1, S), 1 for tokens and 0 for padding.
-            bild_config: thresholds and variant.
-            streamer: gets tokens once they can no longer be rolled back.
-            output_trace: put a `.trace` of who wrote each token into the output.
+            input_ids: source tokens, (B, S); the rows of a batch are decoded together, each to
+                what it is alone.
+            attention_mask: (B, S), 1 for tokens and 0 for padding.
+            bild_config: thresholds and variant; the rows of a batch do not look ahead.
+            streamer: gets tokens once they can no longer be rolled back; of one row.
+            output_trace: put a `.trace` of who wrote each token into the output; of one row.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
                 `encoder_outputs` of the large model; and what both encoders read besides
@@ -152,13 +165,66 @@ class BiLDModel:
                 a state between their calls, if it can be pickled (`bild.generation.rewinding`).
 
         Returns:
-            A `BiLDOutput` with `.sequences` and `.stats`; with `return_dict_in_generate=False`
-            the sequences alone, (1, prompt + generated).
+            A `BiLDOutput` with `.sequences`, `.stats` and, of each row, `.row_stats`; with
+            `return_dict_in_generate=False` the sequences alone, (B, prompt + generated).
 
         Raises:
             BildError: an unsupported keyword or setting, by name and value; a source that is not
-                one sequence of token ids.
+                a sequence of token ids.
         """
+        given = {"streamer": streamer, "output_trace": output_trace, **generate_kwargs}
+        if not is_batch(input_ids):
+            return answer_at_once(self._steps(input_ids, attention_mask, bild_config, **given))
+        assert input_ids is not None
+        padding = padding_of(self.large, generate_kwargs)
+        rows = split_rows(input_ids, attention_mask, given, padding)
+        own = ({"bild_config": bild_config, "ahead": False, **row} for row in rows)
+        found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
+        return gather(found, pad_token_id(self.large, generate_kwargs))
+
+    def generate_many(
+        self,
+        sources: Iterable[Any],
+        bild_config: BiLDConfig | None = None,
+        *,
+        batch_size: int = 8,
+        **generate_kwargs: Any,
+    ) -> Iterator[BiLDOutput | Tensor]:
+        """Generate from many sources, of which a fixed number is decoded at a time.
+
+        Where one is done the next begins, so that short outputs do not wait for long ones. Each
+        gets what `generate` gives it alone; sources are taken when there is room for them.
+
+        Args:
+            sources: each the token ids of a source, as a list or a tensor (S,) or (1, S), or what
+                a tokenizer returns for one text (`input_ids`, `attention_mask`).
+            bild_config: as of `generate`, of all.
+            batch_size: sources decoded at a time.
+            **generate_kwargs: as of `generate`, of all.
+
+        Returns:
+            What `generate` returns for each, in their order.
+
+        Raises:
+            BildError: as `generate`; a batch size below 1.
+        """
+        check_batch_size(batch_size, generate_kwargs)
+        shared = {"bild_config": bild_config, "ahead": False, **generate_kwargs}
+        rows = ({**shared, **as_keywords(source)} for source in sources)
+        return decode_rows(self._steps, rows, batch_size, generate_kwargs)
+
+    def _steps(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        bild_config: BiLDConfig | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+        output_trace: bool = False,
+        ahead: bool = True,
+        **generate_kwargs: Any,
+    ) -> Steps[BiLDOutput | Tensor]:
+        """`generate` of one row."""
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
         given = generate_kwargs.pop("encoder_outputs", None)
@@ -167,8 +233,11 @@ class BiLDModel:
             self.models["large"].reading(source, given) as large,
             self.models["small"].reading(source) as small,
         ):
-            return decode_with_pair(
-                plan, large, small, bild_config, Stream(streamer), output_trace, self._prices
+            stream, prices = Stream(streamer), self._prices
+            return (
+                yield from pair_steps(
+                    plan, large, small, bild_config, stream, output_trace, prices, ahead
+                )
             )
 
     def greedy(
@@ -185,6 +254,14 @@ class BiLDModel:
         if which not in self.models:
             raise BildError(f"which must be large or small, got {which!r}")
         return self.models[which].greedy(input_ids, **kwargs)
+
+    def greedy_many(
+        self, sources: Iterable[Any], *, which: Writer = "large", **kwargs: Any
+    ) -> Iterator[BiLDOutput | Tensor]:
+        """`generate_many` with one of the models alone; arguments and results as there."""
+        if which not in self.models:
+            raise BildError(f"which must be large or small, got {which!r}")
+        return self.models[which].greedy_many(sources, **kwargs)
 
 
 class SingleModel:
@@ -224,11 +301,42 @@ class SingleModel:
 
         Its forwards are counted as those of the model it is named after.
         """
+        given = {"streamer": streamer, "output_trace": output_trace, **generate_kwargs}
+        if not is_batch(input_ids):
+            return answer_at_once(self._steps(input_ids, attention_mask, **given))
+        assert input_ids is not None
+        padding = padding_of(self.model, generate_kwargs)
+        rows = split_rows(input_ids, attention_mask, given, padding)
+        own = ({"at_a_time": TOKENS_AT_A_TIME, **row} for row in rows)
+        found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
+        return gather(found, pad_token_id(self.model, generate_kwargs))
+
+    def greedy_many(
+        self, sources: Iterable[Any], *, batch_size: int = 8, **generate_kwargs: Any
+    ) -> Iterator[BiLDOutput | Tensor]:
+        """`BiLDModel.generate_many` with this model alone; arguments and results as there."""
+        check_batch_size(batch_size, generate_kwargs)
+        shared = {"at_a_time": TOKENS_AT_A_TIME, **generate_kwargs}
+        rows = ({**shared, **as_keywords(source)} for source in sources)
+        return decode_rows(self._steps, rows, batch_size, generate_kwargs)
+
+    def _steps(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+        output_trace: bool = False,
+        at_a_time: int = 16,
+        **generate_kwargs: Any,
+    ) -> Steps[BiLDOutput | Tensor]:
+        """`greedy` of one row."""
         source = make_source({self.name: self.model}, input_ids, attention_mask, generate_kwargs)
         given = generate_kwargs.pop("encoder_outputs", None)
         plan = self.plan(source, generate_kwargs)
         with self.reading(source, given) as decoder:
-            return decode_alone(plan, decoder, Stream(streamer), output_trace)
+            stream = Stream(streamer)
+            return (yield from single_steps(plan, decoder, stream, output_trace, at_a_time))
 
     @contextmanager
     def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:
