@@ -143,12 +143,6 @@ def as_keywords(source: Any) -> dict[str, Any]:
     return found
 
 
-def padding_of(model: PreTrainedModel, keywords: Mapping[str, Any]) -> int | None:
-    """The token id of padding; None if there is none, or if it is an end of sequence too."""
-    pad, eos = (_special_ids(model, keywords, f"{name}_token_id") for name in ("pad", "eos"))
-    return pad[0] if pad and pad[0] not in eos else None
-
-
 def pad_token_id(model: PreTrainedModel, keywords: Mapping[str, Any]) -> int:
     """What stands after rows that ended before others; as transformers finds it."""
     pad, eos = (_special_ids(model, keywords, f"{name}_token_id") for name in ("pad", "eos"))
@@ -170,18 +164,14 @@ def is_batch(input_ids: Any) -> bool:
 
 
 def split_rows(
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    keywords: Mapping[str, Any],
-    padding: int | None = None,
+    input_ids: Tensor, attention_mask: Tensor | None, keywords: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The keywords of `generate` for each row of a batch.
 
     Args:
         input_ids: source tokens, (B, S).
-        attention_mask: (B, S); where it is None, `padding` is padding, as in transformers.
+        attention_mask: (B, S), or None for no padding, whatever the ids are.
         keywords: the others; what has B rows is split, all else is given to each row.
-        padding: the token id of padding; None if there is none, or if it means something else.
 
     Raises:
         BildError: a mask of another shape; what can only be given with one row.
@@ -193,8 +183,6 @@ def split_rows(
             f"got {tuple(attention_mask.shape)}"
         )
     _refuse_of_one_row(keywords)
-    if attention_mask is None and padding is not None and bool((input_ids == padding).any()):
-        attention_mask = (input_ids != padding).long()
     rows: list[dict[str, Any]] = []
     for i in range(size):
         own = {name: _row_of(name, value, i, size) for name, value in keywords.items()}

@@ -26,7 +26,6 @@ from bild.generation.batching import (
     gather,
     is_batch,
     pad_token_id,
-    padding_of,
     split_rows,
 )
 from bild.generation.decoding import Steps, answer_at_once
@@ -176,8 +175,7 @@ class BiLDModel:
         if not is_batch(input_ids):
             return answer_at_once(self._steps(input_ids, attention_mask, bild_config, **given))
         assert input_ids is not None
-        padding = padding_of(self.large, generate_kwargs)
-        rows = split_rows(input_ids, attention_mask, given, padding)
+        rows = split_rows(input_ids, attention_mask, given)
         own = ({"bild_config": bild_config, "ahead": False, **row} for row in rows)
         found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
         return gather(found, pad_token_id(self.large, generate_kwargs))
@@ -305,8 +303,7 @@ class SingleModel:
         if not is_batch(input_ids):
             return answer_at_once(self._steps(input_ids, attention_mask, **given))
         assert input_ids is not None
-        padding = padding_of(self.model, generate_kwargs)
-        rows = split_rows(input_ids, attention_mask, given, padding)
+        rows = split_rows(input_ids, attention_mask, given)
         own = ({"at_a_time": TOKENS_AT_A_TIME, **row} for row in rows)
         found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
         return gather(found, pad_token_id(self.model, generate_kwargs))

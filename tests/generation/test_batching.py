@@ -23,7 +23,7 @@ ENGINES = [
 SIZES = (1, 2, 3, 17)
 VARIANTS = ("authors", "paper", "verified")
 LIMIT = 14
-SEED = 3
+SEED = 35
 _pairs = {}
 
 
@@ -45,9 +45,9 @@ def padded(rows):
 
 
 def bare(sequences):
-    """Rows as lists, without the padding after their end; the start token is padding too."""
+    """Rows as lists, without the padding after their end; the start token may be an end too."""
     rows = sequences.tolist()
-    return [row[: row.index(EOS) + 1] if EOS in row else row for row in rows]
+    return [row[: row.index(EOS, 1) + 1] if EOS in row[1:] else row for row in rows]
 
 
 def check(together, alone):
@@ -61,7 +61,7 @@ def check(together, alone):
 
 
 @pytest.mark.parametrize("options", ENGINES)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     size=st.sampled_from(SIZES),
     seed=st.integers(0, 999),
@@ -118,7 +118,7 @@ def test_a_greedy_batch_is_transformers_own(options, size):
         assert output.row_stats == tuple(one.stats for one in alone)
         found = pair.greedy_many(rows, which=which, batch_size=3, max_new_tokens=LIMIT)
         assert [o.sequences.tolist() for o in found] == [o.sequences.tolist() for o in alone]
-    # Without a mask padding is padding, as there.
+    # Without a mask padding is text, as there.
     lossless = BiLDConfig(0.3, 0.0)
     given = padded(rows)["input_ids"]
     own = pair.large.generate(given, do_sample=False, max_new_tokens=LIMIT)
