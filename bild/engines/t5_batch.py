@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bild.checkpoints.drafter import spread
 from bild.engines.base import Draft, Verdict, check_ids
 from bild.engines.requests import Company, DraftRequest, FeedRequest, VerifyRequest
 from bild.engines.t5_native import NativeStack, Room, buffer, ints, padded
@@ -45,8 +46,9 @@ class NativeCompany(Company):
 
     def __init__(self, stack: NativeStack, vocab_size: int) -> None:
         self._library = stack.library
-        self._stride = padded(vocab_size)  # of rows of logits
-        self._vocab_size = vocab_size
+        self._vocab_size, self._shortlist = vocab_size, stack.weights.shortlist
+        self._rows = stack.weights.rows(vocab_size)  # of the head
+        self._stride = padded(self._rows)  # of rows of logits
         self._all = CTogether()
         self._scratch, self._logits = Room(), Room()
         self._lock = Lock()  # one forward at a time has the memory
@@ -62,7 +64,10 @@ class NativeCompany(Company):
         for request, count in zip(asked, counts, strict=True):
             decoder: Any = request.decoder
             decoder.count(count)
-        return list(torch.split(logits[:, : self._vocab_size], counts))
+        scores = logits[:, : self._rows]
+        if self._shortlist is not None:
+            scores = spread(scores, self._shortlist[: self._rows], self._vocab_size)
+        return list(torch.split(scores, counts))
 
     def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
         # The one rule that t5.cpp knows; a class made of it may decide otherwise.
@@ -82,6 +87,8 @@ class NativeCompany(Company):
         return [_draft_of(r, ask) for r, ask in zip(asked, asks, strict=True)]
 
     def verify(self, asked: Sequence[VerifyRequest]) -> list[Verdict]:
+        if self._shortlist is not None:  # t5.cpp verifies with whole heads alone
+            return super().verify(asked)
         for request in asked:
             check_ids(request.drafted, self._vocab_size, "scored tokens")
         asks = self._asks([r.decoder for r in asked], [r.pending for r in asked])

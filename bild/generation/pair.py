@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.loading import load_model
 from bild.checkpoints.names import Checkpoint
 from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
-from bild.engines import Decoder, Engine, EngineName, make_engine
+from bild.engines import Decoder, Engine, EngineName
 from bild.errors import BildError
 from bild.generation.batching import (
-    TOKENS_AT_A_TIME,
     as_keywords,
     check_batch_size,
     decode_rows,
@@ -29,10 +28,11 @@ from bild.generation.batching import (
     split_rows,
 )
 from bild.generation.decoding import Steps, answer_at_once
-from bild.generation.generate import BiLDOutput, Stream, pair_steps, single_steps
+from bild.generation.generate import BiLDOutput, Stream, pair_steps
 from bild.generation.lookahead import Prices
-from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
-from bild.generation.source import Source, check_states, make_source
+from bild.generation.single import SingleModel, greedy_rows, greedy_rows_of_many
+from bild.generation.source import make_source
+from bild.generation.texts import TokenizerHolder, check_texts, default_limit
 from bild.policy import Writer
 
 
@@ -48,6 +48,7 @@ class BiLDModel:
             scale a row, activations stay float32); None for the models' own.
         compile: whether the fast engine runs in machine code compiled on this machine (CPU only;
             seconds, once); None for yes, where there is a C++ compiler.
+        tokenizer: of both, for `pair("a text")` and for stop strings; one may be set later on.
 
     Raises:
         BildError: the models cannot be a pair, or the engine cannot run them so; the values that
@@ -62,10 +63,12 @@ class BiLDModel:
         engine: EngineName = "auto",
         precision: str | None = None,
         compile: bool | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.vocab_size = shared_vocab_size(large, small)
         self.large = large.eval()
         self.small = small.eval()
+        self._holder = TokenizerHolder(self.vocab_size, tokenizer)
         self._options: Any = {"engine": engine, "precision": precision, "compile": compile}
         self._arrange()
 
@@ -76,8 +79,13 @@ class BiLDModel:
             ("small", self.small),
         )
         self.models = {
-            name: SingleModel(model, name, self.vocab_size, **self._options) for name, model in both
+            name: SingleModel(model, name, self.vocab_size, tokenizer=self._holder, **self._options)
+            for name, model in both
         }
+
+    def __repr__(self) -> str:
+        models = ", ".join(f"{n}={m.model_and_engine}" for n, m in self.models.items())
+        return f"BiLDModel({models}, {self.device})"
 
     @classmethod
     def from_pretrained(
@@ -90,6 +98,7 @@ class BiLDModel:
         engine: EngineName = "auto",
         precision: str | None = None,
         compile: bool | None = None,
+        tokenizer: str | Checkpoint | None = None,
         **kwargs: Any,
     ) -> BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
@@ -99,13 +108,16 @@ class BiLDModel:
             dtype: precision of both models.
             device: where both models go.
             engine, precision, compile: as for `BiLDModel`.
+            tokenizer: where it is, if not beside the large model; it is loaded when it is needed.
             **kwargs: passed on to transformers' `from_pretrained` for both.
 
         Raises:
             BildError: a checkpoint that cannot be found, or models that cannot be a pair.
         """
         models = (load_model(name, dtype, device, **kwargs) for name in (large, small))
-        return cls(*models, engine=engine, precision=precision, compile=compile)
+        pair = cls(*models, engine=engine, precision=precision, compile=compile)
+        pair._holder.checkpoints = (large, small) if tokenizer is None else (tokenizer,)
+        return pair
 
     def with_small(self, small: PreTrainedModel) -> BiLDModel:
         """A pair of the same large model, on the same engine, and another small one.
@@ -123,6 +135,22 @@ class BiLDModel:
         return pair
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of both models.
+
+        Raises:
+            BildError: there is none, or it is not theirs.
+        """
+        found = self._holder.find()
+        if found is None:
+            raise BildError("this pair has no tokenizer; give BiLDModel(..., tokenizer=)")
+        return found
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._holder.put(tokenizer)
+
+    @property
     def device(self) -> torch.device:
         return input_device(self.large)
 
@@ -137,6 +165,42 @@ class BiLDModel:
         self.small.to(*args, **kwargs)
         self._arrange()
         return self
+
+    @overload
+    def __call__(self, texts: str, *args: Any, **kwargs: Any) -> str: ...
+    @overload
+    def __call__(self, texts: Sequence[str], *args: Any, **kwargs: Any) -> list[str]: ...
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        bild_config: BiLDConfig | None = None,
+        *,
+        prefix: str = "",
+        **generate_kwargs: Any,
+    ) -> str | list[str]:
+        """Text in, text out.
+
+        Args:
+            texts: a source, or several.
+            bild_config: thresholds and variant.
+            prefix: is put before each source, as "summarize: " of some T5 models.
+            **generate_kwargs: as of `generate`; without a limit of the model's own or one given
+                here, an output ends after `NEW_TOKENS` tokens.
+
+        Returns:
+            The output's text, or of several sources a list of texts, in their order.
+
+        Raises:
+            BildError: as `generate`; what is no text; a pair without a tokenizer.
+        """
+        settings = {**default_limit(self.large, generate_kwargs), **generate_kwargs}
+        settings["return_dict_in_generate"] = True
+        written = []
+        for text in check_texts(texts):
+            inputs = self.tokenizer(prefix + text, return_tensors="pt").to(self.device)
+            output: Any = self.generate(**inputs, bild_config=bild_config, **settings)
+            written.append(self.tokenizer.decode(output.sequences[0], skip_special_tokens=True))
+        return written[0] if isinstance(texts, str) else written
 
     def generate(
         self,
@@ -229,7 +293,7 @@ class BiLDModel:
         plan = self.models["large"].plan(source, generate_kwargs)
         with (
             self.models["large"].reading(source, given) as large,
-            self.models["small"].reading(source) as small,
+            self.models["small"].reading(source, self._states_for_small(large)) as small,
         ):
             stream, prices = Stream(streamer), self._prices
             return (
@@ -237,6 +301,10 @@ class BiLDModel:
                     plan, large, small, bild_config, stream, output_trace, prices, ahead
                 )
             )
+
+    def _states_for_small(self, large: Decoder) -> Any:
+        """What the small model is given of the source: a drafter the large encoder's states."""
+        return large.encoder_outputs if isinstance(self.small, BiLDDrafter) else None
 
     def greedy(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
@@ -249,109 +317,32 @@ class BiLDModel:
         Other arguments, results and errors as of `SingleModel.greedy`. It writes only ids that
         both models know.
         """
-        if which not in self.models:
-            raise BildError(f"which must be large or small, got {which!r}")
-        return self.models[which].greedy(input_ids, **kwargs)
+        model = self.large if which == "large" else self.small
+        return greedy_rows(self._alone(which), model, input_ids, **kwargs)
 
     def greedy_many(
         self, sources: Iterable[Any], *, which: Writer = "large", **kwargs: Any
     ) -> Iterator[BiLDOutput | Tensor]:
         """`generate_many` with one of the models alone; arguments and results as there."""
+        return greedy_rows_of_many(self._alone(which), sources, **kwargs)
+
+    def _alone(self, which: Writer) -> Callable[..., Steps[BiLDOutput | Tensor]]:
+        """`greedy` of one row with one of the models."""
         if which not in self.models:
             raise BildError(f"which must be large or small, got {which!r}")
-        return self.models[which].greedy_many(sources, **kwargs)
+        if which == "small" and isinstance(self.small, BiLDDrafter):
+            return self._drafter_steps
+        return self.models[which].steps
 
-
-class SingleModel:
-    """One encoder-decoder model on an engine.
-
-    Args:
-        model: the model, in evaluation mode.
-        name: "large" or "small": what messages call it, and as whose its forwards are counted.
-        vocab_size: write only the first so many ids; None for all.
-        engine, precision, compile: as for `BiLDModel`.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        name: Writer = "large",
-        vocab_size: int | None = None,
-        *,
-        engine: EngineName = "auto",
-        precision: str | None = None,
-        compile: bool | None = None,
-    ) -> None:
-        self.model, self.name, self.vocab_size = model, name, vocab_size
-        self.engine = make_engine(model, engine, precision, compile)
-        self._planner = Planner(model)
-
-    def greedy(
+    def _drafter_steps(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
-        streamer: BaseStreamer | None = None,
-        output_trace: bool = False,
-        **generate_kwargs: Any,
-    ) -> BiLDOutput | Tensor:
-        """Generate greedily; arguments, results and errors as of `BiLDModel.generate`.
-
-        Its forwards are counted as those of the model it is named after.
-        """
-        given = {"streamer": streamer, "output_trace": output_trace, **generate_kwargs}
-        if not is_batch(input_ids):
-            return answer_at_once(self._steps(input_ids, attention_mask, **given))
-        assert input_ids is not None
-        rows = split_rows(input_ids, attention_mask, given)
-        own = ({"at_a_time": TOKENS_AT_A_TIME, **row} for row in rows)
-        found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
-        return gather(found, pad_token_id(self.model, generate_kwargs))
-
-    def greedy_many(
-        self, sources: Iterable[Any], *, batch_size: int = 8, **generate_kwargs: Any
-    ) -> Iterator[BiLDOutput | Tensor]:
-        """`BiLDModel.generate_many` with this model alone; arguments and results as there."""
-        check_batch_size(batch_size, generate_kwargs)
-        shared = {"at_a_time": TOKENS_AT_A_TIME, **generate_kwargs}
-        rows = ({**shared, **as_keywords(source)} for source in sources)
-        return decode_rows(self._steps, rows, batch_size, generate_kwargs)
-
-    def _steps(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        streamer: BaseStreamer | None = None,
-        output_trace: bool = False,
-        at_a_time: int = 16,
-        **generate_kwargs: Any,
+        encoder_outputs: Any = None,
+        **kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`greedy` of one row."""
-        source = make_source({self.name: self.model}, input_ids, attention_mask, generate_kwargs)
-        given = generate_kwargs.pop("encoder_outputs", None)
-        plan = self.plan(source, generate_kwargs)
-        with self.reading(source, given) as decoder:
-            stream = Stream(streamer)
-            return (yield from single_steps(plan, decoder, stream, output_trace, at_a_time))
-
-    @contextmanager
-    def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:
-        """A decoder that has read the source; it is the engine's again afterwards.
-
-        Args:
-            source: what the encoder reads.
-            encoder_outputs: what it would make of that, where it is there already.
-        """
-        check_states(self.model, source, encoder_outputs)
-        decoder = self.engine.decoder(self.name, self.vocab_size)
-        try:
-            decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
-            yield decoder
-        finally:
-            decoder.release()
-
-    def plan(self, source: Source, keywords: dict[str, Any]) -> Plan:
-        """What transformers makes of `generate`'s keywords."""
-        settings = {k: v for k, v in keywords.items() if k not in ENCODER_INPUTS}
-        return self._planner(source.ids, settings)
+        """A drafter's, over the states that the large model's encoder makes."""
+        source = make_source({"large": self.large}, input_ids, attention_mask, kwargs)
+        with self.models["large"].reading(source, encoder_outputs) as large:
+            kwargs["encoder_outputs"] = large.encoder_outputs
+            return (yield from self.models["small"].steps(input_ids, attention_mask, **kwargs))
