@@ -13,11 +13,10 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/installed  ## the shipped pair translates 100 of the shipped sentences, offline
-	bash run_demo.sh unaligned --max-eval-samples 100
-	@echo; echo "Both models are tiny, so that a forward of the large one costs little more than the rest and"
-	@echo "there is little to gain. What decides the speed, and how to see it at the published sizes:"
-	@echo "docs/speed.md. Who wrote which word: bash scripts/python.sh show_trace.py 'Ein Satz.'"
+demo: .venv/installed  ## the shipped pair at work: who wrote which word, how fast, how good; offline
+	@$(BIN)/python scripts/demo.py $(ARGS)
+	@echo; echo "Both models are tiny; what decides the speed, and how it is at the published sizes:"
+	@echo "docs/speed.md. Sentences of yours: bash scripts/python.sh show_trace.py 'Ein Satz.'"
 
 web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 8000" and so on
 	$(BIN)/python scripts/web.py $(ARGS)

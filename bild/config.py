@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from bild.errors import BildError
-from bild.policy import RULES, AcceptanceRule, MaxProbability, Writer
+from bild.policy import RULES, AcceptanceRule, FallbackRule, MaxProbability, Writer
+from bild.rules import acceptance_rule, fallback_rule, rule_text
 
 SEARCH_STEPS = {
     "optuna": {"fallback": 0.05, "rollback": 0.5},
@@ -49,6 +50,10 @@ class BiLDConfig:
             large one will write where it hands over (`bild.generation.lookahead`): the output is
             the same, with fewer large forwards. 0 for never, as the paper; inf for no limit;
             "auto" for as long as it pays, by the clock.
+        acceptance: another paper's rule in the place of rollback_threshold and variant: a name of
+            `bild.rules.ACCEPTANCE`, perhaps with settings, as "lenient:share=0.3", or such a rule.
+        drafting: another rule in the place of fallback_threshold: a name of
+            `bild.rules.FALLBACK`, likewise, as "entropy:limit=1".
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -60,6 +65,8 @@ class BiLDConfig:
     variant: str = "verified"
     start: Writer = "large"
     lookahead: float | Literal["auto"] = 0
+    acceptance: str | AcceptanceRule | None = None
+    drafting: str | FallbackRule | None = None
 
     def __post_init__(self) -> None:
         for name in ("fallback_threshold", "rollback_threshold"):
@@ -78,16 +85,31 @@ class BiLDConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise BildError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        # As one text, whole, so that equal rules are equal settings, here and in records.
+        for name, rule in (("acceptance", _acceptance(self)), ("drafting", _drafting(self))):
+            if rule is not None:
+                object.__setattr__(self, name, rule_text(rule))
 
     @property
-    def fallback_rule(self) -> MaxProbability:
+    def fallback_rule(self) -> FallbackRule:
         """When the small model hands over."""
-        return MaxProbability(self.fallback_threshold)
+        rule = _drafting(self)
+        return MaxProbability(self.fallback_threshold) if rule is None else rule
 
     @property
     def acceptance_rule(self) -> AcceptanceRule:
         """What the large model does with a draft."""
-        return RULES[self.variant](self.rollback_threshold)
+        rule = _acceptance(self)
+        return RULES[self.variant](self.rollback_threshold) if rule is None else rule
+
+    @property
+    def described(self) -> str:
+        """The two rules in words, for headings: "fallback 0.4, rollback 2, verified rules"."""
+        fallback, rollback = f"{self.fallback_threshold:g}", f"{self.rollback_threshold:g}"
+        first = f"fallback {fallback if self.drafting is None else self.drafting}"
+        if self.acceptance is None:
+            return f"{first}, rollback {rollback}, {self.variant} rules"
+        return f"{first}, acceptance {self.acceptance}"
 
     @property
     def is_lossless(self) -> bool:
@@ -293,6 +315,16 @@ class GridConfig:
     def size(self) -> int:
         """How many points there are."""
         return len(self.fallbacks) * len(self.rollbacks)
+
+
+def _acceptance(config: BiLDConfig) -> AcceptanceRule | None:
+    given = config.acceptance
+    return acceptance_rule(given) if isinstance(given, str) else given
+
+
+def _drafting(config: BiLDConfig) -> FallbackRule | None:
+    given = config.drafting
+    return fallback_rule(given) if isinstance(given, str) else given
 
 
 def _is_number(value: object) -> bool:

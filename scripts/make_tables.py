@@ -4,6 +4,7 @@
     python scripts/make_tables.py --check    # exit code 2 when a page differs from the records
 
 `<!-- results: demo -->` ... `<!-- end -->` holds the table of the runs in results/demo/,
+`<!-- front: demo -->` what `make demo` prints, of results/demo/front.json,
 `<!-- speed: demo -->` that of the benchmark results/speed/demo.json, `<!-- two-factors -->` that of
 all benchmarks: what the engine gives, and what BiLD adds,
 `<!-- agreement: tatoeba -->` that of results/tatoeba/agreement.json, and
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bild.cli import Parser, run
+from bild.cli import run
+from bild.parser import Parser
 from bild.show.pages import check_page, write_page
 
 

@@ -240,6 +240,20 @@ def test_a_finished_run_is_not_touched_by_the_next(run_again):
     assert {p.name: p.read_bytes() for p in first.path.parent.iterdir()} == before
 
 
+def test_a_rule_is_part_of_what_a_run_is(run_again):
+    rule = ("--rule", "typical:eps=0.2", "--drafting", "margin")
+    done = run_again("iwslt2017", "aligned", *rule)
+    bild = done.record().config.bild
+    assert bild.acceptance == "typical:eps=0.2,delta=0.09"
+    assert bild.drafting == "margin:least=0.3"
+    assert f"{bild.drafting}, acceptance {bild.acceptance}" in done.out
+    identity = (done.path.parent / "identity").read_text(encoding="utf-8")
+    assert bild.acceptance in identity
+    assert run_again("iwslt2017", "aligned", "--rule", "typcal").err.startswith(
+        "error: acceptance rule must be one of exact, bild, topk, typical, lenient, regret, "
+    )
+
+
 def test_above_one_the_fallback_threshold_gives_the_large_model(run_again):
     done = run_again("iwslt2017", "aligned", "1.1")
     for sample in done.samples():

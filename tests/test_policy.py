@@ -10,20 +10,25 @@ from tables import EOS, TableDecoder, distance, rows, sure
 from bild import BiLDConfig, BildError
 from bild.engines.base import distances_from
 from bild.generation.decoding import Stopping, decode
-from bild.policy import RULES, AcceptanceRule, DistanceRule, MaxProbability
+from bild.policy import RULES, AcceptanceRule, DistanceRule, MaxProbability, Step, Window
 
 
 def test_fallback_is_strict():
-    assert MaxProbability(0.6).should_stop(0.59)
-    assert not MaxProbability(0.6).should_stop(0.6)
-    assert not MaxProbability(0.0).should_stop(0.0)
-    assert MaxProbability(1.1).should_stop(1.0)
+    assert MaxProbability(0.6).should_stop(Step(0.59, 0.59))
+    assert not MaxProbability(0.6).should_stop(Step(0.6, 0.6))
+    assert not MaxProbability(0.0).should_stop(Step(0.0, 0.0))
+    assert MaxProbability(1.1).should_stop(Step(1.0, 1.0))
+
+
+def cut(rule, distances, large_tokens, drafted):
+    unread = [math.nan] * len(drafted)
+    return rule.first_cut(Window(drafted, large_tokens, distances, unread, unread))
 
 
 def rollback(rows, drafted, threshold, variant):
     logits = torch.stack(rows)
     distances = distances_from(logits, torch.tensor(drafted)).tolist()
-    return RULES[variant](threshold).first_cut(distances, logits.argmax(-1).tolist(), drafted)
+    return cut(RULES[variant](threshold), distances, logits.argmax(-1).tolist(), drafted)
 
 
 @pytest.mark.parametrize("variant", ["authors", "paper", "verified"])
@@ -73,12 +78,12 @@ def test_a_draft_is_judged_alike_below_the_next_distance():
     for variant in RULES:
         rule = RULES[variant](1.0)
         assert rule.same_below(distances) == 2.0
-        answers = [RULES[variant](t).first_cut(distances, large, drafted) for t in (1.0, 1.9, 2.0)]
+        answers = [cut(RULES[variant](t), distances, large, drafted) for t in (1.0, 1.9, 2.0)]
         assert answers[0] == answers[1]
         assert RULES[variant](3.5).same_below(distances) == math.inf
     # By these the agreed position 1 hides position 2, until the threshold reaches it.
-    assert RULES["authors"](1.9).first_cut(distances, large, drafted) is None
-    assert RULES["authors"](2.0).first_cut(distances, large, drafted) == 2
+    assert cut(RULES["authors"](1.9), distances, large, drafted) is None
+    assert cut(RULES["authors"](2.0), distances, large, drafted) == 2
 
 
 @pytest.fixture
@@ -91,9 +96,9 @@ def own_rule(monkeypatch):
 
         threshold: float
 
-        def first_cut(self, distances, large_tokens, drafted):
+        def first_cut(self, window):
             total = 0.0
-            for i, far in enumerate(distances):
+            for i, far in enumerate(window.distances):
                 total += far
                 if total > self.threshold:
                     return i
@@ -129,16 +134,16 @@ def test_a_rule_of_ones_own_is_one_class(own_rule):
 
 def test_a_rule_that_needs_what_nobody_measures_is_refused(monkeypatch):
     @dataclass(frozen=True)
-    class Entropy(DistanceRule):
-        needs = frozenset({"distances", "entropies"})
+    class Curiosity(DistanceRule):
+        needs = frozenset({"distances", "curiosities"})
 
-    monkeypatch.setitem(RULES, "entropy", Entropy)
+    monkeypatch.setitem(RULES, "curious", Curiosity)
     table = rows(2, 3, EOS)
-    with pytest.raises(BildError, match="Entropy needs 'entropies' of a draft"):
+    with pytest.raises(BildError, match="Curiosity needs 'curiosities' of a draft"):
         decode(
             TableDecoder("large", table),
             TableDecoder("small", table),
             [0],
-            BiLDConfig(variant="entropy"),
+            BiLDConfig(variant="curious"),
             Stopping(5, frozenset({EOS})),
         )

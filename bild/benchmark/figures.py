@@ -27,7 +27,7 @@ from bild.benchmark.record import (
     StepCost,
 )
 from bild.checkpoints.identity import short_path
-from bild.evaluation.arms import BILD, VANILLA, ArmId
+from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId
 from bild.evaluation.codec import decode
 from bild.evaluation.environment import Environment
 from bild.evaluation.figures import (
@@ -219,9 +219,9 @@ class Figures:
         return next(of, None)
 
     def alone(self, arm: ArmId) -> ArmId | None:
-        """Of a pair, the large model alone on the same engine."""
+        """Of a pair or the small model alone, the large model alone on the same engine."""
         wanted = replace(arm, kind=VANILLA, ahead=False)
-        return wanted if arm.kind == BILD and wanted in self.ran else None
+        return wanted if arm.kind in (BILD, SMALL) and wanted in self.ran else None
 
     def ratio(self, arm: ArmId, other: ArmId | None) -> Ratio | None:
         """How many times as fast an arm is as another one."""

@@ -108,7 +108,8 @@ class BenchmarkArm:
         models: what it does with "large" and "small".
         ratio: over transformers' greedy decoding, the first of it that ran.
         ratio_same: over that of its own precision.
-        ratio_alone: of a pair, over the large model alone on the same engine: what the method adds.
+        ratio_alone: of a pair or the small model alone, over the large model alone on the same
+            engine: of a pair, what the method adds.
         stats: what happened in one pass, of arms that tell.
         rates: of a pair.
         quality: its score, of a task's pair.

@@ -1,6 +1,6 @@
 """One owner per model and KV cache, spoken to in lengths."""
 
-from bild.engines.base import Decoder, Draft, Verdict, draft_tokens, judge
+from bild.engines.base import Decoder, Draft, Verdict, draft_tokens, drafting, drive, judge
 from bild.engines.huggingface import HuggingFaceDecoder
 from bild.engines.select import Engine, EngineName, HuggingFaceEngine, make_engine
 
@@ -13,6 +13,8 @@ __all__ = [
     "HuggingFaceEngine",
     "Verdict",
     "draft_tokens",
+    "drafting",
+    "drive",
     "judge",
     "make_engine",
 ]

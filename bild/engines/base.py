@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Generator, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from bild.errors import BildError
-from bild.policy import FallbackRule
+from bild.policy import FallbackRule, Step, Window
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Draft(NamedTuple):
@@ -41,11 +46,29 @@ class Verdict(NamedTuple):
             scored.
         probabilities: those of its choices; NaN where the model is damaged.
         distances: T values, its distance from each drafted token in nats (`distances_from`).
+        own: T values, its distance from its own choices, likewise, where logits processors changed
+            its scores; None where it is that of `probabilities`.
+        entropies, ranks: as of `bild.policy.Window`; empty unless asked for (`judge`).
     """
 
     tokens: list[int]
     probabilities: list[float]
     distances: list[float]
+    own: list[float] | None = None
+    entropies: Sequence[float] = ()
+    ranks: Sequence[int] = ()
+
+    def window(
+        self, drafted: Sequence[int], confidences: Sequence[float], spent: float = 0.0
+    ) -> Window:
+        """What a rule is told of the drafted tokens; arguments as of `bild.policy.Window`."""
+        own = self.own
+        if own is None:
+            own = [-math.log(p) if p else math.inf for p in self.probabilities[: len(drafted)]]
+        return Window(
+            *(drafted, self.tokens, self.distances, own, confidences, spent),
+            *(self.entropies, self.ranks),
+        )
 
 
 class Decoder(ABC):
@@ -178,27 +201,57 @@ def draft_tokens(
     ends: Callable[[int], bool],
     process: Callable[[Tensor], Tensor] | None = None,
 ) -> Draft:
+    """`drafting` with `feed`, a decoder's."""
+    return drive(drafting(pending, limit, rule, ends, process), feed)
+
+
+def drafting(
+    pending: Sequence[int],
+    limit: int,
+    rule: FallbackRule,
+    ends: Callable[[int], bool],
+    process: Callable[[Tensor], Tensor] | None = None,
+) -> Generator[Sequence[int], Tensor, Draft]:
     """The drafting loop (paper, Algorithm 1, lines 4 to 8); see `Decoder.draft`.
 
+    It yields the tokens to feed, and is sent their logits (T, V).
+
     Args:
-        feed: of a decoder.
         pending, limit, rule: as `Decoder.draft`'s.
         ends: told of each token that is written; whether writing ends with it.
         process: makes of the raw logits (V,) after all tokens so far the scores that are read.
     """
     tokens: list[int] = []
     probabilities: list[float] = []
+    product = 1.0
     while len(tokens) < limit:
-        raw = feed(pending)[-1]
-        token, probability = top_token(raw if process is None else process(raw))
+        raw = (yield pending)[-1]
+        scores = raw if process is None else process(raw)
+        token, probability = top_token(scores)
         probabilities.append(probability)
-        if rule.should_stop(probability) or math.isnan(probability):
+        product *= probability
+        step = Step(probability, product)
+        if rule.needs:
+            step = step._replace(**dict(zip(("entropy", "margin"), spread(scores), strict=True)))
+        if rule.should_stop(step) or math.isnan(probability):
             return Draft(tokens, probabilities, unsure=token)
         tokens.append(token)
         if ends(token):
             break
         pending = [token]
     return Draft(tokens, probabilities, unsure=None)
+
+
+def drive(steps: Generator[Q, A, R], answer: Callable[[Q], A]) -> R:
+    """Answer all that `steps` asks, one question after the other; what it comes to."""
+    reply: Any = None  # the first thing that a generator is sent
+    while True:
+        try:
+            question = steps.send(reply)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        reply = answer(question)
 
 
 def top_token(scores: Tensor) -> tuple[int, float]:
@@ -211,6 +264,19 @@ def top_token(scores: Tensor) -> tuple[int, float]:
     # One transfer for both: float64 holds a token id exactly.
     token_id, distance = torch.stack((token.double(), scores.logsumexp(-1) - top)).tolist()
     return int(token_id), math.exp(-distance)
+
+
+def spread(scores: Tensor) -> tuple[float, float]:
+    """The entropy of softmax(scores) in nats, and by how much its first leads its second; (V,)."""
+    log_p = scores.float().log_softmax(-1)
+    first, second = log_p.topk(2).values.exp()
+    entropy, margin = torch.stack((_entropies(log_p), first - second)).tolist()
+    return entropy, margin
+
+
+def _entropies(log_p: Tensor) -> Tensor:
+    """Entropies in nats of distributions (..., V) given as logarithms; impossible tokens add 0."""
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
 
 def distances_from(
@@ -253,16 +319,37 @@ def check_ids(tokens: Sequence[int], known: int, what: str) -> None:
             raise BildError(f"token id {token} is not one of the model's {known} {what}")
 
 
-def judge(scores: Tensor, raw: Tensor, drafted: Sequence[int]) -> Verdict:
-    """The verdict on T drafted tokens, from the scores (T or T + 1, V) and their raw logits."""
-    n, drafts = len(scores), len(drafted)
+def judge(
+    scores: Tensor, raw: Tensor, drafted: Sequence[int], needs: Collection[str] = ()
+) -> Verdict:
+    """The verdict on T drafted tokens, from the scores (T or T + 1, V) and their raw logits.
+
+    Args:
+        scores: after the logits processors: what the large model chooses by.
+        raw: before; distances, entropies and ranks are theirs.
+        drafted: the tokens.
+        needs: what else is to be told, of `bild.policy.DEAR_MEASURES`.
+    """
+    drafts = len(drafted)
     floats = scores.float()
     best, normalizers = floats.max(-1), floats.logsumexp(-1)
     asked = torch.tensor(drafted, dtype=torch.long, device=raw.device)
-    known = normalizers[:drafts] if raw is scores else None
+    same = raw is scores
+    known = normalizers[:drafts] if same else None
     distances = distances_from(raw[:drafts], asked, known)
-    # One transfer for all three: float64 holds a token id exactly.
-    parts = (best.indices.double(), (normalizers - best.values).double(), distances.double())
-    values = torch.cat(parts).tolist()
-    probabilities = [math.exp(-v) for v in values[n : 2 * n]]
-    return Verdict([int(v) for v in values[:n]], probabilities, values[2 * n :])
+    # One transfer for all: float64 holds a token id exactly.
+    parts = [best.indices.double(), (normalizers - best.values).double(), distances.double()]
+    if not same:
+        parts.append(distances_from(raw[:drafts], best.indices[:drafts]).double())
+    if needs:
+        logits = raw[:drafts].float()
+        parts.append(_entropies(logits.log_softmax(-1)).double())
+        parts.append((logits > logits.gather(-1, asked[:, None])).sum(-1).double())
+    values, ends = torch.cat(parts).tolist(), accumulate(len(part) for part in parts)
+    tokens, gaps, *rest = (values[e - len(p) : e] for e, p in zip(ends, parts, strict=True))
+    verdict = Verdict([int(v) for v in tokens], [math.exp(-v) for v in gaps], rest[0])
+    if not same:
+        verdict = verdict._replace(own=rest[1])
+    if needs:
+        verdict = verdict._replace(entropies=rest[-2], ranks=[int(v) for v in rest[-1]])
+    return verdict

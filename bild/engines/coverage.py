@@ -8,7 +8,7 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.models.mt5 import modeling_mt5
 from transformers.models.t5 import modeling_t5
 from transformers.models.umt5 import modeling_umt5
+from transformers.utils import output_capturing
 
 from bild.engines.t5_structs import ACTIVATIONS, MULTIPLE
 
@@ -72,12 +73,21 @@ def _module_reasons(what: str, part: nn.Module, known: set[type]) -> Iterator[st
     # accelerate gives a forward of its own to whatever it moves from device to device.
     if "forward" in vars(part):
         yield f"{what} has a forward of its own"
-    if part._forward_hooks or part._forward_pre_hooks:
+    if may_change(part._forward_hooks) or may_change(part._forward_pre_hooks):
         yield f"{what} has forward hooks"
     if isinstance(part, nn.Linear) and part.bias is not None:
         yield f"{what} has a bias"
     if isinstance(part, nn.Embedding) and part.max_norm is not None:
         yield f"{what} has a max_norm"
+
+
+def may_change(hooks: Mapping[int, Callable[..., Any]]) -> bool:
+    """Whether a module's forward hooks may change what it computes.
+
+    Those that transformers puts on a model when its attentions or hidden states are asked for, and
+    leaves there, only look on.
+    """
+    return any(getattr(h, "__module__", None) != output_capturing.__name__ for h in hooks.values())
 
 
 def _parameter_reasons(name: str, parameter: nn.Parameter) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bild.engines.coverage import may_change
+
 # To look at all of a model's parts, which are scattered over memory, takes as long as a forward of
 # a small one. So it is done no more often than this, unless there are few; in between a sample of
 # the parameters is looked at, of which a change of all of them is seen.
@@ -17,7 +19,7 @@ FEW, SAMPLES = 64, 4  # parameters
 
 
 class Snapshot:
-    """The parts and parameters of a model at one moment; the model has no hooks.
+    """The parts and parameters of a model at one moment; it has no hooks that change anything.
 
     A parameter has changed if another stands in its place, if its memory is elsewhere, or if torch
     counted a write to it. What is written past torch (through `.data`, say) is not counted.
@@ -49,7 +51,9 @@ class Snapshot:
         if not self._few and now - self._looked < FULL_SECONDS:
             return _unwritten(self._sample)
         self._looked = now
-        if any(self._hooks) or any("forward" in attributes for attributes in self._attributes):
+        if any(map(may_change, filter(None, self._hooks))):
+            return False
+        if any("forward" in attributes for attributes in self._attributes):
             return False
         here = map(dict.get, self._folders, self._names)
         return all(map(operator.is_, here, self._contents)) and _unwritten(self._states)

@@ -27,7 +27,7 @@ from bild.engines.t5_native import NativeSession, NativeStack
 from bild.engines.t5_torch import TorchEncoder, TorchSession
 from bild.engines.t5_weights import read_stack
 from bild.errors import BildError
-from bild.policy import FallbackRule, MaxProbability
+from bild.policy import FallbackRule, MaxProbability, Step
 
 
 class Session(Protocol):
@@ -247,13 +247,42 @@ class NativeT5Decoder(T5Decoder):
         eos_token_ids: Collection[int] = (),
     ) -> Draft:
         # The one rule that t5.cpp knows; a class made of it may decide otherwise.
-        if type(rule) is not MaxProbability:
+        if type(rule) is MaxProbability:
+            return self._draft(pending, limit, rule.threshold, eos_token_ids)
+        if rule.needs:
             return super().draft(pending, limit, rule, eos_token_ids)
-        draft = self._session.draft(self.length, pending, limit, rule.threshold, eos_token_ids)
+        return self._draft_by(rule, pending, limit, eos_token_ids)
+
+    def _draft(
+        self, pending: Sequence[int], limit: int, threshold: float, eos_token_ids: Collection[int]
+    ) -> Draft:
+        draft = self._session.draft(self.length, pending, limit, threshold, eos_token_ids)
         forwards = len(draft.probabilities)
         if forwards:
             self._count(len(pending) + forwards - 1, forwards)
         return draft
+
+    def _draft_by(
+        self,
+        rule: FallbackRule,
+        pending: Sequence[int],
+        limit: int,
+        eos_token_ids: Collection[int],
+    ) -> Draft:
+        """Token by token, by a rule that looks at probabilities alone."""
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        product = 1.0
+        while len(tokens) < limit and not (tokens and tokens[-1] in eos_token_ids):
+            one = self._draft(tokens[-1:] or pending, 1, 0.0, eos_token_ids)
+            probabilities += one.probabilities
+            if one.unsure is not None:  # NaN
+                return Draft(tokens, probabilities, one.unsure)
+            product *= probabilities[-1]
+            if rule.should_stop(Step(probabilities[-1], product)):
+                return Draft(tokens, probabilities, one.tokens[0])
+            tokens += one.tokens
+        return Draft(tokens, probabilities, unsure=None)
 
     def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
         verdict = self._session.verify(self.length, pending, drafted, first_row)

@@ -1,9 +1,13 @@
 """Big Little Decoder: draft, verify, roll back, commit (Kim et al., NeurIPS 2023, Algorithm 1).
 
-The whole algorithm is `decode`. It talks to two `Decoder`s, which own the models and their KV
-caches, and asks the rules of `bild.policy` for its two decisions. `decode_greedy` is the baseline:
-one model, the same interface. `bild.generation.generate` makes both available to transformers'
+The whole algorithm is `decode_steps`. It asks two `Decoder`s, which own the models and their KV
+caches, and the rules of `bild.policy` for its two decisions. `greedy_steps` is the baseline: one
+model, the same interface. `bild.generation.generate` makes both available to transformers'
 `generate`.
+
+What it asks of a decoder it yields, as a value (`bild.engines.requests`), and is sent the answer.
+So one row reads as if it were alone, and whoever drives it may answer several rows in one forward
+(`bild.generation.batching`); `decode` and `decode_greedy` answer at once.
 
 Letters used for shapes: T tokens in one forward, V vocabulary.
 """
@@ -11,20 +15,28 @@ Letters used for shapes: T tokens in one forward, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from bild.config import BiLDConfig
-from bild.engines import Decoder, Draft, Verdict, draft_tokens, judge
+from bild.engines import Decoder, Draft, Verdict, drafting, drive, judge
+from bild.engines.requests import DraftRequest, FeedRequest, Request, VerifyRequest
 from bild.errors import BildError
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder
-from bild.policy import NEVER_STOPS, AcceptanceRule, FallbackRule
+from bild.policy import (
+    DEAR_MEASURES,
+    FREE_MEASURES,
+    NEVER_STOPS,
+    AcceptanceRule,
+    FallbackRule,
+)
 
 
 class Scores(NamedTuple):
@@ -70,16 +82,22 @@ class Stopping:
         if not self.criteria:
             return False
         assert y.latest is not None
-        scores = y.latest.processed[None]
-        return bool(self.criteria(torch.tensor([y.tokens], device=scores.device), scores)[0])
+        # As transformers does: the scores of all tokens, if they are kept.
+        scores = tuple(s.processed[None] for s in y.scores) if y.keep_scores else None
+        ids = torch.tensor([y.tokens], device=y.latest.processed.device)
+        return bool(self.criteria(ids, scores)[0])
 
 
-MEASURES = frozenset({"distances"})  # what is known of a draft when a rule judges it
+MEASURES = FREE_MEASURES | DEAR_MEASURES  # what is known of a draft when a rule judges it
 
 OnCommit = Callable[[list[int]], None]
+NOTHING = Draft([], [], unsure=None)
+P = ParamSpec("P")
+R = TypeVar("R")
+Steps: TypeAlias = Generator[Request, Any, R]  # it is sent what the request's `alone` returns
 
 
-def decode(
+def decode_steps(
     large: Decoder,
     small: Decoder,
     prompt: Sequence[int],
@@ -89,7 +107,7 @@ def decode(
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
     recorder: Recorder = SILENT,
-) -> tuple[Output, DecodeStats]:
+) -> Steps[tuple[Output, DecodeStats]]:
     """Write one output with two models, both of which have been given the source (`begin`).
 
     Logits processors act on both models' scores, each position with the prefix that stands
@@ -111,37 +129,35 @@ def decode(
         BildError: a model's scores are NaN.
     """
     y = Output(len(prompt), list(prompt), keep_scores)
-    tokens = y.tokens
+    tokens, told = y.tokens, (stopping, processors, recorder)
     fallback, rule = config.fallback_rule, known_rule(config.acceptance_rule)
-    checked, turn = len(tokens), config.start  # the large model has not seen tokens[checked:]
+    # The large model has not seen tokens[checked:]; the rule has let pass so much so far.
+    checked, turn, spent = len(tokens), config.start, 0.0
     counts: Counter[str] = Counter()  # fields of `DecodeStats`
     done = len(tokens) >= stopping.max_length
     while not done:
         # 1. Draft: the small model writes until it is unsure, or has written enough in a row.
-        draft_ends = False  # a drafted token ends the output
+        draft, draft_ends = NOTHING, False  # a drafted token ends the output
         if turn == "small":
             limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
-            draft, draft_ends = _draft(small, y, limit, fallback, stopping, processors, recorder)
-            counts["drafted_tokens"] += len(draft.tokens)
-            counts["fallbacks"] += draft.unsure is not None
-            counts["full_windows"] += draft.unsure is None and not draft_ends
+            draft, draft_ends = yield from _draft(small, y, limit, fallback, *told)
+            _count_draft(counts, draft, draft_ends)
             if draft_ends and not rule.checks_end:
                 break  # the published code ends here: the last window is never looked at
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
         # output the last token need not be fed, for nothing will follow it.
-        verdict, scores = _verify(large, y, checked, draft_ends, stopping, processors, recorder)
+        verdict, scores = yield from _verify(large, y, checked, draft_ends, rule, *told)
         window = len(tokens) - checked
-        cut = rule.first_cut(verdict.distances, verdict.tokens, tokens[checked:])
+        known = verdict.window(tokens[checked:], draft.probabilities[:window], spent)
+        cut = rule.first_cut(known)
 
         # 3. Roll both caches back to the first bad token, if there is one.
         kept = window if cut is None else cut
+        spent += rule.spends(known, kept)
         recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
-        counts["verifications"] += window > 0
-        counts["verified_tokens"] += kept
+        _count_verdict(counts, window, cut)
         if cut is not None:
-            counts["rollbacks"] += 1
-            counts["rolled_back_tokens"] += window - cut
             y.cut(checked + cut)
             large.rollback_to(len(tokens))
             small.rollback_to(len(tokens))
@@ -161,7 +177,7 @@ def decode(
     return y, _stats(y, counts, large, small)
 
 
-def decode_greedy(
+def greedy_steps(
     decoder: Decoder,
     prompt: Sequence[int],
     stopping: Stopping,
@@ -169,11 +185,11 @@ def decode_greedy(
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
     recorder: Recorder = SILENT,
-) -> tuple[Output, DecodeStats]:
-    """Write one output with one model: the baseline, over the same interface as `decode`.
+) -> Steps[tuple[Output, DecodeStats]]:
+    """Write one output with one model: the baseline, over the same interface as `decode_steps`.
 
     Its forwards are counted as those of the model it is named after. Other arguments and errors
-    as in `decode`.
+    as in `decode_steps`.
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     done = len(prompt) >= stopping.max_length
@@ -182,10 +198,38 @@ def decode_greedy(
         # In steps, so that the process can be interrupted between them.
         step = 1 if on_commit is not None else 16
         limit = min(step, stopping.max_length - before)
-        _, done = _draft(decoder, y, limit, NEVER_STOPS, stopping, processors, recorder)
+        _, done = yield from _draft(decoder, y, limit, NEVER_STOPS, stopping, processors, recorder)
         if on_commit is not None:
             on_commit(y.tokens[before:])
     return y, _stats(y, {}, decoder)
+
+
+def alone(steps: Callable[P, Steps[R]]) -> Callable[P, R]:
+    """A way to decode whose every request is answered at once."""
+
+    @wraps(steps)
+    def decode(*args: P.args, **kwargs: P.kwargs) -> R:
+        return drive(steps(*args, **kwargs), lambda request: request.alone())
+
+    return decode
+
+
+decode = alone(decode_steps)
+decode_greedy = alone(greedy_steps)
+
+
+def _count_draft(counts: Counter[str], draft: Draft, ends: bool) -> None:
+    counts["drafted_tokens"] += len(draft.tokens)
+    counts["fallbacks"] += draft.unsure is not None
+    counts["full_windows"] += draft.unsure is None and not ends
+
+
+def _count_verdict(counts: Counter[str], window: int, cut: int | None) -> None:
+    kept = window if cut is None else cut
+    counts["verifications"] += window > 0
+    counts["verified_tokens"] += kept
+    counts["rollbacks"] += cut is not None
+    counts["rolled_back_tokens"] += window - kept
 
 
 def _stats(y: Output, counts: Mapping[str, int], *decoders: Decoder) -> DecodeStats:
@@ -203,16 +247,16 @@ def _draft(
     stopping: Stopping,
     processors: LogitsProcessorList | None,
     recorder: Recorder,
-) -> tuple[Draft, bool]:
+) -> Steps[tuple[Draft, bool]]:
     """`Decoder.draft` onto `y`, and whether its last token ends the output."""
     recorder.starts(decoder)
     pending = y.tokens[decoder.length :]
     if not scores_are_read(stopping, processors, y.keep_scores):
-        draft = decoder.draft(pending, limit, rule, stopping.eos_token_ids)
+        draft = yield DraftRequest(decoder, pending, limit, rule, stopping.eos_token_ids)
         y.tokens += draft.tokens
         ended = bool(draft.tokens) and stopping(y)
     else:
-        draft, ended = _draft_with_scores(decoder, y, limit, rule, stopping, processors)
+        draft, ended = yield from _draft_with_scores(decoder, y, limit, rule, stopping, processors)
     if draft.probabilities:  # a draft ends at the first that is none
         refuse_nan(draft.probabilities[-1], decoder, len(y.tokens))
     recorder.drafted(draft)
@@ -226,7 +270,7 @@ def _draft_with_scores(
     rule: FallbackRule,
     stopping: Stopping,
     processors: LogitsProcessorList | None,
-) -> tuple[Draft, bool]:
+) -> Steps[tuple[Draft, bool]]:
     """`_draft` where something reads the scores."""
     scores: Scores | None = None
     ended = False
@@ -242,8 +286,14 @@ def _draft_with_scores(
         ended = stopping(y)
         return ended
 
-    pending = y.tokens[decoder.length :]
-    return draft_tokens(decoder.feed, pending, limit, rule, ends, process), ended
+    writing = drafting(y.tokens[decoder.length :], limit, rule, ends, process)
+    logits: Any = None  # the first thing that a generator is sent
+    while True:
+        try:
+            tokens = writing.send(logits)
+        except StopIteration as end:
+            return end.value, ended
+        logits = yield FeedRequest(decoder, tokens)
 
 
 def _verify(
@@ -251,23 +301,27 @@ def _verify(
     y: Output,
     checked: int,
     draft_ends: bool,
+    rule: AcceptanceRule,
     stopping: Stopping,
     processors: LogitsProcessorList | None,
     recorder: Recorder,
-) -> tuple[Verdict, list[Scores] | None]:
+) -> Steps[tuple[Verdict, list[Scores] | None]]:
     """`Decoder.verify` of `y.tokens[checked:]`; and the scores, if looked at."""
     recorder.starts(decoder)
     pending = y.tokens[decoder.length : len(y.tokens) - draft_ends]
     drafted = y.tokens[checked:]
     first_row = checked - decoder.length - 1
+    needs, reads = rule.needs & DEAR_MEASURES, scores_are_read(stopping, processors, y.keep_scores)
     scores = None
-    if not scores_are_read(stopping, processors, y.keep_scores):
-        verdict = decoder.verify(pending, drafted, first_row)
+    if not (needs or reads):
+        verdict = yield VerifyRequest(decoder, pending, drafted, first_row)
     else:
-        raw = decoder.feed(pending)[first_row:]  # (T, V): a row a drafted token, and one more
-        scores = [_scores(processors, y.tokens[: checked + i], row) for i, row in enumerate(raw)]
-        processed = torch.stack([s.processed for s in scores]) if processors else raw
-        verdict = judge(processed, raw, drafted)
+        logits = yield FeedRequest(decoder, pending)
+        raw = processed = logits[first_row:]  # (T, V): a row a drafted token, and one more
+        if reads:
+            scores = [_scores(processors, y.tokens[: checked + i], r) for i, r in enumerate(raw)]
+            processed = torch.stack([s.processed for s in scores]) if processors else raw
+        verdict = judge(processed, raw, drafted, needs)
     for i, probability in enumerate(verdict.probabilities):
         refuse_nan(probability, decoder, checked + i)
     return verdict, scores

@@ -27,6 +27,7 @@ from bild.generation.decoding import OnCommit, Output, Stopping, decode, decode_
 from bild.generation.kept_back import kept_back
 from bild.generation.lookahead import Prices, decode_ahead
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
+from bild.generation.rewinding import settle
 from bild.generation.source import Source, make_source
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder, Trace, TraceRecorder
@@ -291,6 +292,8 @@ def _decode(
         recorder=recorder,
     )
     stream.end()
+    settle(plan.processors, len(output.tokens))
+    settle(plan.stopping.criteria, len(output.tokens) + 1)  # they have seen the last token
     sequences = torch.tensor([output.tokens], device=plan.prompt.device)
     config = plan.config
     if not config.return_dict_in_generate:

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from bild.config import BiLDConfig
-from bild.engines import Decoder, Draft, Verdict
+from bild.engines import Decoder, Draft, Verdict, judge
 from bild.generation.decoding import (
+    NOTHING,
     OnCommit,
     Output,
     Stopping,
@@ -28,9 +29,8 @@ from bild.generation.decoding import (
     refuse_nan,
 )
 from bild.generation.stats import DecodeStats
-from bild.policy import NEVER_STOPS, AcceptanceRule, Writer
+from bild.policy import DEAR_MEASURES, NEVER_STOPS, AcceptanceRule, Window, Writer
 
-NOTHING = Draft([], [], unsure=None)
 WINDOW = 2.0  # drafted tokens that usually stand between two hand-overs
 
 
@@ -86,12 +86,14 @@ class Proposal:
         guesses: positions of the guesses in the output.
         ends: whether the last token ends the output.
         full: of each window, whether it was handed over because it was long enough.
+        confidences: the small model's probability of each token, guesses included.
     """
 
     windows: list[Draft] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)
     ends: bool = False
     full: list[bool] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Finding:
         windows: windows that plain decoding would have drafted as well.
         guesses: guesses that held.
         cut_off: drafted tokens that a rollback removed.
+        spent: what the rule has let pass in this output, all windows so far.
     """
 
     kept: int | None
@@ -111,31 +114,29 @@ class Finding:
     windows: int
     guesses: int
     cut_off: int = 0
+    spent: float = 0.0
 
 
-def check_proposal(
-    rule: AcceptanceRule, verdict: Verdict, looked: Sequence[int], guesses: Sequence[int]
-) -> Finding:
+def check_proposal(rule: AcceptanceRule, looked: Window, guesses: Sequence[int]) -> Finding:
     """What the large model makes of windows with guesses between them.
 
     Args:
         rule: judges each window by itself.
-        verdict: on all tokens, guesses included.
-        looked: the tokens.
+        looked: all tokens, guesses included, with what was spent before them.
         guesses: places of the guesses among them.
     """
-    start = 0
-    for held, bound in enumerate((*guesses, len(looked))):
-        cut = rule.first_cut(
-            verdict.distances[start:bound], verdict.tokens[start:bound], looked[start:bound]
-        )
+    start, spent = 0, looked.spent
+    for held, bound in enumerate((*guesses, len(looked.drafted))):
+        window = replace(looked.part(start, bound), spent=spent)
+        cut = rule.first_cut(window)
+        spent += rule.spends(window, bound - start if cut is None else cut)
         if cut is not None:
-            return Finding(start + cut, True, held + 1, held, bound - start - cut)
+            return Finding(start + cut, True, held + 1, held, bound - start - cut, spent)
         if held < len(guesses):
-            if verdict.tokens[bound] != looked[bound]:
-                return Finding(bound, False, held + 1, held)
+            if looked.large_tokens[bound] != looked.drafted[bound]:
+                return Finding(bound, False, held + 1, held, spent=spent)
             start = bound + 1
-    return Finding(None, False, len(guesses) + 1, len(guesses))
+    return Finding(None, False, len(guesses) + 1, len(guesses), spent=spent)
 
 
 def decode_ahead(
@@ -160,7 +161,7 @@ def decode_ahead(
     y = Output(len(prompt), list(prompt), keep_scores=False)
     tokens, rule = y.tokens, known_rule(config.acceptance_rule)
     checked, turn = len(tokens), config.start
-    stats = DecodeStats()
+    stats, spent = DecodeStats(), 0.0
     done = len(tokens) >= stopping.max_length
     while not done:
         proposal = _propose(small, y, turn, config, stopping, prices)
@@ -173,12 +174,14 @@ def decode_ahead(
         # Of a proposal that ends the output the last token looked at need not be fed.
         pending = tokens[large.length : looked - proposal.ends]
         start = time.perf_counter()
-        verdict = large.verify(pending, tokens[checked:looked], checked - large.length - 1)
+        verdict = _verify(large, pending, tokens[checked:looked], checked, rule)
         prices.verified(time.perf_counter() - start, len(pending))
         for i, probability in enumerate(verdict.probabilities):
             refuse_nan(probability, large, checked + i)
         guesses = [g - checked for g in proposal.guesses]
-        found = check_proposal(rule, verdict, tokens[checked:looked], guesses)
+        known = verdict.window(tokens[checked:looked], proposal.confidences, spent)
+        found = check_proposal(rule, known, guesses)
+        spent = found.spent
         stats += _drafted(proposal, found.windows) + _verified(found, looked - checked, proposal)
         if found.kept is None and proposal.ends:
             break
@@ -204,6 +207,20 @@ def decode_ahead(
     )
 
 
+def _verify(
+    large: Decoder,
+    pending: Sequence[int],
+    drafted: Sequence[int],
+    checked: int,
+    rule: AcceptanceRule,
+) -> Verdict:
+    first_row, needs = checked - large.length - 1, rule.needs & DEAR_MEASURES
+    if not needs:
+        return large.verify(pending, drafted, first_row)
+    raw = large.feed(pending)[first_row:]
+    return judge(raw, raw, drafted, needs)
+
+
 def _propose(
     small: Decoder,
     y: Output,
@@ -226,6 +243,7 @@ def _propose(
             y.tokens += draft.tokens
             ends = bool(draft.tokens) and stopping(y)
         proposal.windows.append(draft)
+        proposal.confidences += draft.probabilities[: len(draft.tokens)]
         proposal.full.append(turn == "small" and draft.unsure is None and not ends)
         proposal.ends = ends
         # Behind a token that fills the output nothing could be drafted.
@@ -238,6 +256,7 @@ def _propose(
         if not _may_guess(config, prices, len(proposal.guesses), chance):
             break
         proposal.guesses.append(len(y.tokens))
+        proposal.confidences.append(probability)
         y.append(guess, None)
         proposal.ends = stopping(y)
         if proposal.ends:

@@ -148,9 +148,8 @@ class BiLDModel:
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
                 `encoder_outputs` of the large model; and what both encoders read besides
-                (`bild.generation.plan.ENCODER_INPUTS`). A logits processor must depend on its
-                arguments alone: it is asked of drafts and verdicts alike, and again after a
-                rollback, so that one that keeps a state between its calls writes other text.
+                (`bild.generation.plan.ENCODER_INPUTS`). Logits processors and criteria may keep
+                a state between their calls, if it can be pickled (`bild.generation.rewinding`).
 
         Returns:
             A `BiLDOutput` with `.sequences` and `.stats`; with `return_dict_in_generate=False`

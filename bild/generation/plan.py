@@ -26,7 +26,6 @@ from transformers.generation import (
     MaxLengthCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
-    SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutput
@@ -34,6 +33,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from bild.config import BiLDConfig
 from bild.errors import BildError, first_line
 from bild.generation.decoding import Stopping, scores_are_read
+from bild.generation.rewinding import rewinding
 
 # Settings that do what they do in transformers' greedy search.
 HONOURED = frozenset(
@@ -97,7 +97,7 @@ WAYS_OUT = {
     "decoder_inputs_embeds": "give decoder_input_ids=",
     "assistant_model": "the model that drafts is the pair's small model",
     "custom_generate": "BiLD is the decoding method",
-    "negative_prompt_ids": "guidance keeps a state between its calls",
+    "negative_prompt_ids": "guidance keeps a cache of a model between its calls",
     "pixel_values": "the small model's encoder would not read them; leave them out",
     "input_features": "only text sources are read; give input_ids=",
     "input_values": "only text sources are read; give input_ids=",
@@ -105,10 +105,6 @@ WAYS_OUT = {
         name: f"give bild_config=BiLDConfig({name}=...)" for name in BiLDConfig.__dataclass_fields__
     },
 }
-
-# Logits processors that keep a state between their calls. BiLD asks a processor for drafts and for
-# verdicts alike, and again after a rollback: only what depends on the prefix alone is right.
-STATEFUL = (SynthIDTextWatermarkLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
 
 KEPT_PLANS = 64
 
@@ -173,20 +169,21 @@ def make_plan(
             name would be taken out of the user's keywords, and be given twice.)
 
     Raises:
-        BildError: a setting that is not supported, by name and value; no length limit; a logits
-            processor that is known to keep a state; a cache that holds something.
+        BildError: a setting that is not supported, by name and value; no length limit; guidance; a
+            cache that holds something.
     """
     cache: Cache | None = made.get("past_key_values")
     if cache is not None and cache.get_seq_length():
         refuse_keyword("past_key_values")
     check_settings(generation_config)
     for processor in logits_processor:
-        if isinstance(processor, STATEFUL):
+        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
             raise BildError(
-                f"BiLD cannot use {type(processor).__name__}, which keeps a state between its "
-                "calls; a logits processor must depend on its arguments alone"
+                "BiLD cannot use UnbatchedClassifierFreeGuidanceLogitsProcessor, which keeps a "
+                "cache of a model between its calls"
             )
-    return Plan(input_ids, _stopping(stopping_criteria), logits_processor, generation_config)
+    processors = LogitsProcessorList(rewinding(logits_processor))
+    return Plan(input_ids, _stopping(stopping_criteria), processors, generation_config)
 
 
 def check_settings(config: GenerationConfig) -> None:
@@ -325,4 +322,4 @@ def _stopping(criteria: StoppingCriteriaList) -> Stopping:
             others.append(criterion)
     if max_length is None:
         raise BildError("BiLD needs a length limit: give max_new_tokens= or max_length=")
-    return Stopping(max_length, eos, others)
+    return Stopping(max_length, eos, StoppingCriteriaList(rewinding(others)))

@@ -52,6 +52,8 @@ def _add_run(series: dict[str, list[Point]], run: RunRecord) -> None:
         series["small"].append(_measured(small, run.metric))
     if pair is not None and bild is not None:
         label = f"{bild.fallback_threshold:g}, {bild.rollback_threshold:g}"
+        if bild.acceptance is not None or bild.drafting is not None:
+            label = bild.described
         series["lossless" if bild.is_lossless else run.config.mode].append(
             _measured(pair, run.metric, label)
         )

@@ -12,6 +12,7 @@ from bild.errors import BildError
 from bild.evaluation.folder import Identity
 from bild.evaluation.record import Record, RunRecord
 from bild.files import write_atomically
+from bild.show.front import FrontRecord, front_text
 from bild.show.speed_tables import speed_summary, two_factors
 from bild.show.tables import agreement_table, results_table, small_models_table
 from bild.training.record import AgreementRecord
@@ -111,7 +112,14 @@ def _two_factors(results: Path, _: str) -> str:
     return two_factors(records) if records else ""
 
 
+def _front(results: Path, name: str) -> str:
+    """What `make demo` prints; empty where its record has not been made."""
+    path = results / name / "front.json"
+    return f"```text\n{front_text(_load(FrontRecord, path))}\n```" if path.exists() else ""
+
+
 TABLES: dict[str, Callable[[Path, str], str]] = {
+    "front": _front,
     "results": _runs,
     "speed": lambda results, name: speed_summary(_benchmark(results, name)),
     TWO_FACTORS: _two_factors,

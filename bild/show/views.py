@@ -158,8 +158,7 @@ def rates(race: Race) -> str:
     config, stats = race.config, race.bild.stats
     assert stats is not None
     return (
-        f"{config.variant} rules, fallback {config.fallback_threshold:g}, "
-        f"rollback {config.rollback_threshold:g}. For {stats.generated_tokens} tokens: "
+        f"{config.described}. For {stats.generated_tokens} tokens: "
         f"fallbacks {stats.fallbacks} ({stats.fallback_rate:.0f} %), "
         f"rollbacks {stats.rollbacks} ({stats.rollback_rate:.0f} %), "
         f"large forwards {stats.large_forwards} ({stats.large_forward_rate:.0f} %; alone 100 %)"

@@ -9,7 +9,7 @@ from tiny import sources, tiny_t5
 
 from bild.engines import draft_tokens, make_engine
 from bild.engines.base import top_token
-from bild.policy import NEVER_STOPS, MaxProbability
+from bild.policy import NEVER_STOPS, FallbackRule, MaxProbability
 
 
 def test_top_token_is_argmax_with_its_softmax_probability():
@@ -35,12 +35,12 @@ def test_a_draft_ends_where_its_rule_says():
 
 
 def test_a_draft_ends_by_a_rule_that_nobody_knows():
-    class EverySecond:
+    class EverySecond(FallbackRule):
         def __init__(self):
             self.asked = []
 
-        def should_stop(self, probability):
-            self.asked.append(probability)
+        def should_stop(self, step):
+            self.asked.append(step.probability)
             return len(self.asked) == 3
 
     rule = EverySecond()
@@ -65,10 +65,10 @@ def test_a_draft_reads_what_is_made_of_the_logits():
 
 @pytest.mark.parametrize("engine", ["fast", "transformers"])
 def test_engines_ask_a_rule_that_they_do_not_know(engine):
-    class StopAtEvenCalls:
+    class StopAtEvenCalls(FallbackRule):
         calls = 0
 
-        def should_stop(self, probability):
+        def should_stop(self, step):
             self.calls += 1
             return self.calls % 2 == 0
 

@@ -143,6 +143,31 @@ def test_what_it_does_not_know_is_refused_or_run_by_transformers(change, why):
         assert found.sequences.tolist() == own.tolist()
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_hooks_that_transformers_leaves_behind_only_look_on(before):
+    """It puts them on a model whose attentions or hidden states are asked for, for good."""
+    model, (source,) = tiny(3), sources(3, 1)
+
+    def ask():
+        asked = {"output_attentions": True, "output_hidden_states": True}
+        model(input_ids=source, decoder_input_ids=source, **asked)
+        assert any(part._forward_hooks for part in model.modules())
+
+    if before:
+        ask()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair = BiLDModel(model, tiny(4), compile=False)
+        if not before:
+            ask()
+        output = pair.generate(source, bild_config=LARGE_WRITES, max_new_tokens=8)
+    assert pair.engine.name == "fast"
+    assert torch.equal(output.sequences, model.generate(source, max_new_tokens=8))
+    with_hook(model)
+    with pytest.raises(BildError, match="'lm_head' has forward hooks"):
+        pair.generate(source, max_new_tokens=8)
+
+
 def test_the_changes_change_what_is_written():
     """Else the test above could not tell an engine that passes over them."""
     source = torch.tensor([[5, 9, 3, 12, 4, 1]])

@@ -162,7 +162,9 @@ def main() -> None:
         injector.close()
     for what, count in sorted(counts.items()):
         print(f"{what:32} {count:5}")
-    print(f"{sum(counts.values())} faults, {bad} with a complaint, {time.monotonic() - start:.0f} s")
+    print(
+        f"{sum(counts.values())} faults, {bad} with a complaint, {time.monotonic() - start:.0f} s"
+    )
     sys.exit(bad > 0)
 
 

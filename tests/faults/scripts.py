@@ -74,7 +74,9 @@ def commands(stage: Path) -> dict[str, list[str]]:
             "--large", large, "--small", small, "--data-file", few, "--output-dir", "out",
             "--record", "record.json", "--max-new-tokens", "6",
         ],
-        "train_tokenizer": ["--data-file", train, "--output-dir", "tokenizer", "--vocab-size", "44"],
+        "train_tokenizer": [
+            "--data-file", train, "--output-dir", "tokenizer", "--vocab-size", "44",
+        ],
         "make_demo_data": [
             "--corpus", train, "--output-dir", "data", "--held-out", "4", "--vocab-size", "44",
         ],

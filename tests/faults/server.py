@@ -9,6 +9,7 @@ A line of JSON asks for a trial: {"script", "arguments", "folder", "how", "at"};
 from __future__ import annotations
 
 import ctypes
+import importlib
 import io
 import json
 import os
@@ -24,24 +25,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 HOW = {"count": 0, "before": 0, "half": 1, "full": 2}
 SECONDS = 120  # of a trial
+MODULES = (
+    "optuna", "scipy", "bild.benchmark.run", "bild.show.html", "bild.show.plots", "bild.show.race",
+    "bild.show.reliability", "bild.show.speed_tables", "bild.show.tables",
+    "bild.training.agreement", "bild.training.alignment", "bild.tuning.search",
+    "bild.tuning.small_models",
+)  # fmt: skip
 
 
 def prepare() -> None:
     """What every script imports, and what would make two runs differ that should not."""
-    import optuna  # noqa: F401
-    import scipy  # noqa: F401
-
-    import bild.benchmark.run
-    import bild.show.html
-    import bild.show.plots
-    import bild.show.race
-    import bild.show.reliability
-    import bild.show.speed_tables
-    import bild.show.tables
-    import bild.training.agreement
-    import bild.training.alignment
-    import bild.tuning.search
-    import bild.tuning.small_models
+    for module in MODULES:
+        importlib.import_module(module)
     from bild.evaluation import environment
     from bild.tuning import prices
 

@@ -69,11 +69,15 @@ def test_what_is_checked():
     rule = RULES["verified"](2.0)
     # a window of two, a guess, a window of one
     verdict = Verdict([5, 6, 7, 8, 9], [1.0] * 5, [0.1, 0.1, 3.0, 0.1])
-    assert check_proposal(rule, verdict, [5, 6, 7, 8], [2]) == Finding(None, False, 2, 1)
-    assert check_proposal(rule, verdict, [5, 6, 4, 8], [2]) == Finding(2, False, 1, 0)
     far = Verdict([5, 6, 7, 8], [1.0] * 4, [0.1, 3.0, 0.1, 3.0])
-    assert check_proposal(rule, far, [5, 4, 7, 8], [2]) == Finding(1, True, 1, 0, 1)
-    assert check_proposal(rule, far, [5, 6, 7, 4], [2]) == Finding(3, True, 2, 1, 1)
+
+    def check(verdict, tokens):
+        return check_proposal(rule, verdict.window(tokens, [1.0] * len(tokens)), [2])
+
+    assert check(verdict, [5, 6, 7, 8]) == Finding(None, False, 2, 1)
+    assert check(verdict, [5, 6, 4, 8]) == Finding(2, False, 1, 0)
+    assert check(far, [5, 4, 7, 8]) == Finding(1, True, 1, 0, 1)
+    assert check(far, [5, 6, 7, 4]) == Finding(3, True, 2, 1, 1)
 
 
 def tiny_pair(seed, noise, vocab=16):

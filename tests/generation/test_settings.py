@@ -36,13 +36,6 @@ def make_pair():
 
 
 @pytest.fixture(scope="module")
-def refusing():
-    """A pair for calls that are refused: transformers leaves hooks on a model whose attentions or
-    hidden states were asked for, and the fast engine runs none that has hooks."""
-    return make_pair()
-
-
-@pytest.fixture(scope="module")
 def source():
     return sources(SEED, 1, longest=9)[0]
 
@@ -168,9 +161,9 @@ REFUSED = [
 @pytest.mark.filterwarnings("ignore")
 @DOORS
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda v: str(v)[:40])
-def test_other_settings_are_refused_by_name_and_value(refusing, source, door, options, message):
+def test_other_settings_are_refused_by_name_and_value(pair, source, door, options, message):
     with pytest.raises(BildError) as error:
-        door(refusing, source, max_new_tokens=4, **options)
+        door(pair, source, max_new_tokens=4, **options)
     assert message in str(error.value)
     assert str(error.value).count("\n") == 0
 
@@ -241,7 +234,7 @@ def test_a_dictionary_of_thresholds_is_refused_with_the_way_out(pair, source, do
 
 
 @DOORS
-def test_a_processor_that_keeps_a_state_is_refused_where_it_is_known(pair, source, door):
+def test_guidance_is_refused(pair, source, door):
     guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, pair.large)
     with pytest.raises(BildError, match="cannot use UnbatchedClassifierFreeGuidance"):
         door(pair, source, max_new_tokens=4, logits_processor=LogitsProcessorList([guidance]))

@@ -17,6 +17,7 @@ from bild import BiLDConfig, BildError, BiLDModel, Trace, bild_generate, greedy_
 from bild.engines import Draft, Verdict
 from bild.generation.decoding import Stopping, decode
 from bild.generation.trace import Forward, TraceRecorder
+from bild.policy import Step
 
 VARIANTS = ("authors", "paper", "verified")
 LIMIT = 14
@@ -48,7 +49,7 @@ class Engine(TableDecoder):
             p = self.rows[len(self.cached) - 1].softmax(-1)
             token = int(p.argmax())
             probabilities.append(float(p[token]))
-            if rule.should_stop(probabilities[-1]):
+            if rule.should_stop(Step(probabilities[-1], math.prod(probabilities))):
                 return self._end(Draft(tokens, probabilities, token), pending)
             tokens.append(token)
             if token in eos_token_ids or len(tokens) == limit:

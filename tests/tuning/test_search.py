@@ -264,6 +264,15 @@ def command(mirror, monkeypatch, capsys, tmp_path):
     )  # fmt: skip
 
 
+def test_a_rule_takes_the_place_of_a_threshold(command):
+    """Nothing is decoded twice for thresholds that the rule does not read."""
+    done = command("--max-loss", 100, "--rule", "regret:budget=3").require_success()
+    record = SearchRecord.load(done.path)
+    assert len({(p.fallback, p.rollback) for p in record.points}) == len(record.points) <= 5
+    assert len({p.rollback for p in record.points}) == 1
+    assert "--rule regret:budget=3" in done.out
+
+
 def test_the_command_searches_checks_and_says_what_to_run(command, tmp_path):
     arguments = ("--max-loss", 100, "--variant", "verified", "--check-file", "test.jsonl")
     done = command(*arguments, "--record", "search.json").require_success()
