@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 # What the machine refuses, not the program: no right, a folder or disk that is gone or broken.
 ENVIRONMENT = (
-    errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
-    errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN,
+    errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENODEV, errno.ENXIO,
+    errno.ESTALE, errno.ENOTCONN,
 )  # fmt: skip
 
 TASK_OPTIONS = ("task", "mode")
