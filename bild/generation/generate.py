@@ -206,13 +206,20 @@ class Stream:
     streamer: BaseStreamer | None = None
     has_prompt: bool = False
 
-    def begin(self, prompt: Tensor) -> OnCommit | None:
-        """What is to be told of tokens that are committed; the prompt (1, P) is handed on."""
+    def begin(self, prompt: Tensor, recorder: Recorder = SILENT) -> OnCommit | None:
+        """What is to be told of tokens that are committed; the prompt (1, P) is handed on.
+
+        A streamer with a method `put_traced`, which takes a list of `TracedToken`s, gets the tokens
+        by that instead, where the recorder keeps them.
+        """
         if self.streamer is None:
             return None
         if not self.has_prompt:
             self.streamer.put(prompt.cpu())
-        return self._put
+        put_traced = getattr(self.streamer, "put_traced", None)
+        if put_traced is None or recorder is SILENT:
+            return self._put
+        return lambda tokens: put_traced(recorder.latest(len(tokens)))
 
     def _put(self, tokens: list[int]) -> None:
         assert self.streamer is not None
@@ -279,7 +286,7 @@ class _Arguments:
         self.plan, self.stream = plan, stream
         self.recorder = _recorder(output_trace, plan.config)
         self.prompt: list[int] = plan.prompt[0].tolist()
-        self.on_commit = stream.begin(plan.prompt)
+        self.on_commit = stream.begin(plan.prompt, self.recorder)
 
     @property
     def of_the_loop(self) -> dict[str, Any]:

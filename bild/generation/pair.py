@@ -219,7 +219,8 @@ class BiLDModel:
                 what it is alone.
             attention_mask: (B, S), 1 for tokens and 0 for padding.
             bild_config: thresholds and variant; the rows of a batch do not look ahead.
-            streamer: gets tokens once they can no longer be rolled back; of one row.
+            streamer: gets tokens once they can no longer be rolled back; with `output_trace`, one
+                that has a method `put_traced` gets lists of `TracedToken`s by it. Of one row.
             output_trace: put a `.trace` of who wrote each token into the output; of one row.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
