@@ -116,3 +116,19 @@ def test_a_drafter_does_not_read_a_source_by_itself(engine):
     drafter = make_engine(make_drafter(tiny_t5(3, head_width=16)), "fast", **options)
     with pytest.raises(BildError, match="has no encoder"):
         drafter.decoder("small").read(torch.tensor([[5, 1]]))
+
+
+def test_the_small_model_may_have_a_precision_of_its_own():
+    large, small = tiny_t5(3, head_width=16), tiny_t5(4, head_width=16)
+    pair = BiLDModel(large, small, small_precision="int8")
+    assert [m.engine.precision for m in pair.models.values()] == ["float32", "int8"]
+    assert pair.with_small(tiny_t5(5, head_width=16)).models["small"].engine.precision == "int8"
+    lossless = BiLDConfig(fallback_threshold=0.0, rollback_threshold=0.0, variant="verified")
+    alone, drafted = BiLDModel(large, small), 0
+    for token in range(5, 10):
+        source = torch.tensor([[token, 7, 9, 12, 1]])
+        output = pair.generate(source, bild_config=lossless, max_new_tokens=12)
+        expected = alone.greedy(source, max_new_tokens=12)
+        assert output.sequences.tolist() == expected.sequences.tolist()
+        drafted += output.stats.drafted_tokens
+    assert drafted > 0
