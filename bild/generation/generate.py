@@ -20,7 +20,7 @@ from transformers.generation import BaseStreamer, GenerateEncoderDecoderOutput
 
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
-from bild.engines import Decoder, HuggingFaceDecoder
+from bild.engines import Decoder, HuggingFaceDecoder, states_for
 from bild.errors import BildError
 from bild.generation.decoding import OnCommit, Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
@@ -102,7 +102,8 @@ def bild_generate(
     large = HuggingFaceDecoder(model, "large", vocab_size)
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
     large.read(call.source.ids, call.source.mask, call.encoder_outputs)
-    small.read(call.source.ids, call.source.mask, **call.source.inputs)
+    source, states = call.source, states_for(small, large)
+    small.read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
     return decode_with_pair(call.plan, large, small, bild_config, stream, output_trace)
 

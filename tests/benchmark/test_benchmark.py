@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_t5
 
-from bild import BiLDConfig, cli
+from bild import BiLDConfig, BildError, cli
 from bild.benchmark import planted
 from bild.benchmark.kinds import KINDS, Kind, PairArm, kind_of, parse_arms
 from bild.benchmark.kit import Kit

@@ -7,7 +7,7 @@ import torch
 from reference import Cacheless, reference_decode
 from tiny import EOS, tiny_t5
 
-from bild import BiLDConfig, BildError, BiLDModel
+from bild import BiLDConfig, BildError, BiLDModel, bild_generate
 from bild.checkpoints.drafter import BiLDDrafter, DrafterConfig, encoder_sizes, make_drafter
 from bild.engines import make_engine
 
@@ -108,6 +108,27 @@ def test_a_drafter_runs_in_the_compiled_engines_precisions(precision):
                                                   variant="verified"))  # fmt: skip
     alone = pair.greedy(torch.tensor([[5, 7, 9, 12, 1]]), max_new_tokens=12)
     assert output.sequences.tolist() == alone.sequences.tolist()
+
+
+def test_transformers_own_generate_takes_a_drafter():
+    large = tiny_t5(3, head_width=16)
+    drafter = make_drafter(large, shortlist=SHORTLISTS["shortlist"])
+    source = torch.tensor([[5, 7, 9, 12, 1]])
+    options = {"bild_config": BiLDConfig(fallback_threshold=0.2), "max_new_tokens": 12}
+    output = large.generate(source, custom_generate=bild_generate, small_model=drafter, **options)
+    expected = BiLDModel(large, drafter).generate(source, **options).sequences
+    assert torch.equal(getattr(output, "sequences", output), expected)
+
+
+def test_a_batch_has_a_drafter_too():
+    large = tiny_t5(3, head_width=16)
+    pair = BiLDModel(large, make_drafter(large, shortlist=SHORTLISTS["shortlist"]))
+    sources = torch.tensor([[5, 7, 9, 12, 1], [4, 8, 1, 0, 0]])
+    options = {"bild_config": BiLDConfig(fallback_threshold=0.2), "max_new_tokens": 12}
+    rows = pair.generate(sources, (sources != 0).long(), **options).sequences
+    for row, source in zip(rows, (sources[:1], sources[1:, :3]), strict=True):
+        alone = pair.generate(source, **options).sequences[0]
+        assert row.tolist()[: len(alone)] == alone.tolist()
 
 
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
