@@ -25,8 +25,10 @@ from bild.engines import Decoder, HuggingFaceDecoder
 from bild.errors import BildError
 from bild.generation.decoding import OnCommit, Output, Stopping, decode, decode_greedy
 from bild.generation.kept_back import kept_back
-from bild.generation.lookahead import Prices, decode_ahead
+from bild.generation.lookahead import decode_ahead
+from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
+from bild.generation.prices import Prices
 from bild.generation.rewinding import settle
 from bild.generation.source import Source, make_source
 from bild.generation.stats import DecodeStats
@@ -230,7 +232,7 @@ def decode_with_pair(
     bild_config: BiLDConfig | None,
     stream: Stream | None = None,
     output_trace: bool = False,
-    prices: Prices | None = None,
+    experience: Experience | None = None,
 ) -> BiLDOutput | Tensor:
     """`decode` by a plan; both decoders have been given the source.
 
@@ -241,12 +243,12 @@ def decode_with_pair(
     if not isinstance(config, BiLDConfig):
         way_out = "; give BiLDConfig(**fields)" if isinstance(bild_config, Mapping) else ""
         raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}{way_out}")
-    read = large.encoder_seconds + small.encoder_seconds
-    loop: Callable[..., tuple[Output, DecodeStats]] = partial(decode, large, small, config=config)
+    experience = Experience() if experience is None else experience
+    loop: Callable[..., tuple[Output, DecodeStats]]
+    loop = partial(decode, large, small, config=config, experience=experience)
     if config.lookahead != 0 and not (plan.reads_scores or output_trace):
-        prices = Prices() if prices is None else prices
-        loop = partial(_decode_ahead, large, small, config, prices)
-    return _decode(plan, stream, output_trace, loop, read)
+        loop = partial(_decode_ahead, large, small, config, experience.prices)
+    return _decode(plan, stream, output_trace, loop, large, small)
 
 
 def _decode_ahead(
@@ -271,7 +273,7 @@ def decode_alone(
 ) -> BiLDOutput | Tensor:
     """`decode_greedy` by a plan; the decoder has been given the source."""
     loop = partial(decode_greedy, decoder)
-    return _decode(plan, stream, output_trace, loop, decoder.encoder_seconds)
+    return _decode(plan, stream, output_trace, loop, decoder)
 
 
 def _decode(
@@ -279,7 +281,7 @@ def _decode(
     stream: Stream | None,
     output_trace: bool,
     loop: Callable[..., tuple[Output, DecodeStats]],
-    encoder_seconds: float,
+    *decoders: Decoder,
 ) -> BiLDOutput | Tensor:
     recorder = _recorder(output_trace, plan.config)
     stream = Stream() if stream is None else stream
@@ -304,7 +306,7 @@ def _decode(
         logits=tuple(s.raw[None] for s in output.scores) if config.output_logits else None,
         stats=stats,
         trace=recorder.trace(),
-        encoder_seconds=encoder_seconds,
+        encoder_seconds=sum(decoder.encoder_seconds for decoder in decoders),
     )
 
 

@@ -18,8 +18,9 @@ from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName, make_engine
 from bild.errors import BildError
+from bild.fallback import Adaptive
 from bild.generation.generate import BiLDOutput, Stream, decode_alone, decode_with_pair
-from bild.generation.lookahead import Prices
+from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.source import Source, check_states, make_source
 from bild.policy import Writer
@@ -59,7 +60,7 @@ class BiLDModel:
         self._arrange()
 
     def _arrange(self) -> None:
-        self._prices = Prices()
+        self._experience = Experience()
         both: tuple[tuple[Writer, PreTrainedModel], ...] = (
             ("large", self.large),
             ("small", self.small),
@@ -108,7 +109,7 @@ class BiLDModel:
         large.vocab_size = pair.vocab_size
         alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options)
         pair.models = {"large": large, "small": alone}
-        pair._prices = Prices()
+        pair._experience = Experience()
         return pair
 
     @property
@@ -165,10 +166,10 @@ class BiLDModel:
         plan = self.models["large"].plan(source, generate_kwargs)
         with (
             self.models["large"].reading(source, given) as large,
-            self.models["small"].reading(source) as small,
+            self.models["small"].reading(source, later=_may_rest(bild_config)) as small,
         ):
             return decode_with_pair(
-                plan, large, small, bild_config, Stream(streamer), output_trace, self._prices
+                plan, large, small, bild_config, Stream(streamer), output_trace, self._experience
             )
 
     def greedy(
@@ -231,17 +232,23 @@ class SingleModel:
             return decode_alone(plan, decoder, Stream(streamer), output_trace)
 
     @contextmanager
-    def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:
+    def reading(
+        self, source: Source, encoder_outputs: Any = None, *, later: bool = False
+    ) -> Iterator[Decoder]:
         """A decoder that has read the source; it is the engine's again afterwards.
 
         Args:
             source: what the encoder reads.
             encoder_outputs: what it would make of that, where it is there already.
+            later: read only once the decoder is asked to write.
         """
         check_states(self.model, source, encoder_outputs)
         decoder = self.engine.decoder(self.name, self.vocab_size)
         try:
-            decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
+            if later:
+                decoder.read_later(source.ids, source.mask, **source.inputs)
+            else:
+                decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
             yield decoder
         finally:
             decoder.release()
@@ -250,3 +257,8 @@ class SingleModel:
         """What transformers makes of `generate`'s keywords."""
         settings = {k: v for k, v in keywords.items() if k not in ENCODER_INPUTS}
         return self._planner(source.ids, settings)
+
+
+def _may_rest(config: BiLDConfig | None) -> bool:
+    """Whether the small model may have nothing to do with an output."""
+    return isinstance(config, BiLDConfig) and isinstance(config.fallback_rule, Adaptive)
