@@ -1,4 +1,4 @@
-"""What the scripts share: one sentence and exit code 2 for a user's mistake, no stack trace."""
+"""What the commands share: one sentence and exit code 2 for a user's mistake, no stack trace."""
 
 from __future__ import annotations
 
@@ -19,61 +19,14 @@ stopping.listen()  # before anything else is imported, which takes its time
 # ruff: noqa: E402
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
-from bild.files import check_writable
+from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
 from bild.policy import RULES
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
 
 if TYPE_CHECKING:
+    from bild.evaluation.record import Record
     from bild.training.config import TrainingJob
-
-
-class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that shows the script's docstring as it stands, and every default."""
-
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
-
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
-        """The arguments; text that no file system and no hub takes is refused here."""
-        found = super().parse_args(*args, **kwargs)
-        for name, value in vars(found).items():
-            for text in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(text, (str, Path)) and (fault := _fault(name, str(text))):
-                    self.error(f"{name.replace('_', '-')} {str(text)!r:.60} {fault}")
-        return found
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """In the words of the settings' own refusals, the same under every Python."""
-        if action.choices is not None and value not in action.choices:
-            choices = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"must be one of {choices}, got {value!r}")
-
-
-def _fault(name: str, text: str) -> str:
-    """Why a text cannot be the value of an argument; empty where it can."""
-    if "\0" in text:
-        return "holds a zero byte"
-    try:
-        parts = [part.encode("utf-8") for part in text.split("/")]
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    is_name = name not in SENTENCES
-    return "is too long for a name" if is_name and max(map(len, parts)) > LONGEST_NAME else ""
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text, default = action.help, action.default
-        nothing = (None, "", (), argparse.SUPPRESS)
-        if not text or default in nothing or default is False or "default" in text:
-            return text
-        values = default if isinstance(default, tuple) else (default,)
-        shown = " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
-        return f"{text} (default: {shown.replace('%', '%%')})"
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -82,8 +35,6 @@ ENVIRONMENT = (
     *NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
     errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN,
 )  # fmt: skip
-LONGEST_NAME = 255  # bytes of a part of a path
-SENTENCES = ("sentence", "prefix")  # arguments that are no names
 
 TASK_OPTIONS = ("task", "mode")
 RUN_OPTIONS = ("max_samples", "data_revision", "threads")
@@ -119,6 +70,36 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output-dir", type=Path, default=Path("out"), help="where results go")
     add("--record", type=Path, metavar="FILE", help="also write the record here")
+    add_output_flags(parser)
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """--quiet and --json, of every command that ends with a result; see `tell`."""
+    add = parser.add_argument
+    add("--quiet", action="store_true", help="no progress; print the path of the results alone")
+    add("--json", action="store_true", help="print the results as one JSON object, nothing else")
+
+
+def is_silent(arguments: argparse.Namespace) -> bool:
+    """Whether nothing but the end result may be said: with --quiet and with --json."""
+    return bool(arguments.quiet or arguments.json)
+
+
+def tell(arguments: argparse.Namespace, record: Record, path: Path, text: str) -> None:
+    """Print what a finished command found, as --quiet and --json ask for it.
+
+    Args:
+        arguments: read by `add_output_flags`.
+        record: the result.
+        path: of the file that holds it.
+        text: the result for people; the path stands below it.
+    """
+    if arguments.json:
+        print(as_json(record.content()))
+    elif arguments.quiet:
+        print(path)
+    else:
+        print(f"\n{text}\n\n{path}")
 
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:

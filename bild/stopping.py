@@ -114,6 +114,8 @@ def tell(notes: tuple[str, ...] = ()) -> None:
 def command() -> str:
     """The command line of this process, to be pasted."""
     script, *rest = sys.argv
+    if script.startswith("bild "):  # as `bild.commands.main` calls a command
+        return shlex.join([*script.split(), *rest])
     python = ["python"] if Path(script).suffix == ".py" else []
     return shlex.join([*python, script, *rest])
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bild.cli import Parser, run
+from bild.cli import run
 from bild.errors import BildError
 from bild.files import check_file, write_json
+from bild.parser import Parser
 from bild.tasks.data import read_jsonl
 from bild.training.duplicates import compare
 

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from bild.benchmark.config import BenchmarkConfig
-from bild.cli import Parser, quiet_loading, run
+from bild.cli import quiet_loading, run
 from bild.config import EvalConfig
 from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
+from bild.parser import Parser
 from bild.show.front import (
     BEST,
     FrontRecord,

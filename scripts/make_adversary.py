@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bild.cli import Parser, quiet_loading, run
+from bild.cli import quiet_loading, run
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.files import check_writable
+from bild.parser import Parser
 from bild.tasks.registry import MODES, TASKS
 from bild.tasks.sources import locate
 

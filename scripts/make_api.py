@@ -13,9 +13,10 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from bild.cli import Parser, run
+from bild.cli import run
 from bild.errors import BildError
 from bild.files import write_atomically
+from bild.parser import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = """# The public names

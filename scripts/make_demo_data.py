@@ -18,8 +18,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bild.cli import Parser, run
+from bild.cli import run
 from bild.files import check_writable, write_atomically
+from bild.parser import Parser
 from bild.tasks.data import read_jsonl
 from bild.training.corpus import Pair, concatenate, joining_pairs, split_by_sentence
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bild.cli import Parser, run
+from bild.cli import run
 from bild.evaluation.environment import ROOT
 from bild.evaluation.remake import remake
+from bild.parser import Parser
 
 
 def main() -> None:

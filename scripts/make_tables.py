@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bild.cli import Parser, run
+from bild.cli import run
+from bild.parser import Parser
 from bild.show.pages import check_page, write_page
 
 

@@ -1,63 +1,7 @@
-"""Measure how often small models agree with the large one, and whether their confidence tells.
+"""`bild agreement` as a script: the same arguments, the same code."""
 
-    python scripts/measure_agreement.py --large demo/large --small demo/small out/small-aligned \\
-        --data-file test.jsonl
-
-On held-out text, position by position, on the references' prefixes and on those of the large
-model's own greedy outputs: the share of positions where the most likely tokens are the same, and of
-each bin of the small model's probability the share that agrees. Writes the record and, beside it, a
-reliability diagram (.svg).
-"""
-
-from __future__ import annotations
-
-from dataclasses import fields
-from pathlib import Path
-
-from bild.cli import Parser, add_data_keys, quiet_loading, run
-from bild.errors import BildError
-from bild.evaluation.record import check_record
-from bild.files import check_writable
-from bild.flags import add_fields, read_fields
-from bild.tasks.data import load_file
-from bild.training.config import AgreementConfig
-
-
-def main() -> None:
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--large", required=True, help="folder or hub id of the large model")
-    add("--small", required=True, nargs="+", help="folders or hub ids of small models")
-    add("--tokenizer", help="folder or hub id (default: the large model's)")
-    add("--data-file", type=Path, required=True, metavar="FILE", help="held-out JSON Lines (.gz)")
-    add("--output-dir", type=Path, default=Path("out/agreement"), help="(default: out/agreement)")
-    add("--record", type=Path, metavar="FILE.json", help="also write record and picture here")
-    add_data_keys(parser)
-    names = [field.name for field in fields(AgreementConfig)]
-    add_fields(parser, AgreementConfig, *names)
-    a = parser.parse_args()
-    if a.record is not None and a.record.suffix != ".json":
-        raise BildError(f"--record must end in .json, got {str(a.record)!r}")
-    config = AgreementConfig(**read_fields(a, *names))
-    data = load_file(a.data_file, a.source_key, a.target_key, "test")
-    check_writable(a.output_dir)
-    check_record(a.record, config)
-
-    # Only now: these import torch and transformers, which takes seconds.
-    from bild.pictures import save
-    from bild.show.reliability import draw_reliability
-    from bild.show.tables import agreement_table
-    from bild.training.agreement import measure
-
-    quiet_loading()
-    record = measure(a.large, a.small, data, config, tokenizer=a.tokenizer)
-    for path in (a.output_dir / "agreement.json", a.record):
-        if path is not None:
-            record.save(path)
-            save(draw_reliability(record.results), path.with_suffix(".svg"), "Reliability")
-    print(agreement_table(record))
-    print(f"\n{a.output_dir / 'agreement.json'}")
-
+from bild.cli import run
+from bild.commands.agreement import main
 
 if __name__ == "__main__":
     run(main)

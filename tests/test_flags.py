@@ -12,9 +12,9 @@ import pytest
 from commands import ROOT, run_here, script
 
 from bild import BiLDConfig
-from bild.cli import Parser
 from bild.config import EvalConfig
 from bild.flags import add_fields, documented, read_fields
+from bild.parser import Parser
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
 

@@ -24,6 +24,7 @@ from toy import PAIRS, save_model, save_tokenizer
 
 from bild.benchmark import planted
 from bild.benchmark.kinds import parse_arms
+from bild.commands.main import COMMANDS
 from bild.tasks.registry import TASKS
 from bild.training.presets import PRESETS
 
@@ -52,6 +53,13 @@ BROUGHT = (
 FROM_THE_HUB = tuple(f"hub/{task}/validation.jsonl" for task in TASKS if task != "demo")
 KEYS = (("de", "en"), ("description", "api"), ("document", "summary"))
 
+# The scripts that are doors to commands, by command.
+SCRIPTS = {
+    found[1]: path.stem
+    for path in sorted((ROOT / "scripts").glob("*.py"))
+    if (found := re.search(r"from bild\.commands\.(\w+) import main", path.read_text("utf-8")))
+}
+
 # Started by no command here, and where else.
 ELSEWHERE = {
     "scripts/web.py": "show/test_web.py",
@@ -60,7 +68,7 @@ ELSEWHERE = {
     "scripts/make_api.py": "test_repository.py",
     "scripts/make_results.py": "test_repository.py",
 }
-PLAIN = ("mkdir", "head", "tail", "sed", "grep")  # run by the shell itself
+PLAIN = ("mkdir", "head", "tail", "sed", "grep", "cat")  # run by the shell itself
 
 TRAINING = ("--max-steps", 2, "--max-length", 12)
 TINY = {
@@ -84,6 +92,7 @@ TINY = {
     "make_demo_data": ("--held-out", 6, "--vocab-size", 44),
     "measure_agreement": ("--max-new-tokens", 8),
     "show_trace": (),
+    "make_adversary": (),
     "check_duplicates": (),
 }  # fmt: skip
 
@@ -217,6 +226,12 @@ def execute(command: list[str], run) -> None:
             assert re.search(rf'{Path(file).stem}(\.py)?"', tests)
         case ["python", file, *arguments] if file.startswith("scripts/"):
             run(Path(file).stem, arguments)
+        case ["bild", name, "--help"] if name in COMMANDS:
+            pass  # cli/test_command.py has it of all
+        case ["bild", "--help" | "--version"] | ["bild", "completion", *_]:
+            pass
+        case ["bild", name, *arguments]:
+            run(SCRIPTS.get(name, name), arguments)
         case ["bash", launcher, *arguments]:
             text = (ROOT / launcher).read_text()  # test_launchers.py runs them as they stand
             task = re.search(r'python\.sh" run_eval\.py (\w+) "\$@"', text)[1]
@@ -252,7 +267,7 @@ def test_the_commands_of_a_page_run_one_after_the_other(page, reader, monkeypatc
 def test_commands_in_running_text_are_run_somewhere(page, reader):
     started = []
     for span in CODE_SPAN.findall(BLOCK.sub("", PAGES[page])):
-        if re.match(r"(python|make|pip) ", span):
+        if re.match(r"(python|make|pip|bild) ", span) and not span.startswith("python -m bild"):
             for command in commands_of(span, reader):
                 execute(command, lambda name, _: started.append(name))
     assert set(started) <= set(TINY)

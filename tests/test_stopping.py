@@ -10,6 +10,7 @@ import time
 import pytest
 from commands import ROOT, environment
 
+from bild import stopping
 from bild.stopping import SECONDS
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -199,3 +200,8 @@ def _wait_for(found):
             return found()
         time.sleep(0.02)
     raise AssertionError("it did not come")
+
+
+def test_the_command_that_goes_on_is_one_that_can_be_pasted(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bild eval", "demo", "--data-file", "my lines.jsonl"])
+    assert stopping.command() == "bild eval demo --data-file 'my lines.jsonl'"

@@ -87,6 +87,7 @@ class Decoder(ABC):
         tokens_fed: tokens fed since `begin`.
         encoder_seconds: wall-clock seconds of the last `read`: the encoder, where it had to run,
             and whatever is prepared of its states.
+        encoder_outputs: what the last `read` had of the encoder.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Decoder(ABC):
     forwards: int
     tokens_fed: int
     encoder_seconds: float = 0.0
+    encoder_outputs: Any = None
     _unread: Callable[[], None] | None = None
 
     @property
@@ -126,14 +128,19 @@ class Decoder(ABC):
         start = self._now()
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, attention_mask, **inputs)
+        self.encoder_outputs = encoder_outputs
         self.begin(encoder_outputs, attention_mask)
         self.encoder_seconds = self._now() - start
 
     def read_later(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        **inputs: Any,
     ) -> None:
         """`read` when somebody asks for it by `ready`, which may be never."""
-        self._unread = partial(self.read, input_ids, attention_mask, **inputs)
+        self._unread = partial(self.read, input_ids, attention_mask, encoder_outputs, **inputs)
         self.length = self.forwards = self.tokens_fed = 0
         self.encoder_seconds = 0.0
 

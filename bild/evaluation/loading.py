@@ -8,7 +8,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
-from bild.checkpoints.vocabulary import check_tokenizer_size, output_rows
 from bild.config import EvalConfig
 from bild.generation.pair import BiLDModel, SingleModel
 from bild.tasks.sources import Models
@@ -29,11 +28,9 @@ def load_runner(
     large = load_model(found.large, dtype, device)
     options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
     if found.small is None:
-        check_tokenizer_size(tokenizer, output_rows(large))
-        return SingleModel(large, **options), tokenizer
-    pair = BiLDModel(large, load_model(found.small, dtype, device), **options)
-    check_tokenizer_size(tokenizer, pair.vocab_size)
-    return pair, tokenizer
+        return SingleModel(large, tokenizer=tokenizer, **options), tokenizer
+    small = load_model(found.small, dtype, device)
+    return BiLDModel(large, small, tokenizer=tokenizer, **options), tokenizer
 
 
 def source_tokens(

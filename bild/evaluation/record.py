@@ -211,7 +211,12 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write as JSON, all of it or nothing."""
-        write_json(path, encode(self))
+        write_json(path, self.content())
+
+    def content(self) -> dict[str, Any]:
+        """As JSON has it."""
+        content: dict[str, Any] = encode(self)
+        return content
 
     @classmethod
     def load(cls, path: Path) -> Self:

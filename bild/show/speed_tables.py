@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
@@ -19,26 +17,6 @@ from bild.benchmark.record import (
 from bild.evaluation.arms import BILD, ArmId
 from bild.show.tables import interval
 from bild.tasks.metrics import METRIC_NAMES
-
-if TYPE_CHECKING:
-    from bild.evaluation.loop import Sample
-
-
-def benchmark_report(
-    copy: Path | None,
-) -> Callable[[BenchmarkRecord, Sequence[Sample], Path], None]:
-    """What shows a finished benchmark: its tables and the path of its record.
-
-    Args:
-        copy: where the record is also written; None for nowhere.
-    """
-
-    def report(record: BenchmarkRecord, samples: Sequence[Sample], path: Path) -> None:
-        if copy is not None:
-            record.save(copy)
-        print(f"\n{heading(record)}\n\n{benchmark_text(record)}\n\n{path}")
-
-    return report
 
 
 def benchmark_text(record: BenchmarkRecord) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
@@ -30,29 +29,18 @@ if TYPE_CHECKING:
     from bild.evaluation.loop import Sample
 
 
-def run_report(copy: Path | None) -> Callable[[RunRecord, Sequence[Sample], Path], None]:
-    """What shows a finished run: examples, figures, published rows and the path of its record.
-
-    Args:
-        copy: where the record is also written; None for nowhere.
-    """
-
-    def report(record: RunRecord, samples: Sequence[Sample], path: Path) -> None:
-        if copy is not None:
-            record.save(copy)
-        config = record.config
-        rules = "" if config.bild is None else f", {config.bild.described}"
-        parts = [
-            examples_text(typical(samples, count=3)),
-            f"{config.task}, {config.mode}{rules}, {record.data.samples} examples, "
-            f"{record.large.id.precision}, {record.env.hardware}",
-            run_table(record),
-            published_table(config.task, config.mode),
-            str(path),
-        ]
-        print("\n" + "\n\n".join(part for part in parts if part))
-
-    return report
+def run_text(record: RunRecord, samples: Sequence[Sample]) -> str:
+    """A finished run for people: examples, figures and published rows."""
+    config = record.config
+    rules = "" if config.bild is None else f", {config.bild.described}"
+    parts = [
+        examples_text(typical(samples, count=3)),
+        f"{config.task}, {config.mode}{rules}, {record.data.samples} examples, "
+        f"{record.large.id.precision}, {record.env.hardware}",
+        run_table(record),
+        published_table(config.task, config.mode),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 def run_table(record: RunRecord) -> str:

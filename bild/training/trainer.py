@@ -134,7 +134,9 @@ class TokenLossTrainer(Seq2SeqTrainer):
 
 
 def train(
-    job: TrainingJob, make_trainer: Callable[..., Seq2SeqTrainer] = TokenLossTrainer
+    job: TrainingJob,
+    make_trainer: Callable[..., Seq2SeqTrainer] = TokenLossTrainer,
+    make_model: Callable[[TrainingJob, PreTrainedTokenizerBase], PreTrainedModel] | None = None,
 ) -> dict[str, Any]:
     """Train and save one model; started again, it goes on where it stopped.
 
@@ -145,6 +147,7 @@ def train(
     Args:
         job: what to train.
         make_trainer: the trainer's class.
+        make_model: makes the model that training starts from; None for `build_model`.
 
     Returns:
         The facts of `training.json`: recipe, data, steps, losses (the training's is that of its
@@ -157,7 +160,7 @@ def train(
     """
     set_seed(job.seed)
     tokenizer = load_tokenizer(job.tokenizer)
-    model = build_model(job, tokenizer)
+    model = (build_model if make_model is None else make_model)(job, tokenizer)
     work = describe_job(job, model)
     finished = job.output_dir / "training.json"
     if is_same_work(finished, work):
@@ -234,6 +237,7 @@ def arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         seed=job.seed,
         data_seed=job.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,  # a data set has no others; a drafter takes no input_ids
     )
     devices = settings.world_size * max(1, settings.n_gpu)
     if preset.batch_size % devices:

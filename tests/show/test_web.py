@@ -15,11 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ROOT, environment, run_here, script
+from commands import ROOT, environment, run_here
 
 from bild import BiLDConfig, BildError
-from bild.cli import Parser, add_pair_flags, pair_config
+from bild.cli import add_pair_flags, pair_config
 from bild.config import EvalConfig
+from bild.parser import Parser
 from bild.show.race import Racer
 from bild.show.serving import API, LARGEST_BODY, check_port, launch, refusal
 from bild.show.views import token_views
@@ -256,7 +257,7 @@ def racer():
 
 def test_the_first_example_shows_the_method_at_work(racer, monkeypatch, tmp_path):
     """With what the page starts with: drafts that are kept, and some that are not; a good text."""
-    module = script("web")
+    module = importlib.import_module("bild.commands.web")
     monkeypatch.setattr(sys, "argv", ["web.py"])
     parser = Parser("")
     add_pair_flags(parser)

@@ -1,0 +1,100 @@
+"""Evaluate one task: the large model alone, the pair under BiLD, and the small model alone.
+
+    bild eval demo
+    bild eval iwslt2017 aligned 0.9 3 888 --device cuda
+    bild eval xsum vanilla --max-eval-samples 100
+    bild eval demo unaligned --large my/large --small my/small --data-file my.jsonl
+    bild eval demo --rule typical:eps=0.3,delta=0.09 --drafting margin:least=0.3
+    bild eval demo --repeat 3 --threads 2 --record results/my/run.json
+
+The launchers run_<task>.sh call this with the task filled in. Models and data come from
+BILD_MODELS_ROOT and BILD_DATA_ROOT if set, else from the hub. Results go to
+out/<task>/<time>/run.json and samples.jsonl; a run that was stopped goes on when started again.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bild.cli import (
+    add_run_options,
+    add_task,
+    add_thresholds,
+    chosen_thresholds,
+    is_silent,
+    quiet_loading,
+    rule_options,
+    run_options,
+    tell,
+)
+from bild.config import BiLDConfig, EvalConfig
+from bild.errors import BildError
+from bild.evaluation.record import check_record
+from bild.files import check_writable
+from bild.flags import add_fields, read_fields
+from bild.parser import Parser
+from bild.tasks.registry import MODES
+from bild.tasks.sources import locate
+
+if TYPE_CHECKING:
+    from bild.evaluation.loop import Sample
+    from bild.evaluation.record import RunRecord
+
+REPEATED = ("small_alone", "repeat")
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add_task(parser, MODES)
+    add("first", nargs="?", type=float, metavar="fallback", help="as --fallback")
+    add("second", nargs="?", type=float, metavar="rollback", help="as --rollback")
+    add("third", nargs="?", type=int, metavar="max_eval_samples", help="as --max-eval-samples")
+    add_thresholds(parser)
+    add_run_options(parser)
+    add_fields(parser, EvalConfig, *REPEATED)
+    return parser
+
+
+def parse() -> tuple[EvalConfig, Namespace]:
+    a = make_parser().parse_args()
+    for place, name in (("first", "fallback"), ("second", "rollback"), ("third", "max_samples")):
+        given, flagged = getattr(a, place), getattr(a, name)
+        if None not in (given, flagged) and given != flagged:
+            raise BildError(f"two values of {name} were given, {given:g} and {flagged:g}; keep one")
+        setattr(a, name, flagged if given is None else given)
+    thresholds = chosen_thresholds(a.task, a.mode, a.fallback, a.rollback)
+    bild = BiLDConfig(**thresholds, **rule_options(a))  # also where no small model is: its checks
+    config = EvalConfig(
+        bild=None if a.mode == "vanilla" else bild,
+        **run_options(a),
+        **read_fields(a, *REPEATED),
+    )
+    return config, a
+
+
+def main() -> None:
+    config, a = parse()
+    check_writable(a.output_dir / config.task)
+    check_record(a.record, config)
+    sources = locate(config)
+
+    # Only now: these import torch and transformers, which takes seconds.
+    from bild.evaluation.run import evaluate_loaded, prepare
+    from bild.show.tables import run_text
+
+    quiet_loading()
+    work = prepare(config, sources)
+    if not is_silent(a):
+        print(work.heading, flush=True)
+
+    def report(record: RunRecord, samples: Sequence[Sample], path: Path) -> None:
+        if a.record is not None:
+            record.save(a.record)
+        tell(a, record, path, run_text(record, samples))
+
+    evaluate_loaded(work, a.output_dir, report=report, progress=not is_silent(a))
