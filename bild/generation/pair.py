@@ -210,7 +210,8 @@ class BiLDModel:
             input_ids: source tokens, (1, S).
             attention_mask: (1, S), 1 for tokens and 0 for padding.
             bild_config: thresholds and variant.
-            streamer: gets tokens once they can no longer be rolled back.
+            streamer: gets tokens once they can no longer be rolled back; with `output_trace`, one
+                that has a method `put_traced` gets lists of `TracedToken`s by it.
             output_trace: put a `.trace` of who wrote each token into the output.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
