@@ -28,12 +28,12 @@ from bild.config import BiLDConfig
 from bild.engines import Decoder, Draft, Verdict, drafting, drive, judge
 from bild.engines.requests import DraftRequest, FeedRequest, Request, VerifyRequest
 from bild.errors import BildError
+from bild.generation.judging import count_draft, count_verdict, judged, known_rule
 from bild.generation.pace import Experience, make_pace
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder
 from bild.policy import (
     DEAR_MEASURES,
-    FREE_MEASURES,
     NEVER_STOPS,
     AcceptanceRule,
     FallbackRule,
@@ -89,8 +89,6 @@ class Stopping:
         return bool(self.criteria(ids, scores)[0])
 
 
-MEASURES = FREE_MEASURES | DEAR_MEASURES  # what is known of a draft when a rule judges it
-
 OnCommit = Callable[[list[int]], None]
 NOTHING = Draft([], [], unsure=None)
 P = ParamSpec("P")
@@ -141,7 +139,7 @@ def decode_steps(
     done = len(tokens) >= stopping.max_length
     while not done:
         if pace.rests():  # drafting does not pay at present
-            done = yield from _write_alone(large, y, pace.left, on_commit, *told)
+            done = yield from _write_alone(large, y, min(pace.left, 16), on_commit, *told)
             pace.rested(len(tokens) - checked)
             checked = len(tokens)
             continue
@@ -151,19 +149,19 @@ def decode_steps(
             limit = int(min(pace.limit, stopping.max_length - len(tokens)))
             draft, draft_ends = yield from _draft(small, y, limit, pace.rule, *told)
             pace.drafted(draft)
-            _count_draft(counts, draft, draft_ends)
+            count_draft(counts, draft, draft_ends)
             if draft_ends and not rule.checks_end:
                 break  # the published code ends here: the last window is never looked at
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
         # output the last token need not be fed, for nothing will follow it.
         verdict, scores = yield from _verify(large, y, checked, draft_ends, rule, *told)
-        cut, kept, spent = _judge(rule, verdict, tokens[checked:], draft, spent)
+        cut, kept, spent = judged(rule, verdict, tokens[checked:], draft, spent)
 
         # 3. Roll both caches back to the first bad token, if there is one.
         pace.verified(kept)
         recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
-        _count_verdict(counts, len(tokens) - checked, cut)
+        count_verdict(counts, len(tokens) - checked, cut)
         if cut is not None:
             _roll_back(y, checked + cut, large, small)
         elif draft_ends:
@@ -190,6 +188,7 @@ def greedy_steps(
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
     recorder: Recorder = SILENT,
+    at_a_time: int = 16,
 ) -> Steps[tuple[Output, DecodeStats]]:
     """Write one output with one model: the baseline, over the same interface as `decode_steps`.
 
@@ -199,9 +198,9 @@ def greedy_steps(
     y = Output(len(prompt), list(prompt), keep_scores)
     done = len(prompt) >= stopping.max_length
     while not done:
-        # In steps, so that the process can be interrupted between them.
+        # In steps, so that the process can be interrupted between them, and other rows begin.
         told = stopping, processors, recorder
-        done = yield from _write_alone(decoder, y, 16, on_commit, *told)
+        done = yield from _write_alone(decoder, y, at_a_time, on_commit, *told)
     return y, _stats(y, {}, decoder)
 
 
@@ -216,11 +215,16 @@ def _write_alone(
 ) -> Steps[bool]:
     """Let one model write some tokens, none of which anybody checks; whether the output ends."""
     before = len(y.tokens)
-    limit = min(1 if on_commit is not None else min(limit, 16), stopping.max_length - before)
+    limit = min(1 if on_commit is not None else limit, stopping.max_length - before)
     _, done = yield from _draft(decoder, y, limit, NEVER_STOPS, stopping, processors, recorder)
     if on_commit is not None:
         on_commit(y.tokens[before:])
     return done
+
+
+def answer_at_once(steps: Steps[R]) -> R:
+    """What a row comes to, each of its requests being answered when it is made."""
+    return drive(steps, lambda request: request.alone())
 
 
 def alone(steps: Callable[P, Steps[R]]) -> Callable[P, R]:
@@ -228,7 +232,7 @@ def alone(steps: Callable[P, Steps[R]]) -> Callable[P, R]:
 
     @wraps(steps)
     def decode(*args: P.args, **kwargs: P.kwargs) -> R:
-        return drive(steps(*args, **kwargs), lambda request: request.alone())
+        return answer_at_once(steps(*args, **kwargs))
 
     return decode
 
@@ -237,34 +241,10 @@ decode = alone(decode_steps)
 decode_greedy = alone(greedy_steps)
 
 
-def _judge(
-    rule: AcceptanceRule, verdict: Verdict, drafted: Sequence[int], draft: Draft, spent: float
-) -> tuple[int | None, int, float]:
-    """Where the draft is cut, if it is; how much of it stands; what the rule has spent by then."""
-    known = verdict.window(drafted, draft.probabilities[: len(drafted)], spent)
-    cut = rule.first_cut(known)
-    kept = len(drafted) if cut is None else cut
-    return cut, kept, spent + rule.spends(known, kept)
-
-
 def _roll_back(y: Output, length: int, *decoders: Decoder) -> None:
     y.cut(length)
     for decoder in decoders:
         decoder.rollback_to(length)
-
-
-def _count_draft(counts: Counter[str], draft: Draft, ends: bool) -> None:
-    counts["drafted_tokens"] += len(draft.tokens)
-    counts["fallbacks"] += draft.unsure is not None
-    counts["full_windows"] += draft.unsure is None and not ends
-
-
-def _count_verdict(counts: Counter[str], window: int, cut: int | None) -> None:
-    kept = window if cut is None else cut
-    counts["verifications"] += window > 0
-    counts["verified_tokens"] += kept
-    counts["rollbacks"] += cut is not None
-    counts["rolled_back_tokens"] += window - kept
 
 
 def _stats(y: Output, counts: Mapping[str, int], *decoders: Decoder) -> DecodeStats:
@@ -376,17 +356,6 @@ def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tens
         return Scores(raw, raw)
     ids = torch.tensor([tokens], device=raw.device)
     return Scores(processors(ids, raw[None].clone())[0], raw)
-
-
-def known_rule(rule: AcceptanceRule) -> AcceptanceRule:
-    """The rule, whose every need the loop must be able to meet."""
-    unknown = sorted(rule.needs - MEASURES)
-    if unknown:
-        raise BildError(
-            f"{type(rule).__name__} needs {unknown[0]!r} of a draft, which is not measured; "
-            f"rules can read {', '.join(sorted(MEASURES))}"
-        )
-    return rule
 
 
 def refuse_nan(value: float, decoder: Decoder, position: int) -> None:

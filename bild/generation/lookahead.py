@@ -25,9 +25,9 @@ from bild.generation.decoding import (
     OnCommit,
     Output,
     Stopping,
-    known_rule,
     refuse_nan,
 )
+from bild.generation.judging import known_rule
 from bild.generation.prices import Prices
 from bild.generation.stats import DecodeStats
 from bild.policy import DEAR_MEASURES, NEVER_STOPS, AcceptanceRule, Window, Writer
