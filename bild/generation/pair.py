@@ -22,7 +22,7 @@ from bild.errors import BildError
 from bild.generation.generate import BiLDOutput, Stream, decode_alone, decode_with_pair
 from bild.generation.lookahead import Prices
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
-from bild.generation.source import Source, check_states, make_source
+from bild.generation.source import Source, make_source, without_states
 from bild.generation.texts import TokenizerHolder, check_texts, default_limit, describe
 from bild.policy import Writer
 
@@ -214,7 +214,8 @@ class BiLDModel:
             output_trace: put a `.trace` of who wrote each token into the output.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
-                `encoder_outputs` of the large model; and what both encoders read besides
+                `encoder_outputs` of the large model, `small_encoder_outputs` of the small one, and
+                with both no `input_ids`; and what both encoders read besides
                 (`bild.generation.plan.ENCODER_INPUTS`). Logits processors and criteria may keep
                 a state between their calls, if it can be pickled (`bild.generation.rewinding`).
 
@@ -228,10 +229,9 @@ class BiLDModel:
         """
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
-        given = generate_kwargs.pop("encoder_outputs", None)
-        plan = self.models["large"].plan(source, generate_kwargs)
+        plan = self.models["large"].plan(source, without_states(models, generate_kwargs))
         with (
-            self.models["large"].reading(source, given) as large,
+            self.models["large"].reading(source) as large,
             self.models["small"].reading(source, self._states_for_small(large)) as small,
         ):
             return decode_with_pair(
@@ -320,10 +320,10 @@ class SingleModel:
 
         Its forwards are counted as those of the model it is named after.
         """
-        source = make_source({self.name: self.model}, input_ids, attention_mask, generate_kwargs)
-        given = generate_kwargs.pop("encoder_outputs", None)
-        plan = self.plan(source, generate_kwargs)
-        with self.reading(source, given) as decoder:
+        models: dict[str, PreTrainedModel] = {self.name: self.model}
+        source = make_source(models, input_ids, attention_mask, generate_kwargs)
+        plan = self.plan(source, without_states(models, generate_kwargs))
+        with self.reading(source) as decoder:
             return decode_alone(plan, decoder, Stream(streamer), output_trace)
 
     @contextmanager
@@ -332,9 +332,9 @@ class SingleModel:
 
         Args:
             source: what the encoder reads.
-            encoder_outputs: what it would make of that, where it is there already.
+            encoder_outputs: what it would make of that, where the source does not hold it.
         """
-        check_states(self.model, source, encoder_outputs)
+        encoder_outputs = source.states.get(self.name, encoder_outputs)
         decoder = self.engine.decoder(self.name, self.vocab_size)
         try:
             decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
