@@ -7,7 +7,7 @@ SHELL := bash
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
 	| awk '!/^Requirement already satisfied/ { print; fflush() }'
 
-.PHONY: help demo web serve test lint check results
+.PHONY: help demo web serve test lint check faults results
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -31,6 +31,9 @@ lint: .venv/installed-dev  ## lint, format, types, secrets, large files
 	$(BIN)/pre-commit run --all-files
 
 check: lint test  ## both
+
+faults: .venv/installed-dev  ## a thousand kills and full disks over all scripts that write; hours
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/injecting.py $(ARGS)
 
 results: .venv/installed-dev  ## every record in results/ again, from one clean commit; hours
 	$(BIN)/python scripts/make_results.py
