@@ -14,7 +14,8 @@ from bild.engines import Engine
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, Case, Outcome, limits
 from bild.evaluation.timing import timed
 from bild.generation.generate import BiLDOutput
-from bild.generation.pair import BiLDModel, SingleModel
+from bild.generation.pair import BiLDModel
+from bild.generation.single import SingleModel
 from bild.policy import Writer
 from bild.tasks.registry import Thresholds
 

@@ -56,7 +56,9 @@ def make_source(
             a model's encoder does not read, or outputs that cannot be its.
     """
     states = _states(models, keywords)
-    if input_ids is None and states and set(states) == set(models):
+    # A drafter has no encoder: it reads what the large model's makes of the source.
+    known = all(w in states or model.get_encoder() is None for w, model in models.items())
+    if input_ids is None and states and known:
         ids = _unknown_ids(states)
     else:
         ids = check_ids(input_ids, keywords)
@@ -183,5 +185,5 @@ def check_ids(given: Any, keywords: Mapping[str, Any] | None = None) -> Tensor:
             f"reads text sources only; got a tensor of shape {tuple(given.shape)}, {given.dtype}"
         )
     if given.shape[0] != 1:
-        raise BildError(f"BiLD decodes one input at a time, got a batch of {given.shape[0]}")
+        raise BildError(f"one source is read at a time here, got a batch of {given.shape[0]}")
     return given
