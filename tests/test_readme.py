@@ -93,6 +93,7 @@ TINY = {
     "make_demo_data": ("--held-out", 6, "--vocab-size", 44),
     "measure_agreement": ("--max-new-tokens", 8),
     "show_trace": (),
+    "make_adversary": (),
     "check_duplicates": (),
 }  # fmt: skip
 

@@ -24,7 +24,8 @@ from bild.engines import Decoder, HuggingFaceDecoder
 from bild.errors import BildError
 from bild.generation.decoding import OnCommit, Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
-from bild.generation.lookahead import Prices, decode_ahead
+from bild.generation.lookahead import decode_ahead
+from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
 from bild.generation.rewinding import settle
 from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
@@ -244,7 +245,7 @@ def pair_steps(
     bild_config: BiLDConfig | None,
     stream: Stream | None = None,
     output_trace: bool = False,
-    prices: Prices | None = None,
+    experience: Experience | None = None,
     ahead: bool = True,
 ) -> Steps[BiLDOutput | Tensor]:
     """`decode_steps` by a plan; both decoders have been given the source.
@@ -256,15 +257,17 @@ def pair_steps(
     if not isinstance(config, BiLDConfig):
         way_out = "; give BiLDConfig(**fields)" if isinstance(bild_config, Mapping) else ""
         raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}{way_out}")
-    read = large.encoder_seconds + small.encoder_seconds
+    experience = Experience() if experience is None else experience
     arguments = _Arguments(plan, Stream() if stream is None else stream, output_trace)
     if ahead and config.lookahead != 0 and not (plan.reads_scores or output_trace):
-        prices = Prices() if prices is None else prices
+        prices = experience.prices
         prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
         written = decode_ahead(large, small, prompt, config, stopping, prices, on_commit)
     else:
-        written = yield from decode_steps(large, small, config=config, **arguments.of_the_loop)
-    return _output(arguments, *written, read)
+        written = yield from decode_steps(
+            large, small, config=config, experience=experience, **arguments.of_the_loop
+        )
+    return _output(arguments, *written, large.encoder_seconds + small.encoder_seconds)
 
 
 def single_steps(

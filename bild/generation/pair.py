@@ -18,6 +18,7 @@ from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName
 from bild.errors import BildError
+from bild.fallback import Adaptive
 from bild.generation.batching import (
     as_keywords,
     check_batch_size,
@@ -29,7 +30,7 @@ from bild.generation.batching import (
 )
 from bild.generation.decoding import Steps, answer_at_once
 from bild.generation.generate import BiLDOutput, Stream, pair_steps
-from bild.generation.lookahead import Prices
+from bild.generation.pace import Experience
 from bild.generation.single import SingleModel, greedy_rows, greedy_rows_of_many
 from bild.generation.source import make_source, without_states
 from bild.generation.texts import TokenizerHolder, check_texts, default_limit
@@ -73,7 +74,7 @@ class BiLDModel:
         self._arrange()
 
     def _arrange(self) -> None:
-        self._prices = Prices()
+        self._experience = Experience()
         both: tuple[tuple[Writer, PreTrainedModel], ...] = (
             ("large", self.large),
             ("small", self.small),
@@ -131,7 +132,7 @@ class BiLDModel:
         large.vocab_size = pair.vocab_size
         alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options)
         pair.models = {"large": large, "small": alone}
-        pair._prices = Prices()
+        pair._experience = Experience()
         return pair
 
     @property
@@ -302,12 +303,14 @@ class BiLDModel:
         plan = self.models["large"].plan(source, without_states(models, generate_kwargs))
         with (
             self.models["large"].reading(source) as large,
-            self.models["small"].reading(source, self._states_for_small(large)) as small,
+            self.models["small"].reading(
+                source, self._states_for_small(large), later=_may_rest(bild_config)
+            ) as small,
         ):
-            stream, prices = Stream(streamer), self._prices
+            stream, experience = Stream(streamer), self._experience
             return (
                 yield from pair_steps(
-                    plan, large, small, bild_config, stream, output_trace, prices, ahead
+                    plan, large, small, bild_config, stream, output_trace, experience, ahead
                 )
             )
 
@@ -356,3 +359,8 @@ class BiLDModel:
         with self.models["large"].reading(source) as large:
             kwargs["encoder_outputs"] = large.encoder_outputs
             return (yield from self.models["small"].steps(input_ids, attention_mask, **kwargs))
+
+
+def _may_rest(config: BiLDConfig | None) -> bool:
+    """Whether the small model may have nothing to do with an output."""
+    return isinstance(config, BiLDConfig) and isinstance(config.fallback_rule, Adaptive)

@@ -107,17 +107,21 @@ class SingleModel:
             return (yield from single_steps(plan, decoder, stream, output_trace, at_a_time))
 
     @contextmanager
-    def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:
+    def reading(
+        self, source: Source, encoder_outputs: Any = None, *, later: bool = False
+    ) -> Iterator[Decoder]:
         """A decoder that has read the source; it is the engine's again afterwards.
 
         Args:
             source: what the encoder reads.
             encoder_outputs: what it would make of that, where the source does not hold it.
+            later: read only once the decoder is asked to write.
         """
         encoder_outputs = source.states.get(self.name, encoder_outputs)
         decoder = self.engine.decoder(self.name, self.vocab_size)
         try:
-            decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
+            read = decoder.read_later if later else decoder.read
+            read(source.ids, source.mask, encoder_outputs, **source.inputs)
             yield decoder
         finally:
             decoder.release()
