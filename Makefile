@@ -7,7 +7,7 @@ SHELL := bash
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
 	| awk '!/^Requirement already satisfied/ { print; fflush() }'
 
-.PHONY: help demo web test lint check results
+.PHONY: help demo web serve test lint check faults results
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -21,6 +21,9 @@ demo: .venv/installed  ## the shipped pair at work: who wrote which word, how fa
 web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 8000" and so on
 	$(BIN)/python scripts/web.py $(ARGS)
 
+serve: .venv/installed-serve  ## the pair as an HTTP service, on this machine alone; ARGS="--port 8080"
+	$(BIN)/python scripts/serve.py $(ARGS)
+
 test: .venv/installed-dev  ## all tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -28,6 +31,9 @@ lint: .venv/installed-dev  ## lint, format, types, secrets, large files
 	$(BIN)/pre-commit run --all-files
 
 check: lint test  ## both
+
+faults: .venv/installed-dev  ## a thousand kills and full disks over all scripts that write; hours
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/injecting.py $(ARGS)
 
 results: .venv/installed-dev  ## every record in results/ again, from one clean commit; hours
 	$(BIN)/python scripts/make_results.py
@@ -45,6 +51,10 @@ results: .venv/installed-dev  ## every record in results/ again, from one clean 
 	$(call INSTALL,requirements-web.txt)
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-web.txt requirements-dev.txt
+.venv/installed-serve: .venv/installed requirements-serve.txt
+	$(call INSTALL,requirements-serve.txt)
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-web.txt requirements-serve.txt requirements-dev.txt
 	$(call INSTALL,requirements-dev.txt)
 	touch $@

@@ -18,7 +18,7 @@ stopping.listen()  # before anything else is imported, which takes its time
 
 # ruff: noqa: E402
 from bild.config import BiLDConfig, EvalConfig
-from bild.errors import BildError
+from bild.errors import BildError, is_no_room
 from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
 from bild.policy import RULES
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from bild.training.config import TrainingJob
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-# What the machine refuses, not the program: no room, no right, a disk that is gone or broken.
+# What the machine refuses, not the program: no right, a folder or disk that is gone or broken.
 ENVIRONMENT = (
-    *NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE,
-    errno.EFBIG, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN,
+    errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENODEV, errno.ENXIO,
+    errno.ESTALE, errno.ENOTCONN,
 )  # fmt: skip
 
 TASK_OPTIONS = ("task", "mode")
@@ -201,15 +201,25 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
             _refuse(error)
         except BrokenPipeError:
             _leave_a_closed_pipe()
-        except OSError as error:
-            if error.errno not in ENVIRONMENT:
-                raise
-            where = "" if error.filename is None else f" ({error.filename})"
-            room = "make room" if error.errno in NO_ROOM else "set that right"
-            more = f"; {room}, and the same command goes on from here" if resumes else ""
-            _refuse(BildError(f"{error.strerror}{where}{more}"))
+        except Exception as error:
+            _explain(error, resumes)
+            raise
         except KeyboardInterrupt as stop:
             _stop(stop)
+
+
+def _explain(error: Exception, resumes: bool) -> None:
+    """Refuse in one sentence what is the machine's fault, not the program's."""
+    where = getattr(error, "filename", None)
+    if is_no_room(error):
+        said, way_out = "No space left on device", "make room"
+    elif isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        said, way_out = str(error.strerror), "set that right"
+    else:
+        return
+    place = "" if where is None else f" ({where})"
+    more = f"; {way_out}, and the same command goes on from here" if resumes else ""
+    _refuse(BildError(f"{said}{place}{more}"))
 
 
 def _refuse(error: BildError) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib.util import find_spec
 
 
@@ -15,6 +16,24 @@ class BildError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# What libraries make of it that write files by code of their own (safetensors, tokenizers, torch).
+NO_ROOM_SAID = (
+    "No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing",
+)  # fmt: skip
+
+
+def is_no_room(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that the disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        if any(said in str(error) for said in NO_ROOM_SAID):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def require(extra: str, *modules: str) -> None:

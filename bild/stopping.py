@@ -79,6 +79,22 @@ def watched(resumes: bool) -> Iterator[None]:
         os.close(writable)
 
 
+@contextmanager
+def unhurried() -> Iterator[None]:
+    """Within the block the process ends when the block does: a service finishes what it has begun.
+
+    The block handles the signals itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.set_wakeup_fd(-1)  # the watcher of `watched` hears of no signal
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+
+
 def leave(stop: KeyboardInterrupt) -> NoReturn:
     """End the process with the exit code that a shell gives one that a signal has ended."""
     if not isinstance(stop, Stopped):

@@ -26,12 +26,14 @@ LAYERS = (
     ("generation",),
     ("evaluation", "outputs"),
     ("tuning", "benchmark", "training"),
-    ("show",),
+    ("show", "serve"),
     ("cli", "commands", "__main__", "bild"),  # "bild" is bild/__init__.py: the public names
 )  # fmt: skip
 LEVEL = {wing: level for level, wings in enumerate(LAYERS) for wing in wings}
 # Wings of one line do not know each other, but for these.
-NEIGHBOURS = {("tasks", "checkpoints"), ("commands", "cli"), ("__main__", "commands")}
+NEIGHBOURS = {
+    ("tasks", "checkpoints"), ("serve", "show"), ("commands", "cli"), ("__main__", "commands"),
+}  # fmt: skip
 
 FILE_LINES = 400
 FUNCTION_LINES = 60  # without the docstring

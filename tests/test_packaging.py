@@ -28,6 +28,7 @@ EXTRAS = {
     "benchmark": "eval",
     "training": "train",
     "show": "show",
+    "serve": "serve",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOP_LEVEL = metadata.packages_distributions()  # of a module's name, who brings it

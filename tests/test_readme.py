@@ -63,6 +63,7 @@ SCRIPTS = {
 # Started by no command here, and where else.
 ELSEWHERE = {
     "scripts/web.py": "show/test_web.py",
+    "scripts/serve.py": "serve/test_serve.py",
     "scripts/make_tables.py": "show/test_tables.py",
     "scripts/plot_tradeoff.py": "show/test_plots.py",
     "scripts/make_api.py": "test_repository.py",
@@ -230,6 +231,8 @@ def execute(command: list[str], run) -> None:
             pass  # cli/test_command.py has it of all
         case ["bild", "--help" | "--version"] | ["bild", "completion", *_]:
             pass
+        case ["bild", "web" | "serve" as name, *_]:
+            execute(["python", f"scripts/{name}.py"], run)
         case ["bild", name, *arguments]:
             run(SCRIPTS.get(name, name), arguments)
         case ["bash", launcher, *arguments]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -17,6 +18,7 @@ from transformers import (
     MT5ForConditionalGeneration,
     PegasusConfig,
     PegasusForConditionalGeneration,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
     UMT5Config,
@@ -159,3 +161,12 @@ def sources(seed, count, vocab=16, longest=12):
         ids = torch.randint(3, vocab, (1, length), generator=generator)
         out.append(torch.cat([ids, torch.tensor([[EOS]])], -1))
     return out
+
+
+def letters(vocab):
+    """A tokenizer of one letter a token: "a" is 0 (and special), "b" is 1, ..."""
+    known = {chr(97 + i): i for i in range(vocab)}
+    made = Tokenizer(models.WordLevel(known, unk_token="a"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="a")

@@ -22,6 +22,9 @@ class BenchmarkConfig:
         large, small, tokenizer, data_file: instead of the task's.
         planted: a pair of `bild.benchmark.planted.PAIRS` instead of checkpoints.
         rates: of a planted pair, a recorded row.
+        guess_share: of a planted pair, how often the small model's first choice is the large one's
+            where it is unsure, 0 to 1. BiLD drops it there; assisted generation and guesses
+            (`BiLDConfig.lookahead`) use it.
         source_tokens: of a planted source; without it, what is usual in the task.
         max_new_tokens: limit of an output; without it, the task's. A planted output has an end.
         lengths: output lengths to decode every source to, for growth; without it, to its own end.
@@ -42,6 +45,7 @@ class BenchmarkConfig:
     data_file: str | None = None
     planted: str | None = None
     rates: PublishedRow | None = None
+    guess_share: float = 0.5
     source_tokens: int | None = None
     max_new_tokens: int | None = None
     lengths: tuple[int, ...] = ()
@@ -56,4 +60,6 @@ class BenchmarkConfig:
         odd = [length for length in self.lengths if not 2 <= length <= 10**6]
         if odd:
             raise BildError(f"an output length must be from 2 to 1000000, got {odd[0]}")
+        if not 0 <= self.guess_share <= 1:
+            raise BildError(f"guess_share must be between 0 and 1, got {self.guess_share}")
         assert (self.planted is None) == (self.rates is None)

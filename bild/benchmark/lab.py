@@ -113,12 +113,14 @@ def _planted_lab(config: BenchmarkConfig, device: torch.device, cache: Path) -> 
     plans = plan_outputs(*rates, length, config.samples, config.bild, config.seed)
     shapes = configs(config.planted)
     ends, fallback = not config.lengths, config.bild.fallback_threshold
-    pair = build_pair(*shapes, plans, fallback, ends=ends, seed=config.seed)
+    pair = build_pair(
+        *shapes, plans, fallback, ends=ends, guess_share=config.guess_share, seed=config.seed
+    )
     items, expected = _planted_items(config, pair.outputs, source_tokens, length)
     # Of all that decides the weights: their own last bits differ where threads share a sum.
     kinds = [plan.kinds for plan in plans]
     shape_settings = [shape.to_dict() for shape in shapes]
-    how = [fallback, ends, config.seed, torch.__version__]
+    how = [fallback, ends, config.guess_share, config.seed, torch.__version__]
     fingerprint = digest([shape_settings, kinds, how])
     large, small = (
         ModelIdentity(f"{name} (planted)", None, fingerprint, model.num_parameters())

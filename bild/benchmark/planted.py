@@ -116,26 +116,28 @@ def build_pair(
     fallback_threshold: float,
     *,
     ends: bool = True,
+    guess_share: float = 0.5,
     seed: int = 0,
 ) -> PlantedPair:
     """Make the models whose outputs go as planned.
 
-    An unsure model gives its token half the fallback threshold as probability. Every other unsure
-    token is the right one all the same, which matters to assisted generation alone: it sends that
-    token to the large model, where BiLD drops it.
+    An unsure model gives its token half the fallback threshold as probability. A share of these
+    tokens is right all the same, which matters to assisted generation and to guesses: they send
+    that token to the large model, where plain BiLD drops it.
 
     Args:
         large, small: T5 or mT5 configurations with one vocabulary of V tokens, at least 256 wide:
             in narrower models the rows of the head are not far enough apart.
         plans: of `plan_outputs`.
         fallback_threshold: between 0 and 1; the one the outputs are decoded with.
+        guess_share: of the unsure tokens that are right, 0 to 1.
         ends: end each output with the end of sequence; else only a length limit does.
         seed: of the weights and of the tokens' numbers.
 
     Raises:
         BildError: the vocabulary is too small for so many tokens.
     """
-    script = _Script.write(plans, large.vocab_size, ends, Random(seed))
+    script = _Script.write(plans, large.vocab_size, ends, guess_share, Random(seed))
     models = {}
     for name, config in (("large", large), ("small", small)):
         models[name] = _random_model(config, seed)
@@ -163,7 +165,14 @@ class _Script:
     alike: list[tuple[int, int]] = field(default_factory=list)  # (token, the one it looks like)
 
     @classmethod
-    def write(cls, plans: Sequence[Plan], vocab_size: int, ends: bool, random: Random) -> _Script:
+    def write(
+        cls,
+        plans: Sequence[Plan],
+        vocab_size: int,
+        ends: bool,
+        guess_share: float,
+        random: Random,
+    ) -> _Script:
         """Number the tokens of all outputs; no two positions share one."""
         free = list(range(FIRST_FREE_TOKEN, vocab_size))
         random.shuffle(free)
@@ -185,8 +194,11 @@ class _Script:
             for position, (kind, token) in enumerate(zip(plan.kinds, tokens, strict=True)):
                 before = tokens[position - 1] if position else PAD
                 drafted = token
-                unsure += kind == "unsure"
-                if kind == "wrong" or (kind == "unsure" and unsure % 2):
+                right = kind == "sure"
+                if kind == "unsure":
+                    right = int((unsure + 1) * guess_share) > int(unsure * guess_share)
+                    unsure += 1
+                if not right:
                     drafted = free.pop()
                     script.alike.append((drafted, token))
                 first = position == 0

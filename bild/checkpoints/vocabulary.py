@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bild.checkpoints.drafter import BiLDDrafter, check_large
 from bild.errors import BildError
 
 # Embeddings are padded to a multiple of this (mT5: 250,112 rows for 250,100 tokens).
@@ -30,6 +31,8 @@ def shared_vocab_size(large: PreTrainedModel, small: PreTrainedModel) -> int:
         if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
             kind = type(model).__name__
             raise BildError(f"the {name} model must be an encoder-decoder model, got {kind}")
+    if isinstance(small, BiLDDrafter):
+        check_large(small, large)
     devices = input_device(large), input_device(small)
     if devices[0] != devices[1]:
         raise BildError(
@@ -66,6 +69,8 @@ def output_rows(model: PreTrainedModel) -> int:
     Raises:
         BildError: it scores none.
     """
+    if isinstance(model, BiLDDrafter):
+        return int(model.config.vocab_size)
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if callable(weight):  # of torch's own quantized layers
         weight = weight()

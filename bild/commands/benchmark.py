@@ -73,6 +73,7 @@ def make_parser() -> Parser:
     add("--task", choices=TASKS, help="of a real pair (default: demo)")
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
+    add_fields(parser, BenchmarkConfig, "guess_share", guess_share={"default": None})
     lengths = {"type": _numbers, "nargs": None, "metavar": "N,M"}
     add_fields(parser, BenchmarkConfig, *OWN_OPTIONS, samples={"default": 8}, lengths=lengths)
     add_model_options(parser)
@@ -84,7 +85,7 @@ def parse() -> Namespace:
     a = make_parser().parse_args()
     real = {n: getattr(a, n) for n in ("large", "small", "tokenizer", "data_file", "task")}
     real["max_new_tokens"] = a.max_new_tokens
-    planted = {"rates": a.rates, "source_tokens": a.source_tokens}
+    planted = {"rates": a.rates, "source_tokens": a.source_tokens, "guess_share": a.guess_share}
     for name, value in (planted if a.pair is None else real).items():
         if value is not None:
             flag = "--" + name.replace("_", "-")
@@ -129,6 +130,7 @@ def main() -> None:
         small=small,
         planted=a.pair,
         rates=rates,
+        guess_share=0.5 if a.guess_share is None else a.guess_share,
         **read_fields(a, *same),
     )
     check_record(a.record, config)

@@ -46,6 +46,7 @@ COMMANDS = {
     "benchmark": Command("time engines and decoding methods side by side", True),
     "trace": Command("show which model wrote which token"),
     "web": Command("the live page: both decoders side by side in the browser"),
+    "serve": Command("the pair as an HTTP service"),
     "align": Command("align a small model with a large one", True),
     "finetune": Command("train one model of a pair", True),
     "label": Command("label a training set with the large model", True),

@@ -86,6 +86,7 @@ class Decoder(ABC):
         tokens_fed: tokens fed since `begin`.
         encoder_seconds: wall-clock seconds of the last `read`: the encoder, where it had to run,
             and whatever is prepared of its states.
+        encoder_outputs: what the last `read` had of the encoder.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Decoder(ABC):
     forwards: int
     tokens_fed: int
     encoder_seconds: float = 0.0
+    encoder_outputs: Any = None
 
     @property
     @abstractmethod
@@ -124,6 +126,7 @@ class Decoder(ABC):
         start = self._now()
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, attention_mask, **inputs)
+        self.encoder_outputs = encoder_outputs
         self.begin(encoder_outputs, attention_mask)
         self.encoder_seconds = self._now() - start
 

@@ -21,6 +21,7 @@ from transformers.models.t5 import modeling_t5
 from transformers.models.umt5 import modeling_umt5
 from transformers.utils import output_capturing
 
+from bild.checkpoints.drafter import BiLDDrafter, DrafterConfig
 from bild.engines.t5_structs import ACTIVATIONS, MULTIPLE
 
 # By model type: how its classes begin, and where they are.
@@ -28,6 +29,7 @@ FAMILIES: dict[str, tuple[str, ModuleType]] = {
     "t5": ("T5", modeling_t5),
     "mt5": ("MT5", modeling_mt5),
     "umt5": ("UMT5", modeling_umt5),
+    DrafterConfig.model_type: ("T5", modeling_t5),
 }
 PARTS = (
     *("ForConditionalGeneration", "Stack", "Block", "LayerNorm", "Attention"),
@@ -50,12 +52,13 @@ def not_covered(model: PreTrainedModel) -> str | None:
 def _reasons(model: PreTrainedModel) -> Iterator[str]:
     """Whatever is not as it is known, in words."""
     prefix, module = FAMILIES[model.config.model_type]
-    expected = getattr(module, f"{prefix}ForConditionalGeneration")
+    drafts = model.config.model_type == DrafterConfig.model_type
+    expected = BiLDDrafter if drafts else getattr(module, f"{prefix}ForConditionalGeneration")
     if type(model) is not expected:
         yield f"it is a {type(model).__name__}, not a {expected.__name__}"
     activation = type(ACT2FN[model.config.dense_act_fn])
     known = {getattr(module, prefix + part) for part in PARTS}
-    known |= {nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, activation}
+    known |= {BiLDDrafter, nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, activation}
     for name, part in model.named_modules():
         yield from _module_reasons(f"its part {name!r}" if name else "it", part, known)
     for name, parameter in model.named_parameters():
@@ -121,6 +124,8 @@ def _shape_reasons(model: Any) -> Iterator[str]:
     for name, parameter in model.named_parameters():
         part = name.split(".")[-2]
         expected = shapes.get(part, (len(parameter), width))  # embeddings and head
+        if ".EncDecAttention." in name and part in ("k", "v"):
+            expected = inner, getattr(config, "source_width", width)
         if tuple(parameter.shape) != expected:
             yield f"its weight {name!r} has shape {tuple(parameter.shape)}, not {expected}"
 
@@ -131,8 +136,8 @@ def not_compilable(model: PreTrainedModel) -> str | None:
         return f"it is on {model.device}, and the compiled engine is for the CPU"
     if model.dtype == torch.float16:
         return "its weights are float16, which the compiled engine does not read; use bfloat16"
-    for name in ("d_model", "d_kv", "d_ff"):
-        size = getattr(model.config, name)
+    for name in ("d_model", "d_kv", "d_ff", "source_width"):
+        size = getattr(model.config, name, MULTIPLE)
         if size % MULTIPLE:
             return f"{name} is {size}, not a multiple of {MULTIPLE}"
     return None

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from bild.checkpoints.drafter import NO_ENCODER, BiLDDrafter
 from bild.engines import build
 from bild.engines.base import Decoder, Draft, Verdict
 from bild.engines.coverage import not_compilable, not_covered
@@ -58,14 +59,17 @@ class Arrangement:
 
     def __init__(self, model: PreTrainedModel, precision: str, compiled: bool) -> None:
         self._snapshot = Snapshot(model)
-        encoder, decoder = read_stack(model, "encoder"), read_stack(model, "decoder")
-        self.rows, self.device = len(decoder.head), decoder.head.device
+        drafts = isinstance(model, BiLDDrafter)
+        encoder = None if drafts else read_stack(model, "encoder")
+        decoder = read_stack(model, "decoder")
+        self.rows, self.device = decoder.vocab_size, decoder.head.device
         self._make: Callable[[], Session]
         if compiled:
-            native = NativeStack(encoder, precision), NativeStack(decoder, precision)
-            self._make = partial(NativeSession, *native)
+            reads = None if encoder is None else NativeStack(encoder, precision)
+            self._make = partial(NativeSession, reads, NativeStack(decoder, precision))
         else:
-            self._make = partial(TorchSession, TorchEncoder(encoder), decoder)
+            encode = None if encoder is None else TorchEncoder(encoder)
+            self._make = partial(TorchSession, encode, decoder)
         self._idle: list[Session] = []
         self._lock = Lock()
 
@@ -194,6 +198,8 @@ class T5Decoder(Decoder):
             raise BildError(
                 f"the fast engine's encoder reads no {', '.join(inputs)}; use engine='transformers'"
             )
+        if isinstance(self.engine.model, BiLDDrafter):
+            raise BildError(NO_ENCODER)
         self._follow()
         if attention_mask is None or bool(attention_mask.all()):
             return (self._session.encode(input_ids[0], None)[None],)
@@ -285,6 +291,8 @@ class NativeT5Decoder(T5Decoder):
         return Draft(tokens, probabilities, unsure=None)
 
     def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
+        if isinstance(self.engine.model, BiLDDrafter):  # t5.cpp verifies with whole heads alone
+            return super().verify(pending, drafted, first_row)
         verdict = self._session.verify(self.length, pending, drafted, first_row)
         self._count(len(pending))
         return verdict

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bild.checkpoints.drafter import spread
 from bild.engines import t5_structs
 from bild.engines.base import Draft, Verdict, check_ids
 from bild.engines.t5_structs import (
@@ -89,6 +90,9 @@ class NativeStack:
         )
         if weights.is_decoder:
             self.struct.head = self._matrix(weights.head)
+            self.struct.source_width = cross_width(weights)
+            if weights.shortlist is not None:
+                self.struct.ids = self._keep(weights.shortlist.to(torch.int32))
         self._biases: dict[int, list[Tensor]] = {}
 
     def layers_with_bias(self, capacity: int) -> Any:
@@ -156,10 +160,10 @@ class NativeSession:
     All its memory is reused by the next sequence, and only grows.
 
     Args:
-        encoder, decoder: the weights; many sessions may share them.
+        encoder, decoder: the weights; many sessions may share them. A drafter has no encoder.
     """
 
-    def __init__(self, encoder: NativeStack, decoder: NativeStack) -> None:
+    def __init__(self, encoder: NativeStack | None, decoder: NativeStack) -> None:
         self._encoder = encoder
         self._model = decoder
         self._library = decoder.library
@@ -175,6 +179,7 @@ class NativeSession:
 
     def encode(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
         """The encoder's states (S, D) of source tokens (S,), none of which sees the hidden (S,)."""
+        assert self._encoder is not None, "a drafter is given the large model's states"
         stack, size = self._encoder, len(tokens)
         positions = -(-size // 128) * 128  # few different ones: their biases are kept
         layers = stack.layers_with_bias(positions)
@@ -195,7 +200,8 @@ class NativeSession:
         w = self._model.weights
         states = states.float().contiguous()
         session = self._session
-        self._struct.vocabulary = vocab_size
+        self._struct.vocabulary = w.rows(vocab_size)
+        self._vocab_size = vocab_size
         self._struct.threads = thread_count()
         session.source, session.source_stride = len(states), _padded(len(states))
         numbers = len(w.layers) * w.heads * session.source_stride * w.head_width
@@ -211,7 +217,11 @@ class NativeSession:
         self._library.bild_t5_feed(
             self._struct, self._session, self._model.ids(tokens), len(tokens), logits.data_ptr()
         )
-        return logits[:, : self._struct.vocabulary]
+        scores = logits[:, : self._struct.vocabulary]
+        shortlist = self._model.weights.shortlist
+        if shortlist is None:
+            return scores
+        return spread(scores, shortlist[: scores.shape[1]], self._vocab_size)
 
     def draft(
         self,
@@ -273,6 +283,13 @@ class NativeSession:
         """Scratch memory for the present source, capacity and number of threads."""
         floats = self._library.bild_t5_scratch_floats(self._struct, self._session)
         self._session.scratch = self._scratch.address(floats)
+
+
+def cross_width(weights: Stack) -> int:
+    """How wide the states are that a decoder's cross-attention reads."""
+    cross = weights.layers[0].cross
+    assert cross is not None
+    return cross.k.shape[1]
 
 
 def _padded(rows: int) -> int:

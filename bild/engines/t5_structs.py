@@ -42,12 +42,13 @@ class CModel(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(CLayer)),
         *((n, Int) for n in ("layer_count", "width", "heads", "head_width", "feed_width")),
-        *((n, Int) for n in ("vocabulary", "activation", "threads")),
+        *((n, Int) for n in ("source_width", "vocabulary", "activation", "threads")),
         ("epsilon", Float),
         ("output_scale", Float),
         ("final_norm", Pointer),
         ("embedding", CMatrix),
         ("head", CMatrix),
+        ("ids", Pointer),
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bild.checkpoints.drafter import spread
 from bild.engines.t5_weights import Attention, FeedForward, Stack
 
 FIRST_CAPACITY = 128  # positions; doubled when they do not suffice
@@ -66,14 +67,15 @@ class TorchSession:
     """The decoder of a T5 over one source at a time, on a static cache that only grows.
 
     Args:
-        encode: the encoder, which many sessions may share.
+        encode: the encoder, which many sessions may share; None for a drafter.
         stack: the decoder's parameters.
     """
 
-    def __init__(self, encode: TorchEncoder, stack: Stack) -> None:
-        self.encode = encode
+    def __init__(self, encode: TorchEncoder | None, stack: Stack) -> None:
+        if encode is not None:
+            self.encode = encode
         self.stack = stack
-        self.vocab_size = len(stack.head)
+        self.vocab_size = stack.vocab_size
         self.device = stack.head.device
         self._cache = self._memory(0)  # (layers, 2, H, P, C)
         self._cross = self._memory(0)  # the same of the source
@@ -90,6 +92,7 @@ class TorchSession:
         """Start a sequence over the encoder's states (S, D), scoring the first V token ids."""
         w = self.stack
         self.vocab_size = vocab_size
+        states = states.to(w.head.dtype)
         self._source = len(states)
         if self._cross.shape[3] < self._source:
             self._cross = self._memory(max(FIRST_CAPACITY, 2 * self._source))
@@ -119,7 +122,9 @@ class TorchSession:
             x = self._cross_attention(x, layer.cross, *self._cross[i, :, :, : self._source])
             x = _feed(x, layer.feed, w.activation, w.epsilon)
         x = _norm(x, w.final_norm, w.epsilon)
-        return functional.linear(x * w.output_scale, w.head[: self.vocab_size])
+        scores = functional.linear(x * w.output_scale, w.head[: w.rows(self.vocab_size)])
+        shortlist = None if w.shortlist is None else w.shortlist[: scores.shape[1]]
+        return spread(scores, shortlist, self.vocab_size)
 
     def _cross_attention(
         self, x: Tensor, weights: Attention, keys: Tensor, values: Tensor

@@ -16,10 +16,15 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from bild.checkpoints.drafter import BiLDDrafter, scales_head
+
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """One attention: `norm` (D,); `q`, `k`, `v` (H C, D); `o` (D, H C)."""
+    """One attention: `norm` (D,); `q`, `k`, `v` (H C, D); `o` (D, H C).
+
+    Of a drafter's cross-attention `k` and `v` are as wide as the encoder that it reads.
+    """
 
     norm: Tensor
     q: Tensor
@@ -59,8 +64,9 @@ class Stack:
         embedding: (V, D).
         layers: from the first on.
         final_norm: (D,).
-        head: the output embedding, (V, D).
+        head: the output embedding, (V, D), or of the shortlist, (rows, D).
         output_scale: what the head's input is scaled by.
+        shortlist: the token ids that the head scores, ascending; None for all.
     """
 
     config: Any
@@ -70,11 +76,23 @@ class Stack:
     final_norm: Tensor
     head: Tensor
     output_scale: float
+    shortlist: Tensor | None = None
 
     @cached_property
     def projections(self) -> list[Tensor]:
         """Per layer the three projections of self-attention in one, (3 H C, D); a copy."""
         return [torch.cat((x.own.q, x.own.k, x.own.v)) for x in self.layers]
+
+    @property
+    def vocab_size(self) -> int:
+        """V: token ids that have a score, if only that of never."""
+        return len(self.head if self.shortlist is None else self.embedding)
+
+    def rows(self, vocab_size: int) -> int:
+        """Rows of the head that score the first so many token ids."""
+        if self.shortlist is None:
+            return vocab_size
+        return int((self.shortlist < vocab_size).sum())
 
     @property
     def width(self) -> int:
@@ -151,7 +169,8 @@ def read_stack(model: PreTrainedModel, part: str) -> Stack:
         layers=tuple(layers),
         final_norm=stack.final_layer_norm.weight.detach(),
         head=model.get_output_embeddings().weight.detach(),
-        output_scale=config.d_model**-0.5 if _scales_output(config) else 1.0,
+        output_scale=config.d_model**-0.5 if scales_head(config) else 1.0,
+        shortlist=model.shortlist if isinstance(model, BiLDDrafter) else None,
     )
 
 
@@ -168,10 +187,3 @@ def _feed_forward(part: Any, gated: bool) -> FeedForward:
         gate=dense.wi_1.weight.detach() if gated else None,
         out=dense.wo.weight.detach(),
     )
-
-
-def _scales_output(config: Any) -> bool:
-    """Whether the head's input is scaled; each model type decides it differently (5.23)."""
-    if config.model_type == "t5":
-        return bool(config.scale_decoder_outputs)
-    return bool(config.model_type == "umt5" and config.tie_word_embeddings)

@@ -204,13 +204,20 @@ class Stream:
     streamer: BaseStreamer | None = None
     has_prompt: bool = False
 
-    def begin(self, prompt: Tensor) -> OnCommit | None:
-        """What is to be told of tokens that are committed; the prompt (1, P) is handed on."""
+    def begin(self, prompt: Tensor, recorder: Recorder = SILENT) -> OnCommit | None:
+        """What is to be told of tokens that are committed; the prompt (1, P) is handed on.
+
+        A streamer with a method `put_traced`, which takes a list of `TracedToken`s, gets the tokens
+        by that instead, where the recorder keeps them.
+        """
         if self.streamer is None:
             return None
         if not self.has_prompt:
             self.streamer.put(prompt.cpu())
-        return self._put
+        put_traced = getattr(self.streamer, "put_traced", None)
+        if put_traced is None or recorder is SILENT:
+            return self._put
+        return lambda tokens: put_traced(recorder.latest(len(tokens)))
 
     def _put(self, tokens: list[int]) -> None:
         assert self.streamer is not None
@@ -288,7 +295,7 @@ def _decode(
         stopping=plan.stopping,
         processors=plan.processors,
         keep_scores=plan.keeps_scores,
-        on_commit=stream.begin(plan.prompt),
+        on_commit=stream.begin(plan.prompt, recorder),
         recorder=recorder,
     )
     stream.end()

@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
-from bild.checkpoints.vocabulary import check_tokenizer_size, output_rows
 from bild.config import EvalConfig
 from bild.errors import BildError
 from bild.generation.pair import BiLDModel, SingleModel
@@ -34,11 +33,8 @@ def load_runner(
         force_first_token((large, small), tokenizer, config.forced_bos)
     options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
     if small is None:
-        check_tokenizer_size(tokenizer, output_rows(large))
-        return SingleModel(large, **options), tokenizer
-    pair = BiLDModel(large, small, **options)
-    check_tokenizer_size(tokenizer, pair.vocab_size)
-    return pair, tokenizer
+        return SingleModel(large, tokenizer=tokenizer, **options), tokenizer
+    return BiLDModel(large, small, tokenizer=tokenizer, **options), tokenizer
 
 
 def force_first_token(

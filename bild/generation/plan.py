@@ -248,11 +248,13 @@ class Planner:
 
     Args:
         model: whose `generate` is asked.
-        tokenizer: looks for stop strings where no other is given.
+        find_tokenizer: the one that looks for stop strings where no other is given, if any.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any = None) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self, model: PreTrainedModel, find_tokenizer: Callable[[], Any] = lambda: None
+    ) -> None:
+        self.model, self.find_tokenizer = model, find_tokenizer
         self._known: dict[Any, tuple[dict[str, Any], Plan]] = {}
 
     def __call__(self, source: Tensor, keywords: Mapping[str, Any]) -> Plan:
@@ -305,7 +307,8 @@ class Planner:
         first = next((s for s in strings if s is not None), None)
         if first is not None:
             keywords["stop_strings"] = None
-        return keywords, first, self.tokenizer if tokenizer is None else tokenizer
+            tokenizer = self.find_tokenizer() if tokenizer is None else tokenizer
+        return keywords, first, tokenizer
 
 
 def _stopping(criteria: StoppingCriteriaList) -> Stopping:

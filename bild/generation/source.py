@@ -54,6 +54,8 @@ def make_source(
     highest = int(ids.max())
     for which, model in models.items():
         encoder = model.get_encoder()
+        if encoder is None:  # a drafter reads what the large model's makes of the source
+            continue
         takes = inspect.signature(encoder.forward).parameters if inputs else {}
         for name in inputs:
             if name not in takes:
@@ -91,7 +93,9 @@ def check_states(model: PreTrainedModel, source: Source, given: Any) -> None:
         return
     states = given[0] if isinstance(given, tuple | ModelOutput) else given
     length = source.ids.shape[1]
-    width = getattr(model.get_encoder().config, "hidden_size", None)
+    encoder = model.get_encoder()
+    config = model.config if encoder is None else encoder.config
+    width = getattr(config, "source_width" if encoder is None else "hidden_size", None)
     right = isinstance(states, Tensor) and states.ndim == 3 and states.shape[0] == 1
     if right and not source.inputs:  # an image may add states of its own
         right = states.shape[1] == length

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal, get_args
 
 from bild.engines import Decoder, Draft, Verdict
@@ -151,6 +152,10 @@ class Recorder:
             commits: whether the large model's own token follows, at the cut or after the draft.
         """
 
+    def latest(self, count: int) -> list[TracedToken]:
+        """The last `count` tokens of the output so far; none where nothing is kept."""
+        return []
+
     def trace(self) -> Trace | None:
         """What was recorded."""
         return None
@@ -203,6 +208,10 @@ class TraceRecorder(Recorder):
         if commits:
             last = len(self._forwards) - 1
             self._add(verdict.tokens[kept], verdict.probabilities[kept], last, "kept")
+
+    def latest(self, count: int) -> list[TracedToken]:
+        kept = (token for token in reversed(self._tokens) if token.fate == "kept")
+        return [*islice(kept, count)][::-1]
 
     def trace(self) -> Trace:
         return Trace(tuple(self._tokens), tuple(self._forwards))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FRAME_SECONDS = 0.05  # between two updates of the page
 LONGEST_SOURCE = 4000  # characters
+LONGEST_RACE = 60.0  # seconds; whoever waits has their turn then
+LONGEST_QUEUE = 16  # races that wait; whoever comes next is told to come again
 HEAD = """# Big Little Decoder, live
 {about} The large model alone against the pair, on the same sentence. The two take turns on this
 machine, so each clock shows that arm's own time only."""
@@ -81,6 +83,7 @@ def build_page(
         # A result never stands below settings that it is not of.
         changed = gr.on([component.change for component in inputs], None, cancels=[running])
         changed.then(None, None, outputs, js=CLEAR, show_progress="hidden")
+    page.queue(max_size=LONGEST_QUEUE)
     return page
 
 
@@ -89,7 +92,7 @@ def racing(racer: Racer, config: BiLDConfig) -> Callable[..., Iterator[Frame]]:
 
     def race(source: str, fallback: float, rollback: float, variant: str) -> Iterator[Frame]:
         yield NOTHING  # what stood there is of another race
-        shown = 0.0
+        shown, ends = 0.0, time.monotonic() + LONGEST_RACE
         try:
             if len(source) > LONGEST_SOURCE:
                 raise BildError(
@@ -100,6 +103,11 @@ def racing(racer: Racer, config: BiLDConfig) -> Callable[..., Iterator[Frame]]:
                 config, fallback_threshold=fallback, rollback_threshold=rollback, variant=variant
             )
             for state in racer.run(source, chosen):
+                if time.monotonic() > ends and not state.finished:
+                    raise BildError(
+                        f"the race was ended after {LONGEST_RACE:g} s, so that others have their "
+                        "turn; give less text"
+                    )
                 if state.finished or time.monotonic() - shown > FRAME_SECONDS:
                     shown = time.monotonic()
                     yield _frame(state)

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.names import resolve_model
@@ -183,10 +184,14 @@ def _choices(
     models: Sequence[PreTrainedModel], inputs: Any, labels: Tensor, vocab_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Each model's most likely token before each label, and its probability: (B, T) both."""
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     for model in models:
+        source = given
+        if isinstance(model, BiLDDrafter):  # it reads what the large model's encoder makes
+            states = models[0].get_encoder()(**given)
+            source = {"encoder_outputs": states, "attention_mask": given["attention_mask"]}
         logits = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **source,
             decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
         ).logits[..., :vocab_size]  # (B, T, V)
         confidence, choice = logits.float().softmax(-1).max(-1)

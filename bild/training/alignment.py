@@ -22,6 +22,7 @@ from torch.nn.functional import kl_div, log_softmax
 from transformers import PreTrainedModel
 
 from bild.checkpoints.contents import has_tokenizer
+from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.names import Checkpoint, resolve_model
@@ -133,7 +134,10 @@ class OnPolicyTrainer(TokenLossTrainer):
         super().__init__(**kwargs)
         self.teacher = teacher.to(self.args.device)
         self.config = config
-        self.vocab_size = shared_vocab_size(teacher, self.model)
+        vocab_size = shared_vocab_size(teacher, self.model)
+        shortlist = self.model.shortlist if isinstance(self.model, BiLDDrafter) else None
+        # The token ids that are compared: those that both models score.
+        self.compared = torch.arange(vocab_size) if shortlist is None else shortlist.cpu()
 
     def training_step(
         self,
@@ -161,15 +165,25 @@ class OnPolicyTrainer(TokenLossTrainer):
 
     def token_losses(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """The divergence at each label, in nats: (B, T), 0 where the label is padding."""
-        names = ("input_ids", "attention_mask", "decoder_input_ids")
-        given = {name: inputs[name] for name in names}
+        given = {**self._source(inputs), "decoder_input_ids": inputs["decoder_input_ids"]}
         logits = model(**given).logits  # (B, T, V)
         with torch.no_grad(), self.accelerator.autocast():
             target = self.teacher(**given).logits  # (B, T, V)
         counted = inputs["labels"] != -100  # (B, T)
-        pair = (x[counted][:, : self.vocab_size] for x in (logits, target))  # (N, V) each
+        compared = self.compared.to(logits.device)
+        pair = (x[counted][:, compared] for x in (logits, target))  # (N, compared) each
         losses = torch.zeros(counted.shape, device=counted.device)
         return losses.masked_scatter(counted, divergence(self.config.divergence, *pair))
+
+    def _source(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """What both models are given of the sources: a drafter the teacher's encoder states."""
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        if isinstance(self.accelerator.unwrap_model(self.model), BiLDDrafter):
+            with torch.no_grad(), self.accelerator.autocast():
+                states = self.teacher.get_encoder()(**given)
+            del given["input_ids"]
+            given["encoder_outputs"] = states
+        return given
 
     def _with_own_outputs(self, model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch with outputs that the model samples as it stands, instead of its targets."""
@@ -179,8 +193,7 @@ class OnPolicyTrainer(TokenLossTrainer):
         if self.config.temperature > 0:
             sampling = {"do_sample": True, "temperature": self.config.temperature, "top_k": 0}
         written = writer.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **self._source(inputs),
             max_new_tokens=self.config.max_new_tokens,
             num_beams=1,
             use_cache=True,

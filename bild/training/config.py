@@ -17,6 +17,7 @@ from bild.training.presets import TrainingPreset
 
 Divergence = Literal["forward-kl", "reverse-kl", "jsd"]
 DIVERGENCES = get_args(Divergence)
+TrainOn = Literal["outputs", "references", "both"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,34 @@ class OnPolicyConfig:
         if not 0 <= self.temperature < math.inf:
             raise BildError(f"temperature must be a number >= 0, got {self.temperature}")
         _require_positive(self, "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class DrafterOptions:
+    """What a drafter is like that is trained from nothing, and on which texts.
+
+    Attributes:
+        layers: of its decoder.
+        feed_width: of its feed-forward; None for the large model's.
+        shortlist: token ids that its head scores, the most frequent of the training's targets;
+            None for all.
+        train_on: targets to train on: "outputs" (the large model's, which need no references),
+            "references" (the training file's), or "both".
+
+    Raises:
+        BildError: a value outside its range, by name and value.
+    """
+
+    layers: int = 1
+    feed_width: int | None = None
+    shortlist: int | None = None
+    train_on: TrainOn = "outputs"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "layers", "feed_width", "shortlist")
+        if self.train_on not in get_args(TrainOn):
+            names = ", ".join(get_args(TrainOn))
+            raise BildError(f"train_on must be one of {names}, got {self.train_on!r}")
 
 
 @dataclass(frozen=True)

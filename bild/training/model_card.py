@@ -50,6 +50,8 @@ def model_card(name: str, facts: dict[str, Any]) -> str:
 def _start(facts: dict[str, Any]) -> str:
     if facts["init_from"] is not None:
         return _model(facts["init_from"])
+    if facts["method"]["name"] == "drafter":
+        return "the large model's embeddings and last decoder layers"
     shape = facts["recipe"]["architecture"]
     layers = f"{shape['num_layers']} + {shape['num_decoder_layers']} layers"
     return f"nothing: T5, {layers}, width {shape['d_model']}"

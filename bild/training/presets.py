@@ -116,6 +116,15 @@ PRESETS: dict[str, TrainingPreset] = {
         warmup_steps=50,
         dropout=0.0,
     ),
+    "drafter": TrainingPreset(
+        "a drafter on a large model's encoder, by scripts/align.py --method drafter",
+        learning_rate=1e-3,
+        batch_size=64,
+        max_steps=3000,
+        scheduler="cosine",
+        warmup_steps=100,
+        dropout=0.0,
+    ),
     "reproduction": TrainingPreset(
         "the reproduction's small models: Adafactor, constant 2e-4, batch 8 x 2, 100k steps, "
         "best checkpoint by BLEU",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -32,6 +33,18 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
             return checkpoint, passed_over
         passed_over.append(f"{checkpoint} is not whole ({fault}); it is passed over")
     return None, passed_over
+
+
+def remove_half_deleted(folder: Path, last: Path) -> None:
+    """Remove older checkpoints that are not whole: a training that was killed was deleting them.
+
+    Args:
+        folder: of checkpoints.
+        last: the one that the training goes on from.
+    """
+    for checkpoint in folder.glob("checkpoint-*"):
+        if 0 < step_of(checkpoint) < step_of(last) and what_is_wrong(checkpoint) is not None:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int:

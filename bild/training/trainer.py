@@ -53,7 +53,7 @@ from bild.training.config import TrainingJob
 from bild.training.corpus import describe_data
 from bild.training.curves import learning_curve
 from bild.training.model_card import model_card
-from bild.training.resuming import last_checkpoint, step_of
+from bild.training.resuming import last_checkpoint, remove_half_deleted, step_of
 
 # ------------------------------------------------------------------------------ the loss
 
@@ -134,7 +134,9 @@ class TokenLossTrainer(Seq2SeqTrainer):
 
 
 def train(
-    job: TrainingJob, make_trainer: Callable[..., Seq2SeqTrainer] = TokenLossTrainer
+    job: TrainingJob,
+    make_trainer: Callable[..., Seq2SeqTrainer] = TokenLossTrainer,
+    make_model: Callable[[TrainingJob, PreTrainedTokenizerBase], PreTrainedModel] | None = None,
 ) -> dict[str, Any]:
     """Train and save one model; started again, it goes on where it stopped.
 
@@ -145,6 +147,7 @@ def train(
     Args:
         job: what to train.
         make_trainer: the trainer's class.
+        make_model: makes the model that training starts from; None for `build_model`.
 
     Returns:
         The facts of `training.json`: recipe, data, steps, losses (the training's is that of its
@@ -157,7 +160,7 @@ def train(
     """
     set_seed(job.seed)
     tokenizer = load_tokenizer(job.tokenizer)
-    model = build_model(job, tokenizer)
+    model = (build_model if make_model is None else make_model)(job, tokenizer)
     work = describe_job(job, model)
     finished = job.output_dir / "training.json"
     if is_same_work(finished, work):
@@ -234,6 +237,7 @@ def arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         seed=job.seed,
         data_seed=job.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,  # a data set has no others; a drafter takes no input_ids
     )
     devices = settings.world_size * max(1, settings.n_gpu)
     if preset.batch_size % devices:
@@ -275,6 +279,8 @@ def _train(
     last, passed_over = last_checkpoint(job.checkpoints)
     if trainer.is_world_process_zero():
         print(*passed_over, sep="\n", end="\n" * bool(passed_over), file=sys.stderr)
+        if last is not None:
+            remove_half_deleted(job.checkpoints, last)
     trained = trainer.train(resume_from_checkpoint=None if last is None else str(last))
     facts = {
         **work,

@@ -29,7 +29,7 @@ from bild.config import SearchConfig
 from bild.evaluation.arms import BILD, VANILLA, Arm
 from bild.evaluation.environment import environment
 from bild.evaluation.figures import quality
-from bild.evaluation.folder import own_folder
+from bild.evaluation.folder import UNREPORTED, own_folder
 from bild.evaluation.own import OwnArm
 from bild.evaluation.record import Quality, RunRecord
 from bild.evaluation.run import (
@@ -217,6 +217,8 @@ def _check(work: Workload, data: LoadedData, folder: Path, progress: bool) -> Ch
     record = None
     for path in folder.glob("*/*/identity"):
         done = path.with_name("run.json")
+        if path.with_name(UNREPORTED).exists():
+            continue  # `evaluate_loaded` finds it again
         if done.exists() and json.loads(path.read_text(encoding="utf-8")) == as_read(asdict(own)):
             record = RunRecord.load(done)
     if record is None:

@@ -126,6 +126,22 @@ def test_the_small_model_alone_goes_astray_and_outputs_without_end_go_on():
     assert strays >= 4  # one a rollback, and one every other fallback
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_of_the_unsure_tokens_is_right_all_the_same(share):
+    pair = build_pair(tiny(T5Config, 2), tiny(T5Config, 1), plan(), 0.4, guess_share=share)
+    right = unsure = 0
+    for planned, output in zip(plan(), pair.outputs, strict=True):
+        before = torch.tensor([[0, *output.tokens[:-1]]])
+        choices = pair.small(input_ids=output.source(7), decoder_input_ids=before).logits[0]
+        for kind, choice, token in zip(
+            planned.kinds, choices.argmax(-1).tolist(), output.tokens, strict=True
+        ):
+            unsure += kind == "unsure"
+            right += kind == "unsure" and choice == token
+    assert unsure >= 6
+    assert right == int(unsure * share)
+
+
 def test_weights_are_dense_and_normal():
     pair = build_pair(tiny(T5Config, 2), tiny(T5Config, 1), plan(), 0.4)
     smallest = torch.finfo(torch.bfloat16).tiny

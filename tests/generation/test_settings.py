@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from tiny import EOS, sources, tiny_bart, tiny_t5
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny import EOS, letters, sources, tiny_bart, tiny_t5
 from transformers import (
     GenerationConfig,
-    PreTrainedTokenizerFast,
     T5ForConditionalGeneration,
     WatermarkingConfig,
 )
@@ -183,7 +181,7 @@ KEYWORDS = [
     ({"past_key_values": CACHE}, "past_key_values=: each model's cache is made here"),
     ({"assistant_model": CACHE}, "assistant_model=: the model that drafts is the pair's small"),
     ({"decoder_attention_mask": torch.ones(1, 1)}, "decoder_attention_mask=: give decoder_input"),
-    ({"negative_prompt_ids": torch.ones(1, 1)}, "negative_prompt_ids=: guidance keeps a state"),
+    ({"negative_prompt_ids": torch.ones(1, 1)}, "negative_prompt_ids=: guidance keeps a cache"),
     ({"inputs": torch.ones(1, 1)}, "inputs=: give the source as input_ids="),
     ({"custom_generate": "some/repository"}, "custom_generate=: BiLD is the decoding method"),
     ({"fallback_threshold": 0.5}, "fallback_threshold=: give bild_config=BiLDConfig(fallback_"),
@@ -245,12 +243,7 @@ def test_guidance_is_refused(pair, source, door):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One letter a token: "a" is 0, "b" is 1, ..."""
-    letters = {chr(97 + i): i for i in range(VOCAB)}
-    made = Tokenizer(models.WordLevel(letters, unk_token="a"))
-    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    made.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="a")
+    return letters(VOCAB)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reference import Cacheless, reference_decode
 from tables import EOS, TableDecoder, distance, rows, sure
 from tiny import sources, tiny_t5
+from transformers.generation import BaseStreamer
 
 from bild import BiLDConfig, BildError, BiLDModel, Trace, bild_generate, greedy_generate
 from bild.engines import Draft, Verdict
@@ -306,3 +307,39 @@ def test_the_large_model_alone_has_a_trace_too(pair):
     assert [t.token for t in trace.kept] == output.sequences[0, 1:].tolist()
     assert {t.writer for t in trace.tokens} == {"large"}
     assert len(trace.forwards) == output.stats.large_forwards
+
+
+class Traced(BaseStreamer):
+    """Notes what it is given, by which of its methods."""
+
+    def __init__(self):
+        self.put_calls, self.traced = 0, []
+
+    def put(self, value):
+        self.put_calls += 1
+
+    def put_traced(self, tokens):
+        self.traced += tokens
+
+    def end(self):
+        pass
+
+
+def test_a_streamer_is_told_who_wrote_each_token_as_it_is_settled():
+    large, small = tiny_t5(0), tiny_t5(0, noise=0.3)
+    pair = BiLDModel(large, small, engine="transformers")
+    writers = set()
+    for seed in range(2, 12):
+        source = torch.tensor([[seed, 9, 3, 11, 1]])
+        streamer = Traced()
+        options = {"bild_config": BiLDConfig(0.3, 1.0), "max_new_tokens": 14}
+        output = pair.generate(source, streamer=streamer, output_trace=True, **options)
+        assert [t.token for t in streamer.traced] == output.sequences[0, 1:].tolist()
+        kept = [(t.token, t.writer) for t in output.trace.kept]
+        assert [(t.token, t.writer) for t in streamer.traced] == kept
+        assert streamer.put_calls == 1  # the prompt
+        writers |= {t.writer for t in streamer.traced}
+        plain = Traced()
+        pair.generate(source, streamer=plain, **options)
+        assert (plain.traced, plain.put_calls) == ([], 1 + len(kept))
+    assert writers == {"large", "small"}

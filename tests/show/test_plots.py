@@ -74,6 +74,29 @@ def test_docs_show_what_the_records_say(monkeypatch, capsys, tmp_path):
         )
 
 
+def test_the_first_picture_of_the_readme_is_legible_on_a_phone_on_white_and_black():
+    root = ET.parse(ROOT / "docs" / "how-bild-works.svg").getroot()
+    _, _, width, height = map(float, root.get("viewBox").split())
+    sizes = [float(e.get("font-size")) for e in root.iter() if e.get("font-size")]
+    assert min(sizes) * min(1, 358 / width) >= 8.5  # pixels on a phone of 390
+    assert height < width
+
+    def against(colour, paper):
+        def light(c):
+            r, g, b = (v / 12.92 if v <= 0.04 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(c))
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+        low, high = sorted((light(colour), light(paper)))
+        return (high + 0.05) / (low + 0.05)
+
+    inks = {e.get("fill") for e in root.iter() if e.tag.endswith("text")} - {"#fff"}
+    assert len(inks) == 4
+    for ink in inks:
+        assert min(against(ink, paper) for paper in ("#fff", "#0d1117")) > 3, ink
+    boxes = [e.get("fill") for e in root.iter() if e.tag.endswith("rect")]
+    assert against("#fff", boxes[-2]) > 4.5  # white letters in the large model's boxes
+
+
 def test_own_records_are_drawn_with_thresholds_and_both_models_alone(tmp_path):
     (picture,) = draw_folders([own_records(tmp_path / "mine")])
     assert picture.name == "tradeoff"

@@ -24,7 +24,7 @@ from bild.parser import Parser
 from bild.show.race import Racer
 from bild.show.serving import API, LARGEST_BODY, check_port, launch, refusal
 from bild.show.views import token_views
-from bild.show.web import LONGEST_SOURCE, build_page, racing
+from bild.show.web import LONGEST_QUEUE, LONGEST_SOURCE, build_page, racing
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -290,6 +290,13 @@ def test_what_cannot_be_raced_is_said_and_clears_the_page(racer, source, fallbac
     assert 'role="alert"' in trace
 
 
+def test_a_race_ends_when_its_time_is_over(racer, monkeypatch):
+    monkeypatch.setattr("bild.show.web.LONGEST_RACE", 0.0)
+    *_, (*texts, trace) = racing(racer, BiLDConfig())(SENTENCE, 0.4, 3, "authors")
+    assert texts == [""] * 4
+    assert "the race was ended after 0 s" in trace
+
+
 @pytest.mark.parametrize("port", [0, -1, 65_536, 80_000])
 def test_a_number_that_is_no_port_is_refused_at_once(port, monkeypatch, capsys):
     with pytest.raises(BildError, match=f"--port must be 1 to 65535, got {port}"):
@@ -353,6 +360,13 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(BildError, match=r"make web.*requirements-web\.txt"):
         build_page(None, BiLDConfig())
+
+
+@needs_gradio
+def test_only_so_many_may_wait():
+    page = build_page(None, BiLDConfig())
+    assert page._queue.max_size == LONGEST_QUEUE
+    assert {f.concurrency_limit for f in page.fns.values() if f.fn is not None} == {1}
 
 
 @needs_gradio

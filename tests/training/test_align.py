@@ -17,7 +17,8 @@ from torch.distributions import Categorical, kl_divergence
 from toy import PAIRS, save_data, save_model, save_tokenizer
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 
-from bild import BildError
+from bild import BildError, BiLDModel
+from bild.checkpoints.drafter import BiLDDrafter, make_drafter
 from bild.evaluation.record import Interval
 from bild.training import agreement, alignment
 from bild.training.agreement import TEXTS, measure
@@ -30,10 +31,12 @@ from bild.training.alignment import (
 from bild.training.config import (
     DIVERGENCES,
     AgreementConfig,
+    DrafterOptions,
     LabelConfig,
     OnPolicyConfig,
     TrainingJob,
 )
+from bild.training.drafting import train_drafter
 from bild.training.labelling import card_path
 from bild.training.presets import PRESETS
 from bild.training.record import AgreementRecord
@@ -389,3 +392,56 @@ def test_models_of_different_vocabularies_are_refused(pair, job, tmp_path):
     tokenizer.save_pretrained(other)
     with pytest.raises(BildError, match=r"49 tokens \(large\) and 48 \(small\)"):
         align_on_policy(str(other), job("x"), OnPolicyConfig())
+
+
+# ------------------------------------------------------------------------------ a drafter
+
+
+def drafter_job(job, pair, folder, steps=6, save_steps=2, **kwargs):
+    made = job(folder, steps, save_steps)
+    return replace(made, init_from=None, tokenizer=str(pair / "large"), **kwargs)
+
+
+@pytest.mark.parametrize("train_on", ["outputs", "references", "both"])
+def test_a_drafter_comes_to_write_as_its_large_model_does(job, pair, train_on):
+    work = drafter_job(job, pair, train_on, steps=40, save_steps=20)
+    labels = LabelConfig(max_new_tokens=SHORT, batch_size=16)
+    facts = train_drafter(
+        str(pair / "large"), work, DrafterOptions(shortlist=20, train_on=train_on), labels,
+        OnPolicyConfig(own_share=0.2, max_new_tokens=SHORT),
+    )  # fmt: skip
+    log = json.loads((work.output_dir / "training.json").read_text())["log"]
+    validated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert validated[-1] < validated[0]
+    assert facts["method"]["name"] == "drafter"
+    loaded = BiLDModel.from_pretrained(str(pair / "large"), str(work.output_dir))
+    assert isinstance(loaded.small, BiLDDrafter)
+    assert len(loaded.small.shortlist) == 20
+
+
+def test_a_drafter_goes_on_from_a_drafter_and_from_nothing_else(job, pair, tmp_path):
+    options = DrafterOptions(train_on="references")
+    first = drafter_job(job, pair, "first")
+    train_drafter(str(pair / "large"), first, options, LabelConfig(), OnPolicyConfig(own_share=0))
+    more = replace(drafter_job(job, pair, "more"), init_from=str(first.output_dir))
+    train_drafter(str(pair / "large"), more, options, LabelConfig(), OnPolicyConfig(own_share=0))
+    with pytest.raises(BildError, match="is a t5, not a drafter"):
+        train_drafter(
+            str(pair / "large"), job("other"), options, LabelConfig(), OnPolicyConfig(own_share=0)
+        )
+
+
+def test_a_drafter_cannot_be_chosen_by_what_it_writes(job, pair):
+    work = drafter_job(job, pair, "best", preset=replace(PRESET, best_by="bleu"))
+    with pytest.raises(BildError, match="--best-by last"):
+        train_drafter(str(pair / "large"), work, DrafterOptions(), LabelConfig(), OnPolicyConfig())
+
+
+def test_a_drafter_agrees_with_its_large_model_where_it_is_a_copy_of_it(tmp_path):
+    save_model(tmp_path / "large", save_tokenizer(tmp_path / "tokenizer"), seed=9)
+    large = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "large")
+    make_drafter(large, layers=2).save_pretrained(tmp_path / "drafter")
+    data = save_data(tmp_path / "data.jsonl", PAIRS[:8])
+    folders = [str(tmp_path / name) for name in ("large", "drafter")]
+    found = measure(*folders[:1], folders[1:], data, AgreementConfig(max_new_tokens=SHORT))
+    assert [result.agreement.value for result in found.results] == [1.0, 1.0]

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from commands import run_here
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy import PAIRS, save_data, save_tokenizer
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -26,6 +26,7 @@ from bild.training import trainer
 from bild.training.batches import training_set
 from bild.training.config import TrainingJob
 from bild.training.presets import PRESETS
+from bild.training.resuming import last_checkpoint, remove_half_deleted
 from bild.training.tokenizer import train_tokenizer
 from bild.training.trainer import train
 
@@ -370,3 +371,19 @@ def test_the_final_decay_keeps_its_share_when_the_steps_change():
 def test_a_vocabulary_larger_than_the_text_can_fill_is_refused(tmp_path):
     with pytest.raises(BildError, match=r"tokenizer of 4000 tokens: .*too high"):
         train_tokenizer(["Der Hund ist alt."], 4000, tmp_path)
+
+
+def test_what_was_being_deleted_goes_and_what_is_damaged_and_newer_stays(tmp_path):
+    for step in (1, 2, 3, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt"):
+            torch.save({}, folder / name)
+        if step in (2, 3):
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    last, passed_over = last_checkpoint(tmp_path)
+    assert last == tmp_path / "checkpoint-3"
+    assert ["checkpoint-4" in said for said in passed_over] == [True]
+    remove_half_deleted(tmp_path, last)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"checkpoint-{s}" for s in (2, 3, 4)]

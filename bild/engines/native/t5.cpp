@@ -30,12 +30,15 @@ struct Layer {
 
 struct Model {
   const Layer* layers;
-  int32_t layer_count, width, heads, head_width, feed_width, vocabulary;
+  int32_t layer_count, width, heads, head_width, feed_width;
+  int32_t source_width;  // of the states that a decoder's cross-attention reads
+  int32_t vocabulary;    // rows of the head that score
   int32_t activation;  // 0 relu, 1 gelu (tanh), 2 gelu (erf), 3 silu
   int32_t threads;
   float epsilon, output_scale;
   const float* final_norm;
   Matrix embedding, head;
+  const int32_t* ids;  // the tokens that the head's rows score, ascending; null: as they are numbered
 };
 
 struct Session {
@@ -258,7 +261,7 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
           const Best& part = scratch.parts[i * kMaxTokens + r];
           if (part.sum != 0) total += part.sum * std::exp(part.logit - b.logit);
         }
-        best[r] = {b.token, b.logit, total};
+        best[r] = {m.ids ? m.ids[b.token] : b.token, b.logit, total};
       }
   });
   s.length += T;
@@ -268,7 +271,7 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
 // head's keys for each thread.
 int64_t begin_floats(const Model& m, const Session& s) {
   const int64_t S = s.source, C = m.head_width;
-  return S * m.heads * C + prepared_floats(S, m.width) + m.threads * C * s.source_stride;
+  return S * m.heads * C + prepared_floats(S, m.source_width) + m.threads * C * s.source_stride;
 }
 
 // Sources of about one length, for their pace; `encode` has the kinds after those of `begin`.
@@ -278,17 +281,17 @@ int kind_of(int64_t S) {
   return kind;
 }
 
-// Cross-attention keys and values of every layer, from the encoder's states (S, D).
+// Cross-attention keys and values of every layer, from an encoder's states (S, source_width).
 void begin(const Model& m, Session& s, const float* states) {
   const int64_t S = s.source, C = m.head_width, HC = m.heads * C;
   const int64_t head = s.source_stride * C, size = size_of(s.cross_type);
   float* made = s.scratch;
   float* rounded = made + S * HC;
-  const Input input = prepare(m.layers[0].own.q.type, states, m.width, S, rounded);
+  const Input input = prepare(m.layers[0].own.q.type, states, m.source_width, S, rounded);
   s.sources.run(m.threads, kind_of(S), [&](const Thread& thread) {
     int64_t h0, h1;
     thread.share(m.heads, 1, h0, h1);
-    float* transposed = rounded + prepared_floats(S, m.width) + thread.index * head;
+    float* transposed = rounded + prepared_floats(S, m.source_width) + thread.index * head;
     for (int64_t l = 0; l < m.layer_count; ++l) {
       const Layer& layer = m.layers[l];
       product(layer.cross.k, h0 * C, h1 * C, input, made, HC);

@@ -1,0 +1,283 @@
+"""A bounded queue of texts, and the threads that decode them.
+
+Nothing here knows of HTTP: a `Job` is put in, its future gets the `Answer`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import BaseStreamer
+
+from bild.config import BiLDConfig
+from bild.errors import BildError
+from bild.generation.generate import BiLDOutput
+from bild.generation.loading import source_tokens
+from bild.generation.pair import BiLDModel
+from bild.generation.stats import DecodeStats
+from bild.generation.trace import TracedToken
+from bild.show.race import token_text
+
+MEMORY = 0.9  # how much the past counts in the mean of seconds a text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of one token, with the space before it where it starts a word, and its writer."""
+
+    text: str
+    writer: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a text.
+
+    Attributes:
+        text: the output.
+        stats: what happened.
+        pieces: who wrote each token; None where nobody asked.
+        source_tokens: of the text, prefix included.
+        truncated: whether the text was longer than what is read.
+        seconds: of decoding.
+    """
+
+    text: str
+    stats: DecodeStats
+    pieces: tuple[Piece, ...] | None
+    source_tokens: int
+    truncated: bool
+    seconds: float
+
+
+@dataclass(eq=False)
+class Job:
+    """A text that waits to be decoded.
+
+    Attributes:
+        text: the source.
+        config: thresholds and rules.
+        max_new_tokens: limit of the output.
+        writers: whether to say who wrote each token.
+        on_pieces: is told of tokens that can no longer change, in a thread of the service.
+        future: gets an `Answer`, or a `BildError`.
+        since: when it came, by the monotonic clock.
+    """
+
+    text: str
+    config: BiLDConfig
+    max_new_tokens: int
+    writers: bool = False
+    on_pieces: Callable[[list[Piece]], None] | None = None
+    future: Future[Answer] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+    abandoned: bool = False  # nobody waits for it any more
+
+
+class QueueFullError(BildError):
+    """There is no room for more texts.
+
+    Attributes:
+        seconds: after which there may be room again.
+    """
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class AbandonedError(Exception):
+    """Nobody waits for this output."""
+
+
+@dataclass(frozen=True)
+class Translator:
+    """A loaded pair, and how its texts are read and written.
+
+    Attributes:
+        pair, tokenizer: the models and their tokenizer.
+        prefix: put before every text.
+        max_source_tokens, max_new_tokens: limits; longer texts are cut, longer outputs end.
+    """
+
+    pair: BiLDModel
+    tokenizer: PreTrainedTokenizerBase
+    prefix: str = ""
+    max_source_tokens: int = 1024
+    max_new_tokens: int = 128
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers cut one at a time
+
+    def decode(self, job: Job) -> Answer:
+        """Decode a text.
+
+        Raises:
+            BildError: what `BiLDModel.generate` refuses.
+        """
+        with self._lock:
+            read = source_tokens(self.tokenizer, self.prefix + job.text, self.max_source_tokens)
+        ids, length = read[0].to(self.pair.device), read[1]
+        pieces = _Pieces(self, job) if job.writers or job.on_pieces is not None else None
+        options: dict[str, Any] = {"do_sample": False, "num_beams": 1}
+        options |= {"return_dict_in_generate": True, "max_new_tokens": job.max_new_tokens}
+        start = time.perf_counter()
+        output = self.pair.generate(
+            ids, torch.ones_like(ids), job.config, streamer=pieces or _Nobody(job),
+            output_trace=pieces is not None, **options,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        assert isinstance(output, BiLDOutput)
+        assert output.sequences is not None
+        assert output.stats is not None
+        text: str = self.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+        return Answer(
+            text=text,
+            stats=output.stats,
+            pieces=None if pieces is None else tuple(pieces.all),
+            source_tokens=length,
+            truncated=length > self.max_source_tokens,
+            seconds=seconds,
+        )
+
+    def pieces(self, tokens: Sequence[TracedToken]) -> list[Piece]:
+        """Tokens as text, those left out that are none, as the end of the sequence."""
+        special = set(self.tokenizer.all_special_ids)
+        return [
+            Piece(token_text(self.tokenizer, t.token), t.writer)
+            for t in tokens
+            if t.token not in special
+        ]
+
+
+class _Nobody(BaseStreamer):
+    """Ends a decoding that nobody waits for."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def put(self, value: Any) -> None:
+        if self.job.abandoned:
+            raise AbandonedError
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+
+class _Pieces(_Nobody):
+    """Hands tokens on with their writers."""
+
+    def __init__(self, translator: Translator, job: Job) -> None:
+        super().__init__(job)
+        self.translator = translator
+        self.all: list[Piece] = []
+
+    def put_traced(self, tokens: list[TracedToken]) -> None:
+        self.put(tokens)
+        new = self.translator.pieces(tokens)
+        self.all += new
+        if new and self.job.on_pieces is not None:
+            self.job.on_pieces(new)
+
+
+class Worker:
+    """Threads that decode what is put in, first come, first served.
+
+    Args:
+        decode: decodes a job; as `Translator.decode`.
+        room: jobs that may wait.
+        threads: jobs decoded at the same time.
+        longest_wait: seconds after which a job that still waits is given up.
+    """
+
+    def __init__(
+        self, decode: Callable[[Job], Answer], room: int, threads: int = 1, longest_wait: float = 60
+    ) -> None:
+        self._decode, self._room, self._longest_wait = decode, room, longest_wait
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seconds = 0.1  # of a text, on average
+        self.running = 0
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait."""
+        return len(self._waiting)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more jobs are taken."""
+        return self._closed
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Put jobs in: all of them or none.
+
+        Raises:
+            QueueFullError: there is no room for all of them, or the service ends.
+        """
+        with self._changed:
+            if self._closed:
+                raise QueueFullError("the service is about to end; ask another one", 5)
+            if len(self._waiting) + len(jobs) > self._room:
+                seconds = self._seconds * len(self._waiting) / len(self._threads)
+                raise QueueFullError(
+                    f"{len(self._waiting)} texts are waiting, and there is room for {self._room}; "
+                    "come again later",
+                    max(1, round(seconds)),
+                )
+            self._waiting.extend(jobs)
+            self._changed.notify(len(jobs))
+
+    def close(self) -> None:
+        """Take no more jobs, and return when those that are there are done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _next(self) -> Job | None:
+        """The next job; None where there will be no more."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if not self._waiting:
+                return None
+            self.running += 1
+            return self._waiting.popleft()
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            try:
+                self._do(job)
+            finally:
+                with self._changed:
+                    self.running -= 1
+
+    def _do(self, job: Job) -> None:
+        waited = time.monotonic() - job.since
+        if job.abandoned or not job.future.set_running_or_notify_cancel():
+            return
+        if waited > self._longest_wait:
+            late = f"the text has waited for {waited:.0f} s, which is too long; come again later"
+            job.future.set_exception(QueueFullError(late, max(1, round(self._longest_wait))))
+            return
+        try:
+            answer = self._decode(job)
+        except AbandonedError:
+            job.future.set_exception(BildError("nobody waits for this output"))
+        except BaseException as error:  # whatever it is, whoever waits must hear of it
+            job.future.set_exception(error)
+        else:
+            self._seconds = MEMORY * self._seconds + (1 - MEMORY) * answer.seconds
+            job.future.set_result(answer)

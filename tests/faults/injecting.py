@@ -1,0 +1,172 @@
+"""One injected fault, and what must hold behind it; many of them, as the long form (`make faults`).
+
+    python tests/faults/injecting.py --kills 1000          # of all scripts, in turn
+    python tests/faults/injecting.py --kills 50 --only finetune align
+
+A script is broken off at one of its changes to files: killed before it or half-way through it, or
+the disk is full from there on. The same command is given again until it ends, and must leave what
+an undisturbed one leaves: the same texts, tokens, counts and weights, and no scratch files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from faults import scripts
+
+HERE = Path(__file__).parent
+HOW = ("before", "half", "full")
+KILLED = -9
+
+
+def build_shim(folder: Path, compiler: str) -> Path:
+    """The shim, compiled."""
+    shim = folder / "shim.so"
+    source = HERE / "shim.c"
+    command = [compiler, "-x", "c", "-O1", "-fPIC", "-shared", "-o", shim, source, "-ldl"]
+    subprocess.run(list(map(str, command)), check=True)
+    return shim
+
+
+class Injector:
+    """Runs scripts whole and broken off, each trial in a folder of its own.
+
+    Args:
+        folder: for everything.
+        compiler: of the shim.
+    """
+
+    def __init__(self, folder: Path, compiler: str = "cc") -> None:
+        self.folder, self.stage = folder, folder / "stage"
+        self.stage.mkdir(parents=True)
+        scripts.prepare(self.stage)
+        self.commands = scripts.commands(self.stage)
+        self._whole: dict[str, tuple[dict[str, Any], int]] = {}
+        shim = build_shim(folder, compiler)
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(shim),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": str(HERE.parents[1]),
+        }
+        self._server = subprocess.Popen(
+            [sys.executable, HERE / "server.py", shim, folder / "log"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self._server.stdout.readline() == "ready\n"
+
+    def close(self) -> None:
+        self._server.stdin.close()
+        self._server.wait(timeout=60)
+        self._server.stdout.close()
+
+    def run(self, name: str, folder: Path, how: str = "count", at: int = 0) -> dict[str, Any]:
+        """A script in a folder, broken off or not."""
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = {"script": name, "arguments": self.commands[name], "folder": str(folder)}
+        self._server.stdin.write(json.dumps({**trial, "how": how, "at": at}) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def whole(self, name: str) -> tuple[dict[str, Any], int]:
+        """(what an undisturbed run leaves, how many changes it makes)."""
+        if name not in self._whole:
+            folder = self.folder / "whole" / name
+            done = self.run(name, folder)
+            assert done["code"] == 0, done["said"]
+            assert scripts.left_over(folder) == []
+            self._whole[name] = scripts.result(folder), done["count"]
+        return self._whole[name]
+
+    def complaints(self, name: str, how: str, points: list[int]) -> list[str]:
+        """What is wrong after faults at these changes, a run each, and runs until one ends."""
+        expected, _ = self.whole(name)
+        folder = self.folder / "trial"
+        shutil.rmtree(folder, ignore_errors=True)
+        wrong = []
+        for at in points:
+            broken = self.run(name, folder, how, at)
+            if broken["code"] == 0 and how != "full":
+                break  # it ended before
+            wrong += _judge(broken, how)
+        again = self.run(name, folder)
+        if again["code"] != 0:
+            return [*wrong, f"the same command ends with {again['code']}: {again['said'][-1500:]}"]
+        found = scripts.result(folder)
+        for place in sorted(expected.keys() | found.keys()):
+            if place not in found or place not in expected:
+                wrong.append(f"{place} is {'missing' if place in expected else 'too many'}")
+            elif expected[place] != found[place]:
+                wrong.append(f"{place} differs")
+        return wrong + [f"{place} is left over" for place in scripts.left_over(folder)]
+
+
+def _judge(broken: dict[str, Any], how: str) -> list[str]:
+    """What is wrong with the end of a run that was broken off."""
+    said = broken["said"]
+    if how != "full":
+        killed = broken["code"] == KILLED
+        return [] if killed else [f"it was not killed but ended with {broken['code']}: {said}"]
+    wrong = []
+    if broken["code"] not in (0, 2):
+        wrong.append(f"a full disk ends it with {broken['code']}: {said[-1500:]}")
+    if "Traceback" in said:
+        wrong.append(f"a full disk is a stack trace: {said[-1500:]}")
+    elif broken["code"] == 2 and said.count("error: ") != 1:
+        wrong.append(f"a full disk is not one sentence: {said[-1500:]}")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--kills", type=int, default=1000, help="injected faults in all")
+    parser.add_argument("--only", nargs="+", help="scripts (default: all that write)")
+    parser.add_argument("--seed", type=int, default=0)
+    a = parser.parse_args()
+    drawn = random.Random(a.seed)
+    counts: Counter[str] = Counter()
+    bad = 0
+    with tempfile.TemporaryDirectory() as folder:
+        injector = Injector(Path(folder))
+        names = a.only or list(injector.commands)
+        start = time.monotonic()
+        while sum(counts.values()) < a.kills:
+            for name in names:
+                _, changes = injector.whole(name)
+                how = drawn.choice(HOW)
+                points = [drawn.randint(1, changes) for _ in range(drawn.choice((1, 1, 3)))]
+                wrong = injector.complaints(name, how, points)
+                counts[f"{name} {how}"] += len(points)
+                bad += bool(wrong)
+                for complaint in wrong:
+                    print(f"{name} {how} at {points} of {changes}: {complaint}", flush=True)
+        injector.close()
+    for what, count in sorted(counts.items()):
+        print(f"{what:32} {count:5}")
+    print(
+        f"{sum(counts.values())} faults, {bad} with a complaint, {time.monotonic() - start:.0f} s"
+    )
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()

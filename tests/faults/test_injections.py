@@ -1,0 +1,60 @@
+"""Every script that writes, killed and on a full disk at changes spread over all that it makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from bild.engines.build import find_compiler
+from faults import scripts
+from faults.injecting import Injector
+
+# (how, faults) of each script: 60 in all. `make faults` tries a thousand, drawn by chance.
+PLAN = {
+    "run_eval": (("before", 3), ("half", 3), ("full", 2)),
+    "search_thresholds": (("before", 3), ("half", 2), ("full", 2)),
+    "compare_small_models": (("before", 2), ("half", 2), ("full", 1)),
+    "benchmark": (("before", 1), ("half", 1), ("full", 1)),
+    "make_calibration": (("before", 3), ("half", 3), ("full", 2)),
+    "finetune": (("before", 2), ("half", 3), ("full", 2)),
+    "align": (("before", 2), ("half", 1), ("full", 1)),
+    "measure_agreement": (("half", 1), ("full", 1)),
+    "train_tokenizer": (("before", 2), ("half", 2), ("full", 2)),
+    "make_demo_data": (("before", 2), ("half", 2), ("full", 2)),
+    "check_duplicates": (("half", 1), ("full", 1)),
+    "show_trace": (("half", 1), ("full", 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def injector(tmp_path_factory):
+    made = Injector(tmp_path_factory.mktemp("faults"), find_compiler()[0])
+    yield made
+    made.close()
+
+
+def test_every_script_that_writes_is_in_the_plan(injector):
+    assert set(PLAN) == set(injector.commands)
+    assert sum(count for faults in PLAN.values() for _, count in faults) >= 60
+
+
+@pytest.mark.parametrize(("name", "how"), [(n, how) for n in PLAN for how, _ in PLAN[n]])
+def test_broken_off_it_goes_on_and_ends_as_if_nothing_had_been(injector, name, how):
+    count = dict(PLAN[name])[how]
+    _, changes = injector.whole(name)
+    # Apart by turns, so that "before" and "half" do not meet at the same changes.
+    shift = {"before": 0.25, "half": 0.5, "full": 0.75}[how]
+    points = [max(1, round(changes * (i + shift) / count)) for i in range(count)]
+    # All kills but the first in one chain: a run that was stopped is stopped again.
+    for chain in (points[:1], points[1:]):
+        if chain:
+            assert injector.complaints(name, how, chain) == []
+
+
+def test_faults_are_injected(injector):
+    """A kill at the last change of all leaves something to be done, and is seen."""
+    _, changes = injector.whole("check_duplicates")
+    folder = injector.folder / "killed"
+    assert injector.run("check_duplicates", folder, "half", 2)["code"] == -9
+    assert scripts.left_over(folder) != []
+    assert injector.run("check_duplicates", folder, "full", 1)["code"] == 2
+    assert changes >= 4

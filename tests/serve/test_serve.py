@@ -1,0 +1,413 @@
+"""The service on loopback, with tiny models: what it answers, refuses, and does under load."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from commands import ROOT, environment, run_here
+from toy import PAIRS, save_model, save_tokenizer
+from transformers import AutoTokenizer
+
+from bild import BiLDConfig, BildError, BiLDModel, DecodeStats
+from bild.serve.app import make_app
+from bild.serve.config import ServeConfig
+from bild.serve.door import host_name
+from bild.serve.run import listen, make_server
+from bild.serve.worker import Answer, Job, QueueFullError, Translator, Worker
+
+TEXTS = [source for source, _ in PAIRS]
+BILD = BiLDConfig(0.6, 2.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = save_tokenizer(folder / "tokenizer")
+    for seed, name in enumerate(("large", "small")):
+        save_model(folder / name, tokenizer, seed, layers=1, decoder_layers=1, noise=0.5 * seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def translator(folder):
+    pair = BiLDModel.from_pretrained(str(folder / "large"), str(folder / "small"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "large")
+    return Translator(pair, tokenizer, max_source_tokens=24, max_new_tokens=20)
+
+
+@contextmanager
+def serving(translator, **bounds):
+    """A service in threads of this process; its port."""
+    config = ServeConfig(port=0, **bounds)
+    found = listen(config)
+    server = make_server(make_app(translator, config, BILD), config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [found]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield found.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port(translator):
+    with serving(translator, workers=2) as port:
+        yield port
+
+
+def ask(port, method, path, body=None, **headers):
+    """(status, headers, content) of one request; a body that is no text becomes JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if raw is not None:
+            named.setdefault("content-type", "application/json")
+        connection.request(method, path, raw, named)
+        response = connection.getresponse()
+        content = response.read().decode()
+        is_json = "json" in response.headers.get("content-type", "")
+        return response.status, response.headers, json.loads(content) if is_json else content
+    finally:
+        connection.close()
+
+
+def expected(translator, text, config=BILD, limit=20):
+    return translator.decode(Job(text, config, limit)).text
+
+
+# ------------------------------------------------------------------------------ what it answers
+
+
+def test_one_text_and_several_are_decoded_as_the_pair_decodes_them(port, translator):
+    status, _, content = ask(port, "POST", "/generate", {"text": TEXTS[0]})
+    assert status == 200
+    (output,) = content["outputs"]
+    assert output["text"] == expected(translator, TEXTS[0])
+    assert output["pieces"] is None
+    assert output["stats"]["generated_tokens"] > 0
+    status, _, content = ask(port, "POST", "/generate", {"text": TEXTS[:5], "max_new_tokens": 6})
+    assert [o["text"] for o in content["outputs"]] == [
+        expected(translator, text, limit=6) for text in TEXTS[:5]
+    ]
+    asked = {"text": TEXTS[1], "fallback": 1.1, "rollback": 3}
+    _, _, content = ask(port, "POST", "/generate", asked)
+    assert content["outputs"][0]["stats"]["fallbacks"] > 0
+    assert content["outputs"][0]["text"] == expected(translator, TEXTS[1], BiLDConfig(1.1, 3))
+
+
+def test_writers_are_told(port, translator):
+    writers = set()
+    for text in TEXTS[:6]:
+        _, _, content = ask(port, "POST", "/generate", {"text": text, "writers": True})
+        (output,) = content["outputs"]
+        assert "".join(p["text"] for p in output["pieces"]).strip() == output["text"].strip()
+        writers |= {piece["writer"] for piece in output["pieces"]}
+    assert writers == {"large", "small"}
+
+
+def events_of(port, asked):
+    status, headers, content = ask(port, "POST", "/stream", asked)
+    assert status == 200
+    assert headers["content-type"].startswith("text/event-stream")
+    blocks = [block.split("\n") for block in content.strip().split("\n\n")]
+    return [
+        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for name, data in blocks
+    ]
+
+
+def test_a_stream_gives_the_tokens_in_parts_with_their_writers_and_then_the_whole(port):
+    most = 0
+    for text in TEXTS[:6]:
+        *parts, (last, done) = events_of(port, {"text": text})
+        assert last == "done"
+        assert {name for name, _ in parts} <= {"pieces"}
+        pieces = [piece for _, new in parts for piece in new]
+        _, _, content = ask(port, "POST", "/generate", {"text": text, "writers": True})
+        assert pieces == content["outputs"][0]["pieces"]
+        assert done["text"] == content["outputs"][0]["text"]
+        most = max(most, len(parts))
+    assert most > 1
+
+
+def test_health_metrics_and_the_description(port):
+    ask(port, "POST", "/generate", {"text": TEXTS[0]})
+    status, _, health = ask(port, "GET", "/health")
+    assert (status, health["status"]) == (200, "ok")
+    _, headers, text = ask(port, "GET", "/metrics")
+    assert headers["content-type"].startswith("text/plain")
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values["bild_texts_total"]) >= 1
+    assert float(values["bild_tokens_total"]) >= float(values["bild_texts_total"])
+    assert float(values['bild_requests_total{path="/generate",status="200"}']) >= 1
+    assert float(values["bild_waiting_texts"]) == 0
+    _, _, schema = ask(port, "GET", "/openapi.json")
+    assert {"/generate", "/stream", "/health", "/metrics"} <= set(schema["paths"])
+    _, _, page = ask(port, "GET", "/docs")
+    assert "POST /generate" in page
+    assert "http" not in re.sub(r"HTTP\w*", "", page)  # nothing is loaded from elsewhere
+
+
+def test_the_clients_of_the_docs_work(port, translator, capsys):
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    (client,) = re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    lively = next(text for text in TEXTS if expected(translator, text))
+    client = client.replace(":8000", f":{port}").replace("Der Mond ist alt.", lively)
+    exec(compile(client, "docs/serve.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert f"{expected(translator, 'Der Zug ist neu.')} " in printed
+    assert re.search(r" by the (large|small) model\ndone \{", printed)
+    (curls,) = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert curls.count("curl ") == 2
+    for data, path in zip(re.findall(r"-d '(.*)'", curls), ("/generate", "/stream"), strict=True):
+        assert f":8000{path} " in curls
+        assert ask(port, "POST", path, data.encode())[0] == 200
+
+
+# ------------------------------------------------------------------------------ what it refuses
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"text": "  "}, "a text is empty; give a sentence"),
+        ({"text": []}, "there is no text; give one"),
+        ({"text": ["a", ""]}, "a text is empty"),
+        ({"text": "a" * 20_001}, "a text has 20001 characters, which is more than 20000"),
+        ({"text": "\ud800"}, "a text is not valid Unicode"),
+        ({"text": "a", "fallback": -1}, "fallback_threshold must be a number >= 0, got -1"),
+        ({"text": "a", "rollback": float("nan")}, "rollback_threshold must be .* got nan"),
+        ({"text": "a", "max_new_tokens": 21}, "max_new_tokens must be at most 20, got 21"),
+        ({"text": "a", "max_new_tokens": 0}, "max_new_tokens: Input should be greater"),
+        ({"text": "a", "temperature": 1}, "temperature: Extra inputs are not permitted"),
+        ({}, "text: Field required"),
+        (b"{", "JSON decode error"),
+        (b"\xff", ""),
+    ],
+)
+@pytest.mark.parametrize("path", ["/generate", "/stream"])
+def test_what_cannot_be_decoded_is_refused_in_a_sentence(port, path, asked, said):
+    if path == "/stream" and isinstance(asked, dict) and isinstance(asked.get("text"), list):
+        asked, said = {"text": asked["text"]}, "valid string"
+    status, _, content = ask(port, "POST", path, asked)
+    assert status in (400, 422)
+    assert re.search(said, str(content["detail"]))
+
+
+def test_too_much_is_refused(translator):
+    with serving(translator, texts=3, body=500) as port:
+        assert ask(port, "POST", "/generate", {"text": ["a"] * 4})[0] == 413
+        assert ask(port, "POST", "/generate", b"x" * 501)[0] == 413
+        # A body that does not say how large it is.
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/generate", iter([b"x" * 400] * 3), encode_chunked=True,
+                           headers={"Transfer-Encoding": "chunked"})  # fmt: skip
+        assert connection.getresponse().status == 413
+        connection.close()
+        assert ask(port, "POST", "/generate", {"text": TEXTS[0]})[0] == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(translator):
+    with serving(translator, wait=1) as port, socket.create_connection(("127.0.0.1", port)) as s:
+        s.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+        assert s.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_only_known_names_are_answered(port, translator):
+    for host in ("evil.example", "127.0.0.1.evil.example", "", "10.0.0.1:80", "["):
+        assert ask(port, "GET", "/health", host=host)[0] == 403, host
+    for host in ("localhost", "127.0.0.1:99", "[::1]:8000"):
+        assert ask(port, "GET", "/health", host=host)[0] == 200, host
+    assert ask(port, "POST", "/generate", {"text": "a"}, origin="http://evil.example")[0] == 403
+    assert ask(port, "POST", "/generate", {"text": "a"}, origin="null")[0] == 403
+    assert ask(port, "GET", "/health", origin="http://localhost:3000")[0] == 200
+    with serving(translator, allow_host=("translate.example",)) as other:
+        assert ask(other, "GET", "/health", host="translate.example")[0] == 200
+    assert host_name("[::1]:80") == "::1"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({"port": 70_000}, "--port must be 0 to 65535, got 70000"),
+        ({"queue": 0}, "--queue must be 1 to 100000, got 0"),
+        ({"host": "example"}, "--host must be an IP address, got 'example'"),
+        ({"host": "0.0.0.0"}, "answers other machines; name what they call this one"),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(bounds, said, monkeypatch, capsys):
+    with pytest.raises(BildError, match=said):
+        ServeConfig(**bounds)
+    flags = [part for name, value in bounds.items() for part in (f"--{name}", value)]
+    done = run_here(monkeypatch, capsys, *flags, name="serve")
+    assert (done.code, len(done.complaints)) == (2, 1)
+
+
+def test_a_port_in_use_is_said_before_models_are_loaded(monkeypatch, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_here(monkeypatch, capsys, "--port", port, "--large", "none", name="serve")
+    assert done.code == 2
+    assert f"cannot listen on 127.0.0.1, port {port}" in done.err
+
+
+# ------------------------------------------------------------------------------ under load
+
+
+def test_of_two_hundred_at_once_none_is_lost_and_none_mixed_up(port, translator):
+    wanted = {
+        (text, limit): expected(translator, text, limit=limit)
+        for text in TEXTS
+        for limit in (4, 8, 12, 16, 20)
+    }
+    assert len(wanted) == 200
+    assert len(set(wanted.values())) > 40
+    gate = threading.Barrier(200)
+
+    def one(key):
+        text, limit = key
+        gate.wait()
+        return ask(port, "POST", "/generate", {"text": text, "max_new_tokens": limit})
+
+    with ThreadPoolExecutor(200) as pool:
+        results = dict(zip(wanted, pool.map(one, wanted), strict=True))
+    assert {status for status, *_ in results.values()} == {200}
+    assert {k: c["outputs"][0]["text"] for k, (_, _, c) in results.items()} == wanted
+
+
+def test_a_full_queue_says_when_to_come_again(translator):
+    with serving(translator, queue=2) as port:
+
+        def until_answered(text):
+            refusals = 0
+            while True:
+                status, headers, content = ask(port, "POST", "/generate", {"text": text})
+                if status == 200:
+                    return refusals, content["outputs"][0]["text"]
+                assert status == 503
+                assert int(headers["retry-after"]) >= 1
+                assert "there is room for 2" in content["detail"]
+                refusals += 1
+                time.sleep(0.05)
+
+        with ThreadPoolExecutor(16) as pool:
+            results = list(pool.map(until_answered, TEXTS))
+        assert [text for _, text in results] == [expected(translator, t) for t in TEXTS]
+        assert sum(refusals for refusals, _ in results) > 0
+        # Several texts go in together or not at all.
+        assert ask(port, "POST", "/generate", {"text": TEXTS[:3]})[0] == 503
+
+
+class Slow:
+    """Stands for a translator; decodes when it is told to."""
+
+    max_new_tokens = 20
+
+    def __init__(self):
+        self.go = threading.Event()
+        self.decoded = []
+
+    def decode(self, job):
+        self.go.wait(30)
+        self.decoded.append(job.text)
+        return Answer(job.text, STATS, None, 1, False, 0.1)
+
+
+STATS = DecodeStats()
+
+
+def test_what_nobody_waits_for_is_not_decoded():
+    slow = Slow()
+    worker = Worker(slow.decode, room=8, longest_wait=0.2)
+    jobs = [Job(name, BILD, 4) for name in ("first", "abandoned", "late")]
+    jobs[1].abandoned = True
+    worker.put(jobs)
+    time.sleep(0.4)
+    slow.go.set()
+    assert jobs[0].future.result(10).text == "first"
+    with pytest.raises(QueueFullError, match="has waited for"):
+        jobs[2].future.result(10)
+    worker.close()
+    assert slow.decoded == ["first"]
+    with pytest.raises(QueueFullError, match="about to end"):
+        worker.put([Job("more", BILD, 4)])
+
+
+def test_a_client_that_leaves_frees_the_queue():
+    slow = Slow()
+    with serving(slow) as port:
+        first = threading.Thread(target=ask, args=(port, "POST", "/generate", {"text": "first"}))
+        first.start()
+        time.sleep(0.2)
+        body = json.dumps({"text": "left"}).encode()
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            gone.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            time.sleep(0.3)
+            assert ask(port, "GET", "/health")[2]["waiting"] == 1
+        time.sleep(0.3)
+        slow.go.set()
+        first.join(30)
+        assert ask(port, "POST", "/generate", {"text": "last"})[0] == 200
+    assert slow.decoded == ["first", "last"]
+
+
+def test_an_error_of_the_models_ends_no_service():
+    class Broken(Slow):
+        def decode(self, job):
+            raise RuntimeError("out of luck") if job.text == "bad" else BildError("no such thing")
+
+    with serving(Broken()) as port:
+        assert ask(port, "POST", "/generate", {"text": "bad"})[0] == 500
+        assert ask(port, "POST", "/generate", {"text": "x"})[2] == {"detail": "no such thing"}
+        assert events_of(port, {"text": "x"}) == [("error", {"detail": "no such thing"})]
+        assert ask(port, "GET", "/health")[0] == 200
+
+
+# ------------------------------------------------------------------------------ the script
+
+
+def test_the_script_serves_until_it_is_told_to_end_and_finishes_what_it_has_begun(tmp_path, folder):
+    flags = ["--port", "0", "--large", folder / "large", "--small", folder / "small"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "serve.py", *map(str, flags)],
+        cwd=tmp_path, env=environment(tmp_path, {}), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        line = process.stdout.readline()
+        port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl\+C ends it\)\n", line)[1])
+        texts = TEXTS * 1
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(ask, port, "POST", "/generate", {"text": texts})
+            while ask(port, "GET", "/health")[2]["running"] == 0 and not running.done():
+                pass
+            os.kill(process.pid, signal.SIGTERM)
+            status, _, content = running.result(60)
+        assert status == 200
+        assert len(content["outputs"]) == len(texts)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (143, -signal.SIGTERM)
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+        process.wait()
