@@ -28,6 +28,8 @@ class BenchmarkConfig:
         source_tokens: of a planted source; without it, what is usual in the task.
         max_new_tokens: limit of an output; without it, the task's. A planted output has an end.
         lengths: output lengths to decode every source to, for growth; without it, to its own end.
+        batch_sizes: how many sources to decode at a time: all of them at each of these, for
+            sentences a second; without it, one after the other.
         device: "cpu", "cuda" or "cuda:N"; "auto" for a GPU when there is one.
         threads: of the CPU; without it, as many as torch takes.
         warmup: untimed cases before the first.
@@ -49,6 +51,7 @@ class BenchmarkConfig:
     source_tokens: int | None = None
     max_new_tokens: int | None = None
     lengths: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
     device: str = "auto"
     threads: int | None = None
     warmup: int = 2
@@ -60,6 +63,11 @@ class BenchmarkConfig:
         odd = [length for length in self.lengths if not 2 <= length <= 10**6]
         if odd:
             raise BildError(f"an output length must be from 2 to 1000000, got {odd[0]}")
+        wrong = [size for size in self.batch_sizes if not 1 <= size <= 10**4]
+        if wrong:
+            raise BildError(f"a batch size must be from 1 to 10000, got {wrong[0]}")
+        if self.batch_sizes and self.lengths:
+            raise BildError("give batch sizes or output lengths, not both")
         if not 0 <= self.guess_share <= 1:
             raise BildError(f"guess_share must be between 0 and 1, got {self.guess_share}")
         assert (self.planted is None) == (self.rates is None)

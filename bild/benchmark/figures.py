@@ -25,6 +25,7 @@ from bild.benchmark.record import (
     Ratio,
     Spread,
     StepCost,
+    Throughput,
 )
 from bild.checkpoints.identity import short_path
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId
@@ -61,11 +62,16 @@ def record_of(lab: Lab, samples: Sequence[Sample], env: Environment) -> Benchmar
         metric=lab.metric or "",
         source_tokens=lab.source_tokens,
         memory=spread([s.beside["bytes_per_second"] for s in samples]),
-        arms=() if config.lengths else tuple(figures.arm(arm) for arm in figures.ran),
+        arms=()
+        if config.lengths or config.batch_sizes
+        else tuple(figures.arm(arm) for arm in figures.ran),
         growth=tuple(figures.growth(arm) for arm in figures.ran) if config.lengths else (),
         failed=tuple(
             Failed(arm, kind_of(arm).title, why) for arm, why in samples[-1].failed.items()
         ),
+        throughput=tuple(figures.throughput(arm) for arm in figures.ran)
+        if config.batch_sizes
+        else (),
     )
 
 
@@ -298,6 +304,32 @@ class Figures:
             seconds={n: whole for n, (whole, _) in by_length.items()},
             decoding={n: decoding for n, (_, decoding) in by_length.items()},
             longest_over_shortest=medians[-1] / medians[0],
+        )
+
+    # -------------------------------------------------------------------------- batch sizes
+
+    def throughput(self, arm: ArmId) -> Throughput:
+        """Sentences a second by batch size."""
+        sizes, sources = self.lab.config.batch_sizes, self.lab.data.samples
+        by_size = {
+            size: [s.arms[arm] for s in self.samples if s.index == i]
+            for i, size in enumerate(sizes)
+        }
+        first = by_size[sizes[0]][0].tokens
+        return Throughput(
+            id=arm,
+            title=kind_of(arm).title,
+            built=self.built(arm),
+            sentences_per_second={
+                size: spread([sources / a.seconds for a in own]) for size, own in by_size.items()
+            },
+            tokens_per_second={
+                size: statistics.median(len(a.tokens) / a.seconds for a in own)
+                for size, own in by_size.items()
+            },
+            same_tokens={
+                size: all(a.tokens == first for a in own) for size, own in by_size.items()
+            },
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from bild.checkpoints.identity import describe_model, short_path
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import EvalConfig
-from bild.evaluation.arms import Case
+from bild.evaluation.arms import BatchCase, Case
 from bild.evaluation.loop import Item
 from bild.evaluation.record import DataIdentity, ModelIdentity
 from bild.evaluation.record import Models as ModelIdentities
@@ -92,7 +92,24 @@ def prepare(config: BenchmarkConfig, cache: Path) -> Lab:
         torch.set_num_threads(config.threads)
     device = find_device(config.device)
     make = _task_lab if config.planted is None else _planted_lab
-    return make(config, device, cache)
+    lab = make(config, device, cache)
+    return in_batches(lab) if config.batch_sizes else lab
+
+
+def in_batches(lab: Lab) -> Lab:
+    """The same sources as one case for each batch size."""
+    sources = tuple(item.case.input_ids for item in lab.items)
+    limit = max(item.case.max_new_tokens for item in lab.items)
+    items = [
+        Item(
+            f"{len(sources)} sources, {size} at a time",
+            None,
+            BatchCase(torch.cat(sources, 1), limit, sources=sources, batch_size=size),
+        )
+        for size in lab.config.batch_sizes
+    ]
+    expected = [Expected(number, None) for number in range(len(items))]
+    return replace(lab, items=items, expected=expected, to_text=None, metric=None)
 
 
 # ------------------------------------------------------------------------------ planted

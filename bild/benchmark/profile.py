@@ -19,7 +19,7 @@ from bild.engines import Decoder, Draft, Engine, Verdict
 from bild.evaluation.arms import Case, limits
 from bild.evaluation.own import OwnArm
 from bild.evaluation.timing import synchronize, timed
-from bild.generation.pair import SingleModel
+from bild.generation.single import SingleModel
 from bild.policy import FallbackRule
 
 

@@ -5,7 +5,7 @@ Times are seconds, rates are per 100 generated tokens, shares are 0 to 1, interv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from bild.benchmark.config import BenchmarkConfig
@@ -159,6 +159,27 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """An arm's speed by how many sources it decodes at a time.
+
+    Attributes:
+        id: which arm.
+        title: what people call it.
+        built: what ran it.
+        sentences_per_second: of all sources, encoders included, by batch size; over the passes.
+        tokens_per_second: generated ones, medians.
+        same_tokens: whether it wrote what it wrote at the first batch size.
+    """
+
+    id: ArmId
+    title: str
+    built: str
+    sentences_per_second: dict[int, Spread]
+    tokens_per_second: dict[int, float]
+    same_tokens: dict[int, bool]
+
+
+@dataclass(frozen=True)
 class Failed:
     """An arm that could not run, and why."""
 
@@ -177,9 +198,10 @@ class BenchmarkRecord(Record):
         metric: of the arms' quality; empty where nothing was scored.
         source_tokens: of a source, on average.
         memory: bytes a second that the memory gave, measured with every case.
-        arms: those that ran, unless output lengths were asked for.
+        arms: those that ran, unless output lengths or batch sizes were asked for.
         growth: those that ran, where output lengths were asked for.
         failed: those that did not.
+        throughput: those that ran, where batch sizes were asked for.
     """
 
     kind: ClassVar[str] = "benchmark"
@@ -192,3 +214,4 @@ class BenchmarkRecord(Record):
     arms: tuple[BenchmarkArm, ...]
     growth: tuple[Growth, ...]
     failed: tuple[Failed, ...]
+    throughput: tuple[Throughput, ...] = field(default=(), kw_only=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from bild.benchmark.kit import Kit
 from bild.benchmark.profile import ModelTime, Profile, profile_modules
 from bild.errors import BildError
-from bild.evaluation.arms import ArmId, Case, Outcome, limits
+from bild.evaluation.arms import ArmId, BatchCase, Case, Outcome, limits
 from bild.evaluation.timing import timed
 from bild.files import write_atomically
 
@@ -60,8 +61,36 @@ class TransformersArm:
         return f"transformers' generate, {self.id.precision}"
 
     def run(self, case: Case) -> Outcome:
+        if isinstance(case, BatchCase):
+            return self._run_batches(case)
         output, seconds = timed(self.device, self._decoder(case))
         return Outcome(output[0, 1:].tolist(), seconds)
+
+    def _run_batches(self, case: BatchCase) -> Outcome:
+        """Batches of sources of about one length, padded: the way to use it."""
+        order = sorted(range(len(case.sources)), key=lambda i: -case.sources[i].shape[1])
+        pad, size = self.model.generation_config.pad_token_id or 0, case.batch_size
+        batches = []
+        for start in range(0, len(order), size):
+            rows = [case.sources[i][0] for i in order[start : start + size]]
+            ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+            mask = pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
+            batches.append((ids.to(self.device), mask.to(self.device)))
+        options = {**limits(case, self.model), **self.options}
+
+        def decode() -> list[Any]:
+            return [
+                self.model.generate(
+                    input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1, **options
+                )
+                for ids, mask in batches
+            ]
+
+        outputs, seconds = timed(self.device, decode)
+        ends = limits(case, self.model).get("eos_token_id", self.model.config.eos_token_id)
+        found = [_without_padding(row, ends) for rows in outputs for row in rows[:, 1:].tolist()]
+        in_order = [tokens for _, tokens in sorted(zip(order, found, strict=True))]
+        return Outcome([token for tokens in in_order for token in tokens], seconds)
 
     def profile(self, case: Case) -> Profile:
         """A decoding taken apart, with hooks in the models."""
@@ -77,6 +106,11 @@ class TransformersArm:
             **limits(case, self.model),
             **self.options,
         )
+
+
+def _without_padding(tokens: list[int], end: int) -> list[int]:
+    """An output up to its end of sequence."""
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
 
 def _compiled_steps(model: PreTrainedModel) -> Callable[..., Any]:
@@ -133,13 +167,17 @@ class CTranslate2Arm:
         self.translator.unload_model()
 
     def run(self, case: Case) -> Outcome:
-        tokens, seconds, _ = self._translate(case)
+        sources = case.sources if isinstance(case, BatchCase) else (case.input_ids,)
+        size = case.batch_size if isinstance(case, BatchCase) else 0
+        tokens, seconds, _ = self._translate(case, sources, max_batch_size=size)
         return Outcome(tokens, seconds)
 
     def profile(self, case: Case) -> Profile:
         """A decoding taken apart: it says when each token is written, and nothing else."""
         moments: list[float] = []
-        _, seconds, _ = self._translate(case, lambda _: moments.append(time.perf_counter()))
+        _, seconds, _ = self._translate(
+            case, (case.input_ids,), callback=lambda _: moments.append(time.perf_counter())
+        )
         # So all steps but the first can be timed, and the first took as long as the others.
         rest = len(moments) - 1
         decoder = (moments[-1] - moments[0]) * len(moments) / rest if rest else seconds
@@ -147,14 +185,14 @@ class CTranslate2Arm:
         return Profile(seconds, {"large": large})
 
     def _translate(
-        self, case: Case, callback: Callable[[Any], None] | None = None
+        self, case: Case, sources: Sequence[torch.Tensor], **options: Any
     ) -> tuple[list[int], float, Any]:
-        source = [str(token) for token in case.input_ids[0].tolist()]
-        options = {} if callback is None else {"callback": callback}
+        texts = [[str(token) for token in ids[0].tolist()] for ids in sources]
         self.translator.load_model()
         start = time.perf_counter()
-        (result,) = self.translator.translate_batch(
-            [source],
+        # Of several it makes batches itself, of sources of about one length.
+        results = self.translator.translate_batch(
+            texts,
             beam_size=1,
             max_input_length=0,
             max_decoding_length=case.max_new_tokens,
@@ -164,7 +202,8 @@ class CTranslate2Arm:
         )
         seconds = time.perf_counter() - start
         self.translator.unload_model()
-        return [int(token) for token in result.hypotheses[0]], seconds, result
+        tokens = [int(token) for result in results for token in result.hypotheses[0]]
+        return tokens, seconds, results
 
 
 def _convert(model: PreTrainedModel, folder: Path, id: ArmId) -> None:

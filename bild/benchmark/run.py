@@ -5,7 +5,8 @@ steps of our own engines are measured again, so that a machine that changes chan
 first cases are decoded once more by each arm, to see where its time goes.
 
 Cases come from a task's pair, or from a planted pair (`bild.benchmark.planted`); with `lengths`
-each of them is decoded to several output lengths, for the growth of a token's time.
+each of them is decoded to several output lengths, for the growth of a token's time; with
+`batch_sizes` a case is all sources, so many at a time, for sentences a second.
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class _Bench:
         config, lab = self.lab.config, self.lab
         self.loop = Loop(
             items=lab.items,
-            warmup=config.warmup * max(1, len(config.lengths)),
+            # Of batches a case is all sources: one is enough.
+            warmup=min(1, config.warmup)
+            if config.batch_sizes
+            else config.warmup * max(1, len(config.lengths)),
             runs=config.repeat,
             seed=config.seed,
             to_text=lab.to_text,
@@ -139,12 +143,13 @@ class _Bench:
         assert self.ceiling is not None
         arms = [self.arms[arm] for arm in ran]
         measured: dict[str, Any] = {"bytes_per_second": self.ceiling.measure()}
-        if not self.lab.config.lengths:
+        batches = self.lab.config.batch_sizes
+        if not (self.lab.config.lengths or batches):
             steps = {
                 str(a.id): s for a in arms if isinstance(a, PairArm) and (s := a.steps(item.case))
             }
             measured["steps"] = {name: asdict(own) for name, own in steps.items()}
-        if self.profiled < PROFILED * max(1, len(self.lab.config.lengths)):
+        if not batches and self.profiled < PROFILED * max(1, len(self.lab.config.lengths)):
             self.profiled += 1
             measured["profiles"] = {str(a.id): asdict(a.profile(item.case)) for a in arms}
         if self.made_seconds:  # once a process

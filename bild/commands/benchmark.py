@@ -7,6 +7,8 @@
         --precisions bfloat16,int8
     bild benchmark --pair mt5-large/mt5-small --rates iwslt2017 --lengths 32,128,512 \\
         --arms bild-compiled --samples 3
+    bild benchmark --samples 64 --batch-sizes 1,2,4,8,16,32 --repeat 3 \\
+        --arms greedy,ctranslate2,vanilla-compiled,bild-compiled
 
 Without --pair it decodes a task's data with a real pair. With it, with models of the published
 sizes that have random weights and planted outputs, so that fallbacks and rollbacks happen at the
@@ -23,7 +25,7 @@ from __future__ import annotations
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bild.benchmark.config import BenchmarkConfig
 from bild.cli import (
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from bild.benchmark.record import BenchmarkRecord
     from bild.evaluation.loop import Sample
 
-OWN_OPTIONS = ("samples", "source_tokens", "lengths", "threads", "repeat")
+OWN_OPTIONS = ("samples", "source_tokens", "lengths", "batch_sizes", "threads", "repeat")
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -74,8 +76,9 @@ def make_parser() -> Parser:
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
     add_fields(parser, BenchmarkConfig, "guess_share", guess_share={"default": None})
-    lengths = {"type": _numbers, "nargs": None, "metavar": "N,M"}
-    add_fields(parser, BenchmarkConfig, *OWN_OPTIONS, samples={"default": 8}, lengths=lengths)
+    numbers = {"type": _numbers, "nargs": None, "metavar": "N,M"}
+    own: dict[str, Any] = {"samples": {"default": 8}, "lengths": numbers, "batch_sizes": numbers}
+    add_fields(parser, BenchmarkConfig, *OWN_OPTIONS, **own)
     add_model_options(parser)
     add_record_options(parser)
     return parser

@@ -136,6 +136,12 @@ class Decoder(ABC):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
+    @property
+    def company(self) -> Any:
+        """What this decoder shares with those that can be asked in one forward with it
+        (`bild.engines.requests.Company`); None where each has a forward of its own."""
+        return None
+
     def release(self) -> None:  # noqa: B027 (most have borrowed nothing)
         """Give back what the engine lent for this decoder, which must not be used afterwards."""
 

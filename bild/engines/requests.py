@@ -1,13 +1,18 @@
-"""What the decoding loop asks of a decoder, as values: of one alone, or of several together."""
+"""What the decoding loop asks of a decoder, as values: of one alone, or of several together.
+
+Decoders that have a `Company` in common are asked together: one forward feeds the tokens of all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, TypeAlias
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Collection, Generator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from bild.engines.base import Decoder, Draft, Verdict
+from bild.engines.base import Decoder, Draft, Verdict, check_ids, drafting, judge
 from bild.policy import FallbackRule
 
 
@@ -47,3 +52,66 @@ class VerifyRequest(NamedTuple):
 
 
 Request: TypeAlias = FeedRequest | DraftRequest | VerifyRequest
+
+
+class Company(ABC):
+    """Decoders of one model that one forward can serve, each with its own source and cache.
+
+    Whatever it answers a decoder is what that decoder would have answered alone.
+    """
+
+    @abstractmethod
+    def feed(self, asked: Sequence[FeedRequest]) -> list[Tensor]:
+        """`Decoder.feed` of each."""
+
+    def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
+        """`Decoder.draft` of each: they step together, and one that stops leaves."""
+        drafts: dict[int, Draft] = {}
+        writing = {i: _drafting(request) for i, request in enumerate(asked)}
+        logits: dict[int, Any] = dict.fromkeys(writing)  # what each is sent; None to begin with
+        while writing:
+            feeds: dict[int, FeedRequest] = {}
+            for i in list(writing):
+                try:
+                    feeds[i] = FeedRequest(asked[i].decoder, writing[i].send(logits[i]))
+                except StopIteration as end:
+                    drafts[i] = end.value
+                    del writing[i]
+            logits = dict(zip(feeds, self.feed(list(feeds.values())), strict=True)) if feeds else {}
+        return [drafts[i] for i in range(len(asked))]
+
+    def verify(self, asked: Sequence[VerifyRequest]) -> list[Verdict]:
+        """`Decoder.verify` of each."""
+        for request in asked:
+            check_ids(request.drafted, request.decoder.vocab_size, "scored tokens")
+        fed = self.feed([FeedRequest(request.decoder, request.pending) for request in asked])
+        rows = [logits[r.first_row :] for r, logits in zip(asked, fed, strict=True)]
+        return [judge(own, own, r.drafted) for r, own in zip(asked, rows, strict=True)]
+
+
+def _drafting(asked: DraftRequest) -> Generator[Sequence[int], Tensor, Draft]:
+    ends = asked.eos_token_ids
+    return drafting(asked.pending, asked.limit, asked.rule, ends=lambda token: token in ends)
+
+
+def answer(asked: Sequence[Request]) -> list[Any]:
+    """What each request's `alone` returns, from as few forwards as the decoders allow."""
+    groups: defaultdict[Any, list[int]] = defaultdict(list)
+    for i, request in enumerate(asked):
+        company = request.decoder.company
+        groups[(type(request), i if company is None else company)].append(i)
+    answers: list[Any] = [None] * len(asked)
+    for (kind, company), places in groups.items():
+        found = _together(kind, company, [asked[i] for i in places])
+        for i, reply in zip(places, found, strict=True):
+            answers[i] = reply
+    return answers
+
+
+def _together(kind: type, company: Any, asked: Sequence[Any]) -> Sequence[Any]:
+    if len(asked) == 1:  # it need not be put together
+        return [asked[0].alone()]
+    assert isinstance(company, Company)
+    if kind is FeedRequest:
+        return company.feed(asked)
+    return company.draft(asked) if kind is DraftRequest else company.verify(asked)

@@ -23,7 +23,9 @@ from bild.checkpoints.drafter import NO_ENCODER, BiLDDrafter
 from bild.engines import build
 from bild.engines.base import Decoder, Draft, Verdict
 from bild.engines.coverage import not_compilable, not_covered
+from bild.engines.requests import Company
 from bild.engines.snapshot import Snapshot
+from bild.engines.t5_batch import NativeCompany, TorchCompany
 from bild.engines.t5_native import NativeSession, NativeStack
 from bild.engines.t5_torch import TorchEncoder, TorchSession
 from bild.engines.t5_weights import read_stack
@@ -64,12 +66,17 @@ class Arrangement:
         decoder = read_stack(model, "decoder")
         self.rows, self.device = decoder.vocab_size, decoder.head.device
         self._make: Callable[[], Session]
+        self._make_company: Callable[[int], Company]
         if compiled:
             reads = None if encoder is None else NativeStack(encoder, precision)
-            self._make = partial(NativeSession, reads, NativeStack(decoder, precision))
+            writes = NativeStack(decoder, precision)
+            self._make = partial(NativeSession, reads, writes)
+            self._make_company = partial(NativeCompany, writes)
         else:
             encode = None if encoder is None else TorchEncoder(encoder)
             self._make = partial(TorchSession, encode, decoder)
+            self._make_company = lambda _: TorchCompany()
+        self._companies: dict[int, Company] = {}
         self._idle: list[Session] = []
         self._lock = Lock()
 
@@ -83,6 +90,13 @@ class Arrangement:
             if self._idle:
                 return self._idle.pop()
         return self._make()
+
+    def company(self, vocab_size: int) -> Company:
+        """Of the sessions that score the first V token ids."""
+        with self._lock:
+            if vocab_size not in self._companies:
+                self._companies[vocab_size] = self._make_company(vocab_size)
+            return self._companies[vocab_size]
 
     def give_back(self, session: Session) -> None:
         """Keep a session, with its memory, for the next who needs one."""
@@ -182,6 +196,15 @@ class T5Decoder(Decoder):
     def device(self) -> torch.device:
         return self._arranged.device
 
+    @property
+    def company(self) -> Company:
+        return self._arranged.company(self.vocab_size)
+
+    @property
+    def session(self) -> Any:
+        """Where this decoder's cache is."""
+        return self._session
+
     def _follow(self) -> None:
         """Before a new sequence: read the model's weights as they are now."""
         if self._session is None:
@@ -223,7 +246,7 @@ class T5Decoder(Decoder):
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
         logits: Tensor = self._session.feed(self.length, tokens)
-        self._count(len(tokens))
+        self.count(len(tokens))
         return logits
 
     def rollback_to(self, length: int) -> None:
@@ -234,7 +257,8 @@ class T5Decoder(Decoder):
             self._arranged.give_back(self._session)
             self._session = None
 
-    def _count(self, tokens: int, forwards: int = 1) -> None:
+    def count(self, tokens: int, forwards: int = 1) -> None:
+        """Note that tokens were fed, in so many forwards."""
         self.length += tokens
         self.forwards += forwards
         self.tokens_fed += tokens
@@ -265,7 +289,7 @@ class NativeT5Decoder(T5Decoder):
         draft = self._session.draft(self.length, pending, limit, threshold, eos_token_ids)
         forwards = len(draft.probabilities)
         if forwards:
-            self._count(len(pending) + forwards - 1, forwards)
+            self.count(len(pending) + forwards - 1, forwards)
         return draft
 
     def _draft_by(
@@ -294,5 +318,5 @@ class NativeT5Decoder(T5Decoder):
         if isinstance(self.engine.model, BiLDDrafter):  # t5.cpp verifies with whole heads alone
             return super().verify(pending, drafted, first_row)
         verdict = self._session.verify(self.length, pending, drafted, first_row)
-        self._count(len(pending))
+        self.count(len(pending))
         return verdict

@@ -22,6 +22,7 @@ from bild.engines.t5_structs import (
     MAX_TOKENS,
     MULTIPLE,
     PRECISIONS,
+    CAsk,
     CAttention,
     CFeedForward,
     CLayer,
@@ -107,7 +108,7 @@ class NativeStack:
     def ids(self, tokens: Sequence[int]) -> Any:
         """Token ids as the library reads them, which does not check them itself."""
         check_ids(tokens, len(self.weights.embedding), "embeddings")
-        return _ints(tokens)
+        return ints(tokens)
 
     def _attention(self, part: Attention) -> CAttention:
         matrices = (self._matrix(m) for m in (part.q, part.k, part.v, part.o))
@@ -141,7 +142,7 @@ class NativeStack:
         return tensor.data_ptr()
 
 
-class _Room:
+class Room:
     """Memory that keeps its address until more is asked for, and then is at least doubled."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
@@ -165,16 +166,16 @@ class NativeSession:
 
     def __init__(self, encoder: NativeStack | None, decoder: NativeStack) -> None:
         self._encoder = encoder
-        self._model = decoder
+        self.model = decoder
         self._library = decoder.library
         self._struct = CModel.from_buffer_copy(decoder.struct)
         # The source is read by every forward, beside the weights: in half precision with them.
         kept = "float32" if decoder.precision == "float32" else "bfloat16"
         self._session = CSession(cross_type=PRECISIONS[kept])
         self._cache: tuple[Tensor, Tensor]  # per layer (H, P / 16, C, 16) and (H, P, C)
-        self._cross = [_Room(getattr(torch, kept)) for _ in range(2)]
-        self._scratch = _Room()
-        self._logits = buffer(MAX_TOKENS, _padded(len(decoder.weights.head)))
+        self._cross = [Room(getattr(torch, kept)) for _ in range(2)]
+        self._scratch = Room()
+        self._logits = buffer(MAX_TOKENS, padded(len(decoder.weights.head)))
         self._session.logits = self._logits.data_ptr()
 
     def encode(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
@@ -197,13 +198,13 @@ class NativeSession:
 
     def begin(self, states: Tensor, vocab_size: int) -> None:
         """Start a sequence over the encoder's states (S, D), scoring the first V token ids."""
-        w = self._model.weights
+        w = self.model.weights
         states = states.float().contiguous()
         session = self._session
         self._struct.vocabulary = w.rows(vocab_size)
         self._vocab_size = vocab_size
         self._struct.threads = thread_count()
-        session.source, session.source_stride = len(states), _padded(len(states))
+        session.source, session.source_stride = len(states), padded(len(states))
         numbers = len(w.layers) * w.heads * session.source_stride * w.head_width
         session.cross_keys, session.cross_values = (r.address(numbers) for r in self._cross)
         self._reserve(1)
@@ -212,13 +213,13 @@ class NativeSession:
 
     def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
         """Logits (T, V) of `tokens`, fed after the first `length` cached ones."""
-        self._move_to(length, len(tokens))
-        logits = buffer(len(tokens), _padded(self._struct.vocabulary))
+        self.move_to(length, len(tokens))
+        logits = buffer(len(tokens), padded(self._struct.vocabulary))
         self._library.bild_t5_feed(
-            self._struct, self._session, self._model.ids(tokens), len(tokens), logits.data_ptr()
+            self._struct, self._session, self.model.ids(tokens), len(tokens), logits.data_ptr()
         )
         scores = logits[:, : self._struct.vocabulary]
-        shortlist = self._model.weights.shortlist
+        shortlist = self.model.weights.shortlist
         if shortlist is None:
             return scores
         return spread(scores, shortlist[: scores.shape[1]], self._vocab_size)
@@ -232,12 +233,12 @@ class NativeSession:
         eos_token_ids: Collection[int],
     ) -> Draft:
         """`Decoder.draft`, after the first `length` cached tokens."""
-        self._move_to(length, len(pending) + limit)
+        self.move_to(length, len(pending) + limit)
         written, probabilities = (Int * limit)(), (Double * limit)()
         written_count = Int()
         count = self._library.bild_t5_draft(
-            *(self._struct, self._session, self._model.ids(pending), len(pending)),
-            *(limit, threshold, _ints(eos_token_ids), len(eos_token_ids)),
+            *(self._struct, self._session, self.model.ids(pending), len(pending)),
+            *(limit, threshold, ints(eos_token_ids), len(eos_token_ids)),
             *(written, probabilities, ctypes.byref(written_count)),
         )
         kept = written_count.value
@@ -248,18 +249,37 @@ class NativeSession:
         self, length: int, pending: Sequence[int], drafted: Sequence[int], first_row: int
     ) -> Verdict:
         """`Decoder.verify`, after the first `length` cached tokens."""
-        self._move_to(length, len(pending))
+        self.move_to(length, len(pending))
         check_ids(drafted, self._struct.vocabulary, "scored tokens")
         rows = len(pending) - first_row
         tokens, probabilities = (Int * rows)(), (Double * rows)()
         distances = (Double * len(drafted))()
         self._library.bild_t5_verify(
-            *(self._struct, self._session, self._model.ids(pending), len(pending)),
-            *(_ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
+            *(self._struct, self._session, self.model.ids(pending), len(pending)),
+            *(ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
         )
         return Verdict(tokens[:], probabilities[:], distances[:])
 
-    def _move_to(self, length: int, more: int) -> None:
+    def ask(self, length: int, pending: Sequence[int], more: int = 0) -> CAsk:
+        """To feed `pending` after the first `length` cached tokens, and up to `more` after them.
+
+        It points to memory of this session, which must not be given another length before.
+        """
+        self.move_to(length, len(pending) + more)
+        return CAsk(
+            model=ctypes.pointer(self._struct),
+            session=ctypes.pointer(self._session),
+            pending=self.model.ids(pending),
+            count=len(pending),
+        )
+
+    @property
+    def positions(self) -> int:
+        """That a query sees at most."""
+        return max(self._session.capacity, self._session.source_stride)
+
+    def move_to(self, length: int, more: int) -> None:
+        """Keep the first `length` cached tokens, with room for `more`."""
         self._session.length = length
         self._reserve(length + more)
 
@@ -267,13 +287,13 @@ class NativeSession:
         old = self._session.capacity
         if length <= old:
             return
-        w = self._model.weights
-        capacity = max(FIRST_POSITIONS, _padded(2 * length))
+        w = self.model.weights
+        capacity = max(FIRST_POSITIONS, padded(2 * length))
         keys, values = (buffer(len(w.layers), w.heads, capacity, w.head_width) for _ in "kv")
         if old:  # positions lie in blocks of 16, those of keys too
             keys[:, :, :old], values[:, :, :old] = self._cache
         self._cache = keys, values
-        self._layers = self._model.layers_with_bias(capacity)
+        self._layers = self.model.layers_with_bias(capacity)
         self._struct.layers = self._layers
         self._session.capacity = capacity
         self._session.keys, self._session.values = keys.data_ptr(), values.data_ptr()
@@ -292,9 +312,9 @@ def cross_width(weights: Stack) -> int:
     return cross.k.shape[1]
 
 
-def _padded(rows: int) -> int:
+def padded(rows: int) -> int:
     return -(-rows // MULTIPLE) * MULTIPLE
 
 
-def _ints(values: Collection[int]) -> Any:
+def ints(values: Collection[int]) -> Any:
     return (Int * len(values))(*values)

@@ -65,7 +65,30 @@ class CSession(ctypes.Structure):
     )
 
 
-STRUCTURES = (CMatrix, CLayer, CModel, CSession)
+class CAsk(ctypes.Structure):
+    _fields_ = (
+        ("model", ctypes.POINTER(CModel)),
+        ("session", ctypes.POINTER(CSession)),
+        ("pending", ctypes.POINTER(Int)),
+        *((n, Int) for n in ("count", "limit", "eos_count")),
+        ("threshold", Double),
+        ("eos", ctypes.POINTER(Int)),
+        *((n, Int) for n in ("drafted_count", "first_row")),
+        *((n, ctypes.POINTER(Int)) for n in ("drafted", "tokens")),
+        *((n, ctypes.POINTER(Double)) for n in ("probabilities", "distances")),
+        *((n, Int) for n in ("written_count", "forwards")),
+    )
+
+
+class CTogether(ctypes.Structure):
+    _fields_ = (
+        *((n, Pointer) for n in ("logits", "scratch")),
+        *((n, Int) for n in ("tokens", "positions")),
+        *((n, CPace) for n in ("drafts", "verdicts")),
+    )
+
+
+STRUCTURES = (CMatrix, CLayer, CModel, CSession, CAsk, CTogether)
 
 
 def load() -> ctypes.CDLL:
@@ -99,6 +122,12 @@ def load() -> ctypes.CDLL:
         *(Pointer, Pointer, Pointer),
     )
     calls.bild_t5_verify.restype = None
+    calls.bild_t5_together_floats.argtypes = (model, Int, Int)
+    calls.bild_t5_together_floats.restype = ctypes.c_int64
+    for what in ("feed", "draft", "verify"):
+        call = getattr(calls, f"bild_t5_{what}_together")
+        call.argtypes = (ctypes.POINTER(CTogether), ctypes.POINTER(CAsk), Int)
+        call.restype = None
     return calls
 
 

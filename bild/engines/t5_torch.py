@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bild.checkpoints.drafter import spread
-from bild.engines.t5_weights import Attention, FeedForward, Stack
+from bild.engines.t5_weights import FeedForward, Stack
 
 FIRST_CAPACITY = 128  # positions; doubled when they do not suffice
 
@@ -102,39 +102,26 @@ class TorchSession:
                 made = functional.linear(states, matrix).view(-1, w.heads, w.head_width)
                 part[:, : self._source] = made.transpose(0, 1)
 
-    @torch.inference_mode()
     def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
         """Logits (T, V) of `tokens`, fed after the first `length` cached ones."""
-        w = self.stack
-        count, end = len(tokens), length + len(tokens)
-        self._reserve(length, end)
-        x = w.embed(torch.tensor(tokens, device="cpu"))  # (T, D)
-        for i, layer in enumerate(w.layers):
-            h = _norm(x, layer.own.norm, w.epsilon)
-            projected = functional.linear(h, w.projections[i]).view(count, 3, w.heads, -1)
-            q, k, v = projected.permute(1, 2, 0, 3)  # (H, T, C) each
-            keys, values = self._cache[i]
-            keys[:, length:end], values[:, length:end] = k, v
-            bias = _by_position(self._bias[i], count, end, length)  # (H, T, end)
-            scores = torch.baddbmm(bias, q, keys[:, :end].transpose(1, 2))
-            x = _add(x, _mix(scores, values[:, :end]), layer.own.o)
-            assert layer.cross is not None
-            x = self._cross_attention(x, layer.cross, *self._cross[i, :, :, : self._source])
-            x = _feed(x, layer.feed, w.activation, w.epsilon)
-        x = _norm(x, w.final_norm, w.epsilon)
-        scores = functional.linear(x * w.output_scale, w.head[: w.rows(self.vocab_size)])
-        shortlist = None if w.shortlist is None else w.shortlist[: scores.shape[1]]
-        return spread(scores, shortlist, self.vocab_size)
+        return feed_together([self], [length], [tokens])[0]
 
-    def _cross_attention(
-        self, x: Tensor, weights: Attention, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        """x (T, D) plus attention over the source's keys and values, (H, S, C) each."""
-        h = _norm(x, weights.norm, self.stack.epsilon)
-        q = functional.linear(h, weights.q).view(len(x), self.stack.heads, -1).transpose(0, 1)
-        return _add(x, _mix(torch.bmm(q, keys.transpose(1, 2)), values), weights.o)
+    def own_attention(self, i: int, length: int, projected: Tensor) -> Tensor:
+        """Self-attention of layer i: (T, 3 H C) projections of new tokens -> (T, H C)."""
+        count, end = len(projected), length + len(projected)
+        q, k, v = projected.view(count, 3, self.stack.heads, -1).permute(1, 2, 0, 3)  # (H, T, C)
+        keys, values = self._cache[i]
+        keys[:, length:end], values[:, length:end] = k, v
+        bias = _by_position(self._bias[i], count, end, length)  # (H, T, end)
+        return _mix(torch.baddbmm(bias, q, keys[:, :end].transpose(1, 2)), values[:, :end])
 
-    def _reserve(self, length: int, needed: int) -> None:
+    def cross_attention(self, i: int, projected: Tensor) -> Tensor:
+        """Attention of layer i over the source: (T, H C) queries -> (T, H C)."""
+        keys, values = self._cross[i, :, :, : self._source]  # (H, S, C) each
+        q = projected.view(len(projected), self.stack.heads, -1).transpose(0, 1)
+        return _mix(torch.bmm(q, keys.transpose(1, 2)), values)
+
+    def reserve(self, length: int, needed: int) -> None:
         """Memory for `needed` positions, of which the first `length` are kept."""
         w = self.stack
         if needed <= self._cache.shape[3]:
@@ -149,6 +136,38 @@ class TorchSession:
         self._bias = [
             torch.cat((past, future), 1).to(w.head.dtype) for past in w.position_bias(capacity)
         ]
+
+
+@torch.inference_mode()
+def feed_together(
+    sessions: Sequence[TorchSession], lengths: Sequence[int], tokens: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Logits (T, V) of each session's tokens, fed after its first `length` cached ones.
+
+    The sessions are of one decoder and score as many ids. Products with weights are made of the
+    tokens of all, one behind the other; attention is each session's own.
+    """
+    w, vocab_size = sessions[0].stack, sessions[0].vocab_size
+    counts = [len(own) for own in tokens]
+    for session, length, count in zip(sessions, lengths, counts, strict=True):
+        session.reserve(length, length + count)
+    together = [token for own in tokens for token in own]
+    x = w.embed(torch.tensor(together, device="cpu"))  # (T of all, D)
+    for i, layer in enumerate(w.layers):
+        projected = functional.linear(_norm(x, layer.own.norm, w.epsilon), w.projections[i])
+        parts = zip(sessions, lengths, torch.split(projected, counts), strict=True)
+        mixed = [session.own_attention(i, length, part) for session, length, part in parts]
+        x = _add(x, mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.own.o)
+        assert layer.cross is not None
+        queries = functional.linear(_norm(x, layer.cross.norm, w.epsilon), layer.cross.q)
+        asked = zip(sessions, torch.split(queries, counts), strict=True)
+        mixed = [session.cross_attention(i, part) for session, part in asked]
+        x = _add(x, mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.cross.o)
+        x = _feed(x, layer.feed, w.activation, w.epsilon)
+    x = _norm(x, w.final_norm, w.epsilon)
+    scores = functional.linear(x * w.output_scale, w.head[: w.rows(vocab_size)])
+    shortlist = None if w.shortlist is None else w.shortlist[: scores.shape[1]]
+    return list(torch.split(spread(scores, shortlist, vocab_size), counts))
 
 
 def _by_position(by_offset: Tensor, rows: int, columns: int, first: int) -> Tensor:

@@ -70,11 +70,26 @@ class Case:
 
 
 @dataclass(frozen=True)
+class BatchCase(Case):
+    """Many things to decode, a fixed number at a time.
+
+    Attributes:
+        input_ids: of all sources, one behind the other, (1, S of all).
+        sources: (1, S) each.
+        batch_size: how many are decoded at a time.
+    """
+
+    sources: tuple[Tensor, ...] = ()
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What one arm did with one case.
 
     Attributes:
-        tokens: the output, end of sequence included, decoder start token excluded.
+        tokens: the output, end of sequence included, decoder start token excluded; of a
+            `BatchCase` all outputs, one behind the other.
         seconds: wall clock, all encoders included.
         encoder_seconds: of the encoders; None where the arm cannot tell.
         stats: what happened; None for arms that do not decode with `bild.generation`.

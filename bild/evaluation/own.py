@@ -11,12 +11,16 @@ from torch import Tensor
 
 from bild.config import BiLDConfig
 from bild.engines import Engine
-from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, Case, Outcome, limits
+from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, BatchCase, Case, Outcome, limits
 from bild.evaluation.timing import timed
 from bild.generation.generate import BiLDOutput
-from bild.generation.pair import BiLDModel, SingleModel
+from bild.generation.pair import BiLDModel
+from bild.generation.single import SingleModel
+from bild.generation.stats import DecodeStats
 from bild.policy import Writer
 from bild.tasks.registry import Thresholds
+
+PLAIN = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class OwnArm:
         return str(self.engine)
 
     def run(self, case: Case) -> Outcome:
+        if isinstance(case, BatchCase):
+            return self._run_batches(case)
         device = self.engine.model.device
         ids = case.input_ids.to(device)
         mask = torch.ones_like(ids)
@@ -76,9 +82,32 @@ class OwnArm:
             output.stats,
         )
 
+    def _run_batches(self, case: BatchCase) -> Outcome:
+        """Many sources: where one is done the next begins."""
+        device = self.engine.model.device
+        sources = [ids.to(device) for ids in case.sources]
+        options = {**limits(case, self.engine.model), **PLAIN, "batch_size": case.batch_size}
+        runner = self.runner
+        which: Writer = "small" if self.kind == SMALL else "large"
+
+        def decode() -> list[Any]:
+            if isinstance(runner, SingleModel):
+                return list(runner.greedy_many(sources, **options))
+            if self.kind == BILD:
+                return list(runner.generate_many(sources, self.bild, **options))
+            return list(runner.greedy_many(sources, which=which, **options))
+
+        outputs, seconds = timed(device, decode)
+        return Outcome(
+            [token for output in outputs for token in output.sequences[0, 1:].tolist()],
+            seconds,
+            sum(output.encoder_seconds for output in outputs),
+            sum((output.stats for output in outputs), DecodeStats()),
+        )
+
     def decoder(self, ids: Tensor, mask: Tensor, **options: Any) -> Callable[[], BiLDOutput]:
         """The call that decodes a source, (1, S); `options` as of `BiLDModel.generate`."""
-        options = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True, **options}
+        options = {**PLAIN, **options}
         runner = self.runner
         which: Writer = "small" if self.kind == SMALL else "large"
 

@@ -37,7 +37,8 @@ from bild.evaluation.record import (
 )
 from bild.files import check_writable
 from bild.generation.loading import load_runner, source_tokens
-from bild.generation.pair import BiLDModel, SingleModel
+from bild.generation.pair import BiLDModel
+from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
 from bild.tasks.data import Example, LoadedData
 from bild.tasks.registry import Task, Thresholds

@@ -185,6 +185,7 @@ def greedy_steps(
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
     recorder: Recorder = SILENT,
+    at_a_time: int = 16,
 ) -> Steps[tuple[Output, DecodeStats]]:
     """Write one output with one model: the baseline, over the same interface as `decode_steps`.
 
@@ -195,8 +196,8 @@ def greedy_steps(
     done = len(prompt) >= stopping.max_length
     while not done:
         before = len(y.tokens)
-        # In steps, so that the process can be interrupted between them.
-        step = 1 if on_commit is not None else 16
+        # In steps, so that the process can be interrupted between them, and other rows begin.
+        step = 1 if on_commit is not None else at_a_time
         limit = min(step, stopping.max_length - before)
         _, done = yield from _draft(decoder, y, limit, NEVER_STOPS, stopping, processors, recorder)
         if on_commit is not None:
@@ -204,12 +205,17 @@ def greedy_steps(
     return y, _stats(y, {}, decoder)
 
 
+def answer_at_once(steps: Steps[R]) -> R:
+    """What a row comes to, each of its requests being answered when it is made."""
+    return drive(steps, lambda request: request.alone())
+
+
 def alone(steps: Callable[P, Steps[R]]) -> Callable[P, R]:
     """A way to decode whose every request is answered at once."""
 
     @wraps(steps)
     def decode(*args: P.args, **kwargs: P.kwargs) -> R:
-        return drive(steps(*args, **kwargs), lambda request: request.alone())
+        return answer_at_once(steps(*args, **kwargs))
 
     return decode
 

@@ -9,9 +9,8 @@ and then calls the method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder
 from bild.errors import BildError
-from bild.generation.decoding import OnCommit, Output, Stopping, decode, decode_greedy
+from bild.generation.decoding import OnCommit, Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
 from bild.generation.lookahead import Prices, decode_ahead
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
@@ -43,11 +42,13 @@ class BiLDOutput(GenerateEncoderDecoderOutput):
     """What `generate` returns with `return_dict_in_generate=True`: transformers' own, and more.
 
     Attributes:
-        sequences: (1, prompt + generated), as transformers' own.
-        scores: with `output_scores`, one (1, V) tensor a generated token: the scores, after the
-            logits processors, of the model that wrote it.
+        sequences: (B, prompt + generated), as transformers' own: rows that ended before others
+            are padded.
+        scores: with `output_scores`, one (B, V) tensor a generated token: the scores, after the
+            logits processors, of the model that wrote it; NaN for rows that have ended before.
         logits: with `output_logits`, the same before the processors.
-        stats: what happened.
+        stats: what happened, in all rows together.
+        row_stats: what happened in each row.
         trace: with `output_trace`, who wrote each token, and what came to nothing.
         encoder_seconds: wall-clock seconds in which the source was read, by all models together;
             where an encoder's outputs were there already, without it.
@@ -56,6 +57,7 @@ class BiLDOutput(GenerateEncoderDecoderOutput):
     """
 
     stats: DecodeStats | None = None
+    row_stats: tuple[DecodeStats, ...] | None = None
     trace: Trace | None = None
     encoder_seconds: float | None = None
 
@@ -230,7 +232,7 @@ class Stream:
             self.streamer.end()
 
 
-def decode_with_pair(
+def pair_steps(
     plan: Plan,
     large: Decoder,
     small: Decoder,
@@ -238,67 +240,72 @@ def decode_with_pair(
     stream: Stream | None = None,
     output_trace: bool = False,
     prices: Prices | None = None,
-) -> BiLDOutput | Tensor:
-    """`decode` by a plan; both decoders have been given the source.
+    ahead: bool = True,
+) -> Steps[BiLDOutput | Tensor]:
+    """`decode_steps` by a plan; both decoders have been given the source.
 
-    Where the configuration looks ahead it is `decode_ahead`, unless something reads scores or a
-    trace is asked for, which tells of plain rounds.
+    Where the configuration looks ahead it is `decode_ahead`, unless something reads scores, a
+    trace is asked for, which tells of plain rounds, or `ahead` forbids it.
     """
     config = BiLDConfig() if bild_config is None else bild_config
     if not isinstance(config, BiLDConfig):
         way_out = "; give BiLDConfig(**fields)" if isinstance(bild_config, Mapping) else ""
         raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}{way_out}")
     read = large.encoder_seconds + small.encoder_seconds
-    loop: Callable[..., tuple[Output, DecodeStats]] = partial(decode, large, small, config=config)
-    if config.lookahead != 0 and not (plan.reads_scores or output_trace):
+    arguments = _Arguments(plan, Stream() if stream is None else stream, output_trace)
+    if ahead and config.lookahead != 0 and not (plan.reads_scores or output_trace):
         prices = Prices() if prices is None else prices
-        loop = partial(_decode_ahead, large, small, config, prices)
-    return _decode(plan, stream, output_trace, loop, read)
+        prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
+        written = decode_ahead(large, small, prompt, config, stopping, prices, on_commit)
+    else:
+        written = yield from decode_steps(large, small, config=config, **arguments.of_the_loop)
+    return _output(arguments, *written, read)
 
 
-def _decode_ahead(
-    large: Decoder,
-    small: Decoder,
-    config: BiLDConfig,
-    prices: Prices,
-    prompt: list[int],
-    stopping: Stopping,
-    on_commit: OnCommit | None,
-    **_: Any,
-) -> tuple[Output, DecodeStats]:
-    """`decode_ahead` with the arguments of `decode`, of which it needs fewer."""
-    return decode_ahead(large, small, prompt, config, stopping, prices, on_commit)
-
-
-def decode_alone(
+def single_steps(
     plan: Plan,
     decoder: Decoder,
     stream: Stream | None = None,
     output_trace: bool = False,
-) -> BiLDOutput | Tensor:
-    """`decode_greedy` by a plan; the decoder has been given the source."""
-    loop = partial(decode_greedy, decoder)
-    return _decode(plan, stream, output_trace, loop, decoder.encoder_seconds)
+    at_a_time: int = 16,
+) -> Steps[BiLDOutput | Tensor]:
+    """`greedy_steps` by a plan; the decoder has been given the source."""
+    arguments = _Arguments(plan, Stream() if stream is None else stream, output_trace)
+    written = yield from greedy_steps(decoder, at_a_time=at_a_time, **arguments.of_the_loop)
+    return _output(arguments, *written, decoder.encoder_seconds)
 
 
-def _decode(
-    plan: Plan,
-    stream: Stream | None,
-    output_trace: bool,
-    loop: Callable[..., tuple[Output, DecodeStats]],
-    encoder_seconds: float,
+decode_with_pair = alone(pair_steps)
+decode_alone = alone(single_steps)
+
+
+class _Arguments:
+    """What the decoding loop is given by a plan."""
+
+    def __init__(self, plan: Plan, stream: Stream, output_trace: bool) -> None:
+        self.plan, self.stream = plan, stream
+        self.recorder = _recorder(output_trace, plan.config)
+        self.prompt: list[int] = plan.prompt[0].tolist()
+        self.on_commit = stream.begin(plan.prompt, self.recorder)
+
+    @property
+    def of_the_loop(self) -> dict[str, Any]:
+        return {
+            "prompt": self.prompt,
+            "stopping": self.plan.stopping,
+            "processors": self.plan.processors,
+            "keep_scores": self.plan.keeps_scores,
+            "on_commit": self.on_commit,
+            "recorder": self.recorder,
+        }
+
+
+def _output(
+    arguments: _Arguments, output: Output, stats: DecodeStats, encoder_seconds: float
 ) -> BiLDOutput | Tensor:
-    recorder = _recorder(output_trace, plan.config)
-    stream = Stream() if stream is None else stream
-    output, stats = loop(
-        prompt=plan.prompt[0].tolist(),
-        stopping=plan.stopping,
-        processors=plan.processors,
-        keep_scores=plan.keeps_scores,
-        on_commit=stream.begin(plan.prompt, recorder),
-        recorder=recorder,
-    )
-    stream.end()
+    """What `generate` returns of one written output."""
+    arguments.stream.end()
+    plan = arguments.plan
     settle(plan.processors, len(output.tokens))
     settle(plan.stopping.criteria, len(output.tokens) + 1)  # they have seen the last token
     sequences = torch.tensor([output.tokens], device=plan.prompt.device)
@@ -310,7 +317,8 @@ def _decode(
         scores=tuple(s.processed[None] for s in output.scores) if config.output_scores else None,
         logits=tuple(s.raw[None] for s in output.scores) if config.output_logits else None,
         stats=stats,
-        trace=recorder.trace(),
+        row_stats=(stats,),
+        trace=arguments.recorder.trace(),
         encoder_seconds=encoder_seconds,
     )
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
 from bild.config import EvalConfig
 from bild.errors import BildError
-from bild.generation.pair import BiLDModel, SingleModel
+from bild.generation.pair import BiLDModel
+from bild.generation.single import SingleModel
 from bild.tasks.sources import Models
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from typing import Any, overload
 
@@ -15,15 +14,25 @@ from transformers.generation import BaseStreamer
 from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.loading import load_model
 from bild.checkpoints.names import Checkpoint
-from bild.checkpoints.vocabulary import input_device, output_rows, shared_vocab_size
+from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
-from bild.engines import Decoder, Engine, EngineName, make_engine
+from bild.engines import Decoder, Engine, EngineName
 from bild.errors import BildError
-from bild.generation.generate import BiLDOutput, Stream, decode_alone, decode_with_pair
+from bild.generation.batching import (
+    as_keywords,
+    check_batch_size,
+    decode_rows,
+    gather,
+    is_batch,
+    pad_token_id,
+    split_rows,
+)
+from bild.generation.decoding import Steps, answer_at_once
+from bild.generation.generate import BiLDOutput, Stream, pair_steps
 from bild.generation.lookahead import Prices
-from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
-from bild.generation.source import Source, check_states, make_source
-from bild.generation.texts import TokenizerHolder, check_texts, default_limit, describe
+from bild.generation.single import SingleModel, greedy_rows, greedy_rows_of_many
+from bild.generation.source import make_source
+from bild.generation.texts import TokenizerHolder, check_texts, default_limit
 from bild.policy import Writer
 
 
@@ -206,12 +215,13 @@ class BiLDModel:
         """Generate with both models; arguments and defaults of transformers' `generate`.
 
         Args:
-            input_ids: source tokens, (1, S).
-            attention_mask: (1, S), 1 for tokens and 0 for padding.
-            bild_config: thresholds and variant.
+            input_ids: source tokens, (B, S); the rows of a batch are decoded together, each to
+                what it is alone.
+            attention_mask: (B, S), 1 for tokens and 0 for padding.
+            bild_config: thresholds and variant; the rows of a batch do not look ahead.
             streamer: gets tokens once they can no longer be rolled back; with `output_trace`, one
-                that has a method `put_traced` gets lists of `TracedToken`s by it.
-            output_trace: put a `.trace` of who wrote each token into the output.
+                that has a method `put_traced` gets lists of `TracedToken`s by it. Of one row.
+            output_trace: put a `.trace` of who wrote each token into the output; of one row.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
                 `encoder_outputs` of the large model; and what both encoders read besides
@@ -219,13 +229,65 @@ class BiLDModel:
                 a state between their calls, if it can be pickled (`bild.generation.rewinding`).
 
         Returns:
-            A `BiLDOutput` with `.sequences` and `.stats`; with `return_dict_in_generate=False`
-            the sequences alone, (1, prompt + generated).
+            A `BiLDOutput` with `.sequences`, `.stats` and, of each row, `.row_stats`; with
+            `return_dict_in_generate=False` the sequences alone, (B, prompt + generated).
 
         Raises:
             BildError: an unsupported keyword or setting, by name and value; a source that is not
-                one sequence of token ids.
+                a sequence of token ids.
         """
+        given = {"streamer": streamer, "output_trace": output_trace, **generate_kwargs}
+        if not is_batch(input_ids):
+            return answer_at_once(self._steps(input_ids, attention_mask, bild_config, **given))
+        assert input_ids is not None
+        rows = split_rows(input_ids, attention_mask, given)
+        own = ({"bild_config": bild_config, "ahead": False, **row} for row in rows)
+        found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
+        return gather(found, pad_token_id(self.large, generate_kwargs))
+
+    def generate_many(
+        self,
+        sources: Iterable[Any],
+        bild_config: BiLDConfig | None = None,
+        *,
+        batch_size: int = 8,
+        **generate_kwargs: Any,
+    ) -> Iterator[BiLDOutput | Tensor]:
+        """Generate from many sources, of which a fixed number is decoded at a time.
+
+        Where one is done the next begins, so that short outputs do not wait for long ones. Each
+        gets what `generate` gives it alone; sources are taken when there is room for them.
+
+        Args:
+            sources: each the token ids of a source, as a list or a tensor (S,) or (1, S), or what
+                a tokenizer returns for one text (`input_ids`, `attention_mask`).
+            bild_config: as of `generate`, of all.
+            batch_size: sources decoded at a time.
+            **generate_kwargs: as of `generate`, of all.
+
+        Returns:
+            What `generate` returns for each, in their order.
+
+        Raises:
+            BildError: as `generate`; a batch size below 1.
+        """
+        check_batch_size(batch_size, generate_kwargs)
+        shared = {"bild_config": bild_config, "ahead": False, **generate_kwargs}
+        rows = ({**shared, **as_keywords(source)} for source in sources)
+        return decode_rows(self._steps, rows, batch_size, generate_kwargs)
+
+    def _steps(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        bild_config: BiLDConfig | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+        output_trace: bool = False,
+        ahead: bool = True,
+        **generate_kwargs: Any,
+    ) -> Steps[BiLDOutput | Tensor]:
+        """`generate` of one row."""
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
         given = generate_kwargs.pop("encoder_outputs", None)
@@ -234,8 +296,11 @@ class BiLDModel:
             self.models["large"].reading(source, given) as large,
             self.models["small"].reading(source, self._states_for_small(large)) as small,
         ):
-            return decode_with_pair(
-                plan, large, small, bild_config, Stream(streamer), output_trace, self._prices
+            stream, prices = Stream(streamer), self._prices
+            return (
+                yield from pair_steps(
+                    plan, large, small, bild_config, stream, output_trace, prices, ahead
+                )
             )
 
     def _states_for_small(self, large: Decoder) -> Any:
@@ -253,96 +318,32 @@ class BiLDModel:
         Other arguments, results and errors as of `SingleModel.greedy`. It writes only ids that
         both models know.
         """
+        model = self.large if which == "large" else self.small
+        return greedy_rows(self._alone(which), model, input_ids, **kwargs)
+
+    def greedy_many(
+        self, sources: Iterable[Any], *, which: Writer = "large", **kwargs: Any
+    ) -> Iterator[BiLDOutput | Tensor]:
+        """`generate_many` with one of the models alone; arguments and results as there."""
+        return greedy_rows_of_many(self._alone(which), sources, **kwargs)
+
+    def _alone(self, which: Writer) -> Callable[..., Steps[BiLDOutput | Tensor]]:
+        """`greedy` of one row with one of the models."""
         if which not in self.models:
             raise BildError(f"which must be large or small, got {which!r}")
         if which == "small" and isinstance(self.small, BiLDDrafter):
-            return self._drafter_alone(input_ids, **kwargs)
-        return self.models[which].greedy(input_ids, **kwargs)
+            return self._drafter_steps
+        return self.models[which].steps
 
-    def _drafter_alone(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None = None, **kwargs: Any
-    ) -> BiLDOutput | Tensor:
-        """What a drafter writes alone, over the states that the large model's encoder makes."""
-        large = self.models["large"]
-        source = make_source({"large": self.large}, input_ids, attention_mask, kwargs)
-        with large.reading(source, kwargs.pop("encoder_outputs", None)) as decoder:
-            return self.models["small"].greedy(
-                input_ids, attention_mask, encoder_outputs=decoder.encoder_outputs, **kwargs
-            )
-
-
-class SingleModel:
-    """One encoder-decoder model on an engine.
-
-    Args:
-        model: the model, in evaluation mode.
-        name: "large" or "small": what messages call it, and as whose its forwards are counted.
-        vocab_size: write only the first so many ids; None for all.
-        engine, precision, compile: as for `BiLDModel`.
-        tokenizer: for stop strings, where a call gives no other.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        name: Writer = "large",
-        vocab_size: int | None = None,
-        *,
-        engine: EngineName = "auto",
-        precision: str | None = None,
-        compile: bool | None = None,
-        tokenizer: PreTrainedTokenizerBase | TokenizerHolder | None = None,
-    ) -> None:
-        self.model, self.name, self.vocab_size = model, name, vocab_size
-        self.engine = make_engine(model, engine, precision, compile)
-        if not isinstance(tokenizer, TokenizerHolder):
-            tokenizer = TokenizerHolder(output_rows(model), tokenizer)
-        self._planner = Planner(model, tokenizer.find)
-
-    def __repr__(self) -> str:
-        return f"SingleModel({self.model_and_engine}, {self.model.device})"
-
-    @property
-    def model_and_engine(self) -> str:
-        """What it is and what runs it, for people."""
-        return f"<{describe(self.model)} on {self.engine}>"
-
-    def greedy(
+    def _drafter_steps(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
-        streamer: BaseStreamer | None = None,
-        output_trace: bool = False,
-        **generate_kwargs: Any,
-    ) -> BiLDOutput | Tensor:
-        """Generate greedily; arguments, results and errors as of `BiLDModel.generate`.
-
-        Its forwards are counted as those of the model it is named after.
-        """
-        source = make_source({self.name: self.model}, input_ids, attention_mask, generate_kwargs)
-        given = generate_kwargs.pop("encoder_outputs", None)
-        plan = self.plan(source, generate_kwargs)
-        with self.reading(source, given) as decoder:
-            return decode_alone(plan, decoder, Stream(streamer), output_trace)
-
-    @contextmanager
-    def reading(self, source: Source, encoder_outputs: Any = None) -> Iterator[Decoder]:
-        """A decoder that has read the source; it is the engine's again afterwards.
-
-        Args:
-            source: what the encoder reads.
-            encoder_outputs: what it would make of that, where it is there already.
-        """
-        check_states(self.model, source, encoder_outputs)
-        decoder = self.engine.decoder(self.name, self.vocab_size)
-        try:
-            decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
-            yield decoder
-        finally:
-            decoder.release()
-
-    def plan(self, source: Source, keywords: dict[str, Any]) -> Plan:
-        """What transformers makes of `generate`'s keywords."""
-        settings = {k: v for k, v in keywords.items() if k not in ENCODER_INPUTS}
-        return self._planner(source.ids, settings)
+        encoder_outputs: Any = None,
+        **kwargs: Any,
+    ) -> Steps[BiLDOutput | Tensor]:
+        """A drafter's, over the states that the large model's encoder makes."""
+        source = make_source({"large": self.large}, input_ids, attention_mask, kwargs)
+        with self.models["large"].reading(source, encoder_outputs) as large:
+            kwargs["encoder_outputs"] = large.encoder_outputs
+            return (yield from self.models["small"].steps(input_ids, attention_mask, **kwargs))

@@ -143,5 +143,5 @@ def check_ids(given: Any, keywords: Mapping[str, Any] | None = None) -> Tensor:
             f"reads text sources only; got a tensor of shape {tuple(given.shape)}, {given.dtype}"
         )
     if given.shape[0] != 1:
-        raise BildError(f"BiLD decodes one input at a time, got a batch of {given.shape[0]}")
+        raise BildError(f"one source is read at a time here, got a batch of {given.shape[0]}")
     return given

@@ -23,6 +23,8 @@ def benchmark_text(record: BenchmarkRecord) -> str:
     """The tables of a benchmark, one under the other."""
     if record.growth:
         parts = [_growth_table(record)]
+    elif record.throughput:
+        parts = [_throughput_table(record)]
     else:
         parts = [_speed_table(record), _inside_table(record), _costs_table(record)]
     memory = record.memory
@@ -52,8 +54,12 @@ def heading(record: BenchmarkRecord) -> str:
 def speed_summary(record: BenchmarkRecord) -> str:
     """A Markdown table of a benchmark's record: one arm a row, the fastest in bold.
 
-    A record of output lengths gives milliseconds a token at each of them instead.
+    A record of output lengths gives milliseconds a token at each of them instead; one of batch
+    sizes, sentences a second at each.
     """
+    if record.throughput:
+        rows, headers = _throughput_rows(record)
+        return f"{_markdown(rows, headers)}\n\n{heading(record)}; {SENTENCES}."
     if record.growth:
         rows, headers = _growth_rows(record.growth)
         return f"{_markdown(rows, headers)}\n\n{heading(record)}; ms a token without the encoders."
@@ -215,6 +221,35 @@ def _growth_table(record: BenchmarkRecord) -> str:
     return tabulate(rows, headers, disable_numparse=True) + (
         "\nms a token without the encoders [quartiles]; growth: the longest over the shortest"
     )
+
+
+SENTENCES = (
+    "sentences a second, encoders included, by how many are decoded at a time [quartiles of "
+    "passes]; the fastest of each size in bold; *: other tokens than at the first size"
+)
+
+
+def _throughput_rows(record: BenchmarkRecord) -> tuple[list[list[str]], list[str]]:
+    sizes = record.config.batch_sizes
+    fastest = {
+        size: max(arm.sentences_per_second[size].median for arm in record.throughput)
+        for size in sizes
+    }
+    rows = []
+    for arm in record.throughput:
+        row = [arm.title, arm.id.precision]
+        for size in sizes:
+            own = arm.sentences_per_second[size]
+            text = f"{own.median:.3g} [{own.low:.3g}, {own.high:.3g}]"
+            text = f"**{text}**" if own.median == fastest[size] else text
+            row.append(text if arm.same_tokens[size] else f"{text}*")
+        rows.append(row)
+    return rows, ["decoder", "precision", *(str(size) for size in sizes)]
+
+
+def _throughput_table(record: BenchmarkRecord) -> str:
+    rows, headers = _throughput_rows(record)
+    return f"{tabulate(rows, headers, disable_numparse=True)}\n{SENTENCES}"
 
 
 def _name(title: str, id: ArmId) -> str:

@@ -196,6 +196,36 @@ def test_growth_decodes_to_each_length(benchmark):
     assert lengths == [{4}, {40}]
 
 
+def test_throughput_decodes_all_sources_at_each_batch_size(benchmark):
+    code, out, err = benchmark(
+        *PAIR, "--samples", 5, "--warmup", 1, "--repeat", 2,
+        "--arms", "greedy,vanilla-fast,bild-fast,bild-transformers", "--batch-sizes", "1,2,8",
+    )  # fmt: skip
+    assert code == 0, err
+    record = record_of(out)
+    assert (record.arms, record.growth) == ((), ())
+    assert record.config.batch_sizes == (1, 2, 8)
+    assert len(record.throughput) == 4
+    for arm in record.throughput:
+        assert list(arm.sentences_per_second) == [1, 2, 8]
+        for size, spread in arm.sentences_per_second.items():
+            assert 0 < spread.low <= spread.median <= spread.high
+            assert arm.tokens_per_second[size] > spread.median  # outputs are longer than a token
+        assert all(arm.same_tokens.values())
+    lines = lines_of(out)
+    assert [line["source"] for line in lines[:3]] == [
+        f"5 sources, {size} at a time" for size in (1, 2, 8)
+    ]
+    # The same tokens from transformers and from us, at every batch size, and the counts of one row.
+    for kind in ("greedy@float32", "vanilla-fast@float32"):
+        assert {str(line["arms"][kind]["tokens"]) for line in lines} == {
+            str(lines[0]["arms"]["greedy@float32"]["tokens"])
+        }
+    stats = [line["arms"]["bild-fast@float32"]["stats"] for line in lines]
+    assert all(own == stats[0] for own in stats)
+    assert stats[0]["verifications"] > 0
+
+
 def test_a_real_pair_is_scored_and_can_be_decoded_to_a_length(benchmark):
     kinds = ("--arms", "vanilla-fast,bild-fast", "--samples", 1, "--warmup", 0)
     code, out, err = benchmark("--large", "demo/large", "--small", "demo/small", *kinds)
@@ -335,6 +365,8 @@ def test_a_profile_decodes_the_same_and_adds_up(name):
         (("--fallback", 0.1), "give both --fallback and --rollback"),
         (("--samples", 0), "samples must be at least 1, got 0"),
         (("--lengths", "4,x"), "expected whole numbers as in 32,128, got '4,x'"),
+        (("--batch-sizes", "4,0"), "a batch size must be from 1 to 10000, got 0"),
+        (("--batch-sizes", "4", "--lengths", "9"), "batch sizes or output lengths, not both"),
         (("--lengths", "1"), "an output length must be from 2 to 1000000, got 1"),
         (("--large", "nowhere"), "nowhere"),
         ((*PAIR, "--arms", "bild-compiled@float16"), "unknown precision of bild-compiled"),

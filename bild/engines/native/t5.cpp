@@ -1,10 +1,13 @@
-// T5 on a CPU, one sequence at a time: the encoder, and the decoder by a few tokens, logits out.
+// T5 on a CPU: the encoder of one sequence, and the decoder by a few tokens of one sequence or of
+// several, logits out. Weights are read once for all sequences; attention is each one's own.
 // bild.engines.build compiles this file on the machine it runs on, and bild.engines.t5_native calls
 // the functions at its end. The arithmetic is in products.h and layers.h.
 //
 // Letters: T tokens of this forward, D model width, H heads, C width of a head, F feed-forward
 // width, V vocabulary, S source tokens, P positions the cache holds. C, D, F and P are multiples
 // of 16.
+
+#include <vector>
 
 #include "layers.h"
 #include "team.h"
@@ -53,6 +56,29 @@ struct Session {
   Pace forwards, sources;                 // of `forward`; of `encode` and `begin`
 };
 
+// What one sequence of several is asked: to draft, or to judge what was drafted.
+struct Ask {
+  const Model* model;      // with the biases of the session's capacity
+  Session* session;
+  const int32_t* pending;  // (count), to be fed after the cached tokens
+  int32_t count;
+  int32_t limit, eos_count;              // of a draft: see bild_t5_draft
+  double threshold;
+  const int32_t* eos;
+  int32_t drafted_count, first_row;      // of a verdict: see bild_t5_verify
+  const int32_t* drafted;
+  int32_t* tokens;                       // what is found, as there
+  double *probabilities, *distances;
+  int32_t written_count, forwards;
+};
+
+// Memory and pace of forwards that several sequences share.
+struct Together {
+  float *logits, *scratch;  // bild_t5_together_floats() of scratch; a row of logits for each made
+  int32_t tokens, positions;  // what the scratch memory is for
+  Pace drafts, verdicts;
+};
+
 // ------------------------------------------------------------------------ the model
 
 namespace {
@@ -70,6 +96,14 @@ struct Best {
 struct Cache {
   float *keys, *values;
   int64_t positions;
+};
+
+// The tokens of one sequence in a forward: T of them, of all the forward's the ones from `at` on.
+struct Span {
+  int at, T;
+  int start;          // where the first of them stands in the cache
+  Cache cache;
+  const float* bias;  // of the layer
 };
 
 // A thread and its part in the work on T tokens. The team shares some arrays; between writing a
@@ -111,16 +145,15 @@ struct Worker : Thread {
     return T * shared + m.threads * own_floats(m, T, positions);
   }
 
-  // Rows `tokens` of the embedding, to x.
-  void embed(const int32_t* tokens) const {
+  // Rows `tokens` of the embedding, to x from token `at` on. All must `meet` before x is read.
+  void embed(const int32_t* tokens, int at, int count) const {
     const Matrix& e = m.embedding;
-    for (int t = 0; t < T; ++t) {
+    for (int t = 0; t < count; ++t) {
       const char* row = e.data + int64_t(tokens[t]) * e.columns * size_of(e.type);
       for (int64_t d = d0; d < d1; d += kLanes)
-        store(x + int64_t(t) * D + d,
+        store(x + int64_t(at + t) * D + d,
               e.type == kFloat32 ? widen<kFloat32>(row, d) : widen<kBFloat16>(row, d));
     }
-    meet();
   }
 
   Input normalized(const float* weight) const {
@@ -136,39 +169,59 @@ struct Worker : Thread {
   }
 
   // A thread makes the queries, keys and values of its own heads, so that it need not wait for the
-  // others before it attends. The tokens stand at `start` and after it. `mask` is (T), 0 or -inf.
-  void self_attention(const Layer& layer, const Cache& cache, int start, bool causal,
+  // others before it attends. `span(i)` is the i-th of `count` sequences. `mask` is (T), 0 or -inf.
+  template <typename Spans>
+  void self_attention(const Layer& layer, int count, const Spans& span, bool causal,
                       const float* mask = nullptr) const {
     const Input input = normalized(layer.own.norm);
-    const int64_t P = cache.positions, biases = causal ? P : 2 * P - 1;
     product(layer.own.q, h0 * C, h1 * C, input, query, HC);
     product(layer.own.k, h0 * C, h1 * C, input, context, HC);
-    for (int64_t h = h0; h < h1; ++h)
-      store_keys(context + h * C, T, HC, C, start, cache.keys + h * P * C);
-    product(layer.own.v, h0 * C, h1 * C, input, context, HC);
-    for (int64_t h = h0; h < h1; ++h) {
-      const float* keys = cache.keys + h * P * C;
-      float* values = cache.values + h * P * C;
-      for (int64_t t = 0; t < T; ++t)
-        std::memcpy(values + (start + t) * C, context + t * HC + h * C, 4 * C);
-      const View view = {reinterpret_cast<const char*>(keys), reinterpret_cast<char*>(values),
-                         start + (causal ? 1 : T), causal, layer.bias + h * biases + P - 1 - start,
-                         mask};
-      attend<kFloat32>(query + h * C, T, HC, view, C, scores, positions, context + h * C);
+    for (int i = 0; i < count; ++i) {
+      const Span part = span(i);
+      for (int64_t h = h0; h < h1; ++h)
+        store_keys(context + int64_t(part.at) * HC + h * C, part.T, HC, C, part.start,
+                   part.cache.keys + h * part.cache.positions * C);
     }
+    product(layer.own.v, h0 * C, h1 * C, input, context, HC);
+    for (int i = 0; i < count; ++i) attend_own(span(i), causal, mask);
     add(layer.own.o, context);
   }
 
-  // Over keys and values (H, source_stride, C) of the source.
-  void cross_attention(const Layer& layer, const Session& s, const char* keys,
-                       const char* values) const {
+  // Attention of one sequence over itself; its new values are in `context`, its keys are cached.
+  void attend_own(const Span& part, bool causal, const float* mask) const {
+    const int64_t P = part.cache.positions, biases = causal ? P : 2 * P - 1;
+    for (int64_t h = h0; h < h1; ++h) {
+      const int64_t first = int64_t(part.at) * HC + h * C;
+      const float* keys = part.cache.keys + h * P * C;
+      float* values = part.cache.values + h * P * C;
+      for (int64_t t = 0; t < part.T; ++t)
+        std::memcpy(values + (part.start + t) * C, context + first + t * HC, 4 * C);
+      const View view = {reinterpret_cast<const char*>(keys), reinterpret_cast<char*>(values),
+                         part.start + (causal ? 1 : part.T), causal,
+                         part.bias + h * biases + P - 1 - part.start, mask};
+      attend<kFloat32>(query + first, part.T, HC, view, C, scores, positions, context + first);
+    }
+  }
+
+  // Over keys and values (H, source_stride, C) of each sequence's source, of layer l.
+  template <typename Spans, typename Sessions>
+  void cross_attention(const Layer& layer, int64_t l, int count, const Spans& span,
+                       const Sessions& session) const {
     product(layer.cross.q, h0 * C, h1 * C, normalized(layer.cross.norm), query, HC);
-    const auto over = s.cross_type == kFloat32 ? attend<kFloat32> : attend<kBFloat16>;
-    const int64_t head = int64_t(s.source_stride) * C * size_of(s.cross_type);
-    for (int64_t h = h0; h < h1; ++h)
-      over(query + h * C, T, HC,
-           {keys + h * head, values + h * head, s.source, false, nullptr, nullptr}, C, scores,
-           positions, context + h * C);
+    for (int i = 0; i < count; ++i) {
+      const Span part = span(i);
+      const Session& s = session(i);
+      const auto over = s.cross_type == kFloat32 ? attend<kFloat32> : attend<kBFloat16>;
+      const int64_t head = int64_t(s.source_stride) * C * size_of(s.cross_type);
+      const char *keys = s.cross_keys + l * m.heads * head;
+      const char* values = s.cross_values + l * m.heads * head;
+      for (int64_t h = h0; h < h1; ++h) {
+        const int64_t first = int64_t(part.at) * HC + h * C;
+        over(query + first, part.T, HC,
+             {keys + h * head, values + h * head, s.source, false, nullptr, nullptr}, C, scores,
+             positions, context + first);
+      }
+    }
     add(layer.cross.o, context);
   }
 
@@ -186,21 +239,33 @@ struct Worker : Thread {
   }
 };
 
-// Where the arrays of one decoder forward lie in the scratch memory; with none, how much that is.
+// Where the arrays of a decoder forward of at most T tokens lie in memory; with none, how much that
+// is.
 struct Scratch {
   float* x;       // (T, D)
   Best* parts;    // (kParts, T)
   float* shared;  // a team's
-  int64_t positions, floats;
+  int64_t tokens, positions, floats;
 
-  Scratch(const Model& m, const Session& s) {
-    const int64_t T = kMaxTokens;
-    positions = std::max(s.capacity, s.source_stride);
-    x = s.scratch;
+  Scratch(const Model& m, int64_t T, int64_t seen, float* memory) : tokens(T), positions(seen) {
+    x = memory;
     parts = reinterpret_cast<Best*>(x + T * m.width);
     shared = reinterpret_cast<float*>(parts + kParts * T);
     floats = shared - x + Worker::floats(m, T, positions);
   }
+
+  // For a session alone.
+  Scratch(const Model& m, const Session& s)
+      : Scratch(m, kMaxTokens, std::max(s.capacity, s.source_stride), s.scratch) {}
+};
+
+// What one sequence feeds: T tokens. Of its tokens first_row.. logits are made.
+struct Part {
+  const Layer* layers;  // with the biases of the session's capacity
+  Session* session;
+  const int32_t* tokens;
+  int T, first_row;
+  int at = 0, row = 0;  // its first among all tokens, and among all rows of logits
 };
 
 // The best token of ids v0..v1 of a row of logits, and the sum over these; the first of equals.
@@ -216,30 +281,57 @@ Best best_of(const float* row, int64_t v0, int64_t v1) {
   return best;
 }
 
-// Feeds T <= kMaxTokens tokens. Rows first_row.. of the logits are made, (T - first_row, V rounded
-// up), and for each of them the best token.
-void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first_row,
+// The best token of each of `rows` rows of logits, from those of its parts, (kParts, stride).
+void best_of_parts(const Model& m, const Best* parts, int64_t stride, int rows, Best* best) {
+  for (int r = 0; r < rows; ++r) {
+    Best b = parts[r];
+    for (int i = 1; i < kParts; ++i)
+      if (parts[i * stride + r].logit > b.logit) b = parts[i * stride + r];
+    float total = 0;
+    for (int i = 0; i < kParts; ++i) {
+      const Best& part = parts[i * stride + r];
+      if (part.sum != 0) total += part.sum * std::exp(part.logit - b.logit);
+    }
+    best[r] = {m.ids ? m.ids[b.token] : b.token, b.logit, total};
+  }
+}
+
+// Feeds the tokens of `count` sequences, at most as many as the scratch memory is for. Logits are
+// made of each part's rows, one part's after the other's, (rows, V rounded up), and of each of them
+// the best token.
+void forward(const Model& m, Part* parts, int count, const Scratch& scratch, Pace& pace, int kind,
              float* logits, Best* best) {
   const int64_t V = m.vocabulary, stride = rounded_up(V);
-  const int rows = T - first_row;
-  const Scratch scratch(m, s);
+  int T = 0, rows = 0;
+  for (int i = 0; i < count; ++i) {
+    parts[i].at = T, parts[i].row = rows;
+    T += parts[i].T, rows += parts[i].T - parts[i].first_row;
+  }
 
-  s.forwards.run(m.threads, T - 1, [&](const Thread& thread) {
+  pace.run(m.threads, kind, [&](const Thread& thread) {
     const Worker worker(thread, m, T, scratch.x, scratch.positions, scratch.shared);
-    const int64_t D = worker.D, cached = int64_t(worker.HC) * s.capacity;
-    const int64_t crossed = int64_t(worker.HC) * s.source_stride * size_of(s.cross_type);
-    worker.embed(tokens);
+    const int64_t D = worker.D;
+    for (int i = 0; i < count; ++i) worker.embed(parts[i].tokens, parts[i].at, parts[i].T);
+    worker.meet();
     for (int64_t l = 0; l < m.layer_count; ++l) {
+      const auto session = [&](int i) -> const Session& { return *parts[i].session; };
+      const auto span = [&](int i) {
+        const Session& s = session(i);
+        const int64_t cached = int64_t(worker.HC) * s.capacity * l;
+        return Span{parts[i].at, parts[i].T, s.length,
+                    {s.keys + cached, s.values + cached, s.capacity}, parts[i].layers[l].bias};
+      };
       const Layer& layer = m.layers[l];
-      worker.self_attention(layer, {s.keys + l * cached, s.values + l * cached, s.capacity},
-                            s.length, true);
-      worker.cross_attention(layer, s, s.cross_keys + l * crossed, s.cross_values + l * crossed);
+      worker.self_attention(layer, count, span, true);
+      worker.cross_attention(layer, l, count, span, session);
       worker.feed_forward(layer);
     }
 
     // The head; of each row, its best token and sum in each part of the vocabulary.
     float* normed = worker.normed;
-    normalize(scratch.x + first_row * D, m.final_norm, m.epsilon, D, rows, normed);
+    for (int i = 0; i < count; ++i)
+      normalize(scratch.x + (parts[i].at + parts[i].first_row) * D, m.final_norm, m.epsilon, D,
+                parts[i].T - parts[i].first_row, normed + parts[i].row * D);
     for (int64_t i = 0; i < rows * D; ++i) normed[i] *= m.output_scale;
     const auto part_start = [&](int64_t part) { return stride / kLanes * part / kParts * kLanes; };
     int64_t first, last;
@@ -248,23 +340,36 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
             prepare(worker.type, normed, D, rows, worker.rounded), logits, stride);
     for (int64_t i = first; i < last; ++i)
       for (int r = 0; r < rows; ++r)
-        scratch.parts[i * kMaxTokens + r] =
+        scratch.parts[i * scratch.tokens + r] =
             best_of(logits + r * stride, part_start(i), std::min(V, part_start(i + 1)));
     worker.meet();
-    if (worker.index == 0)
-      for (int r = 0; r < rows; ++r) {
-        Best b = scratch.parts[r];
-        for (int i = 1; i < kParts; ++i)
-          if (scratch.parts[i * kMaxTokens + r].logit > b.logit) b = scratch.parts[i * kMaxTokens + r];
-        float total = 0;
-        for (int i = 0; i < kParts; ++i) {
-          const Best& part = scratch.parts[i * kMaxTokens + r];
-          if (part.sum != 0) total += part.sum * std::exp(part.logit - b.logit);
-        }
-        best[r] = {m.ids ? m.ids[b.token] : b.token, b.logit, total};
-      }
+    if (worker.index == 0) best_of_parts(m, scratch.parts, scratch.tokens, rows, best);
   });
-  s.length += T;
+  for (int i = 0; i < count; ++i) parts[i].session->length += parts[i].T;
+}
+
+// Feeds T <= kMaxTokens tokens of one sequence.
+void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first_row,
+             float* logits, Best* best) {
+  Part part = {m.layers, &s, tokens, T, first_row};
+  forward(m, &part, 1, Scratch(m, s), s.forwards, T - 1, logits, best);
+}
+
+// Forwards of about as many tokens, for their pace.
+int size_of_forward(int tokens) {
+  int kind = tokens > 8 ? 8 : tokens - 1;
+  for (int step = 8; tokens > step && kind < Pace::kKinds - 1; ++kind) step += step / 2;
+  return kind;
+}
+
+// Feeds what several sequences are asked, of each `pending`; `parts` says which of them.
+void forward(Together& all, std::vector<Part>& parts, const Model& m, Pace& pace,
+             std::vector<Best>& best) {
+  int tokens = 0, rows = 0;
+  for (const Part& part : parts) tokens += part.T, rows += part.T - part.first_row;
+  best.resize(rows);
+  forward(m, parts.data(), int(parts.size()), Scratch(m, all.tokens, all.positions, all.scratch),
+          pace, size_of_forward(tokens), all.logits, best.data());
 }
 
 // Floats that `begin` needs: keys or values (S, H C), the states as inputs of products, and a
@@ -322,9 +427,11 @@ void encode(const Model& m, Pace& pace, const int32_t* tokens, int S, int64_t P,
   const Cache cache = {scratch, scratch + size, P};
   pace.run(m.threads, Pace::kKinds / 2 + kind_of(S), [&](const Thread& thread) {
     const Worker worker(thread, m, S, x, P, scratch + 2 * size);
-    worker.embed(tokens);
+    worker.embed(tokens, 0, S);
+    worker.meet();
     for (int l = 0; l < m.layer_count; ++l) {
-      worker.self_attention(m.layers[l], cache, 0, false, mask);
+      const auto whole = [&](int) { return Span{0, S, 0, cache, m.layers[l].bias}; };
+      worker.self_attention(m.layers[l], 1, whole, false, mask);
       worker.feed_forward(m.layers[l]);
     }
     int64_t t0, t1;
@@ -337,6 +444,21 @@ void encode(const Model& m, Pace& pace, const int32_t* tokens, int S, int64_t P,
 // Of the best token; NaN where the model is damaged, and the token then means nothing.
 double probability(const Best& b) { return 1.0 / b.sum; }
 
+// How far a row of logits is from a token, in nats.
+double distance(const Best& b, const float* logits, int32_t token) {
+  return double(b.logit) + std::log(double(b.sum)) - logits[token];
+}
+
+// Writes down the next token of a draft; whether the draft goes on.
+bool write(const Best& best, int32_t i, int32_t limit, double threshold, const int32_t* eos,
+           int32_t eos_count, int32_t* written, double* probabilities, int32_t* written_count) {
+  probabilities[i] = probability(best);
+  written[i] = best.token;
+  if (!(probabilities[i] >= threshold)) return false;
+  *written_count = i + 1;
+  return i + 1 < limit && std::find(eos, eos + eos_count, best.token) == eos + eos_count;
+}
+
 }  // namespace
 
 extern "C" {
@@ -346,8 +468,8 @@ const char* bild_flags() { return BILD_FLAGS; }
 
 // What the caller has to know the same: sizes of the structures above, and two limits.
 void bild_t5_layout(int32_t* layout) {
-  const int32_t sizes[] = {sizeof(Matrix),  sizeof(Layer), sizeof(Model),
-                           sizeof(Session), kLanes,        kMaxTokens};
+  const int32_t sizes[] = {sizeof(Matrix), sizeof(Layer),    sizeof(Model), sizeof(Session),
+                           sizeof(Ask),    sizeof(Together), kLanes,        kMaxTokens};
   std::memcpy(layout, sizes, sizeof sizes);
 }
 
@@ -395,13 +517,10 @@ int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_
       T = std::min(kMaxTokens, count - at);
       forward(*m, *s, pending + at, T, T - 1, s->logits, &best);
     }
-    probabilities[i] = probability(best);
-    written[i] = best.token;
-    if (!(probabilities[i] >= threshold)) return i + 1;
-    *written_count = i + 1;
+    if (!write(best, i, limit, threshold, eos, eos_count, written, probabilities, written_count))
+      return i + 1;
     pending = written + i;
     count = 1;
-    if (std::find(eos, eos + eos_count, best.token) != eos + eos_count) return i + 1;
   }
   return limit;
 }
@@ -422,8 +541,72 @@ void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t 
       tokens[i] = b.token;
       probabilities[i] = probability(b);
       if (i < drafted_count)
-        distances[i] = double(b.logit) + std::log(double(b.sum)) -
-                       s->logits[(r - at - first) * rounded_up(m->vocabulary) + drafted[i]];
+        distances[i] =
+            distance(b, s->logits + (r - at - first) * rounded_up(m->vocabulary), drafted[i]);
+    }
+  }
+}
+
+int64_t bild_t5_together_floats(const Model* m, int32_t tokens, int32_t positions) {
+  return Scratch(*m, tokens, positions, nullptr).floats;
+}
+
+// Feeds each sequence's `pending`; the logits of all their tokens go to all->logits.
+void bild_t5_feed_together(Together* all, const Ask* asks, int32_t count) {
+  std::vector<Part> parts;
+  std::vector<Best> best;
+  for (int32_t i = 0; i < count; ++i)
+    parts.push_back({asks[i].model->layers, asks[i].session, asks[i].pending, asks[i].count, 0});
+  forward(*all, parts, *asks[0].model, all->verdicts, best);
+}
+
+// bild_t5_draft of several: they step together, and one that stops leaves.
+void bild_t5_draft_together(Together* all, Ask* asks, int32_t count) {
+  std::vector<Part> parts;
+  std::vector<Best> best;
+  std::vector<int32_t> active;
+  for (int32_t i = 0; i < count; ++i) {
+    asks[i].written_count = asks[i].forwards = 0;
+    if (asks[i].limit > 0 && asks[i].count > 0) active.push_back(i);
+  }
+  while (!active.empty()) {
+    parts.clear();
+    for (const int32_t i : active) {
+      const Ask& a = asks[i];
+      const bool first = a.forwards == 0;
+      const int T = first ? a.count : 1;
+      parts.push_back({a.model->layers, a.session, first ? a.pending : a.tokens + a.forwards - 1,
+                       T, T - 1});
+    }
+    forward(*all, parts, *asks[0].model, all->drafts, best);
+    size_t stay = 0;
+    for (size_t row = 0; row < active.size(); ++row) {
+      Ask& a = asks[active[row]];
+      if (write(best[row], a.forwards++, a.limit, a.threshold, a.eos, a.eos_count, a.tokens,
+                a.probabilities, &a.written_count))
+        active[stay++] = active[row];
+    }
+    active.resize(stay);
+  }
+}
+
+// bild_t5_verify of several, in one forward.
+void bild_t5_verify_together(Together* all, Ask* asks, int32_t count) {
+  std::vector<Part> parts;
+  std::vector<Best> best;
+  for (int32_t i = 0; i < count; ++i)
+    parts.push_back({asks[i].model->layers, asks[i].session, asks[i].pending, asks[i].count,
+                     asks[i].first_row});
+  forward(*all, parts, *asks[0].model, all->verdicts, best);
+  const int64_t stride = rounded_up(asks[0].model->vocabulary);
+  for (const Part& part : parts) {
+    const Ask& a = asks[&part - parts.data()];
+    for (int r = 0; r < part.T - part.first_row; ++r) {
+      const Best& b = best[part.row + r];
+      a.tokens[r] = b.token;
+      a.probabilities[r] = probability(b);
+      if (r < a.drafted_count)
+        a.distances[r] = distance(b, all->logits + (part.row + r) * stride, a.drafted[r]);
     }
   }
 }

@@ -1,0 +1,270 @@
+"""Several rows at a time: each decodes as if it were alone, and what they ask is put together.
+
+A row is a `Steps` generator of `bild.generation.decoding`. `run_rows` keeps a fixed number of rows
+busy: it gathers what they ask of the models, answers all in as few forwards as the engine allows
+(`bild.engines.requests.answer`), and lets a waiting row begin where one has ended.
+
+The large model is asked last: a row that waits for a verdict waits until the others have drafted,
+so that one large forward serves all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from bild.engines.requests import Request, answer
+from bild.errors import BildError
+from bild.generation.decoding import Steps
+from bild.generation.generate import BiLDOutput
+from bild.generation.plan import ENCODER_INPUTS
+from bild.generation.rewinding import Rewinding, rewinding
+from bild.generation.stats import DecodeStats
+
+R = TypeVar("R")
+
+TOKENS_AT_A_TIME = 4  # that a row of one model writes before others may begin
+OF_ROWS = (*ENCODER_INPUTS, "decoder_input_ids", "decoder_attention_mask")
+
+
+class _Row:
+    """A row that is being decoded, and what it asks for."""
+
+    def __init__(self, number: int, steps: Steps[Any]) -> None:
+        self.number, self.steps = number, steps
+        self.request: Request | None = None
+        self.result: Any = None
+        self.tell(None)
+
+    def tell(self, reply: Any) -> None:
+        """Go on with the answer to its request; afterwards it has another, or its result."""
+        try:
+            self.request = self.steps.send(reply)
+        except StopIteration as end:
+            self.request, self.result = None, end.value
+
+
+def run_rows(rows: Iterable[Steps[R]], size: int) -> Iterator[tuple[int, R]]:
+    """Decode rows, `size` at a time, and yield each one's number and result once it has ended.
+
+    Args:
+        rows: what is to be decoded; a row is taken when there is room for it.
+        size: rows that are decoded together, at least 1.
+    """
+    waiting = enumerate(rows)
+    busy: list[_Row] = []
+    try:
+        while True:
+            while len(busy) < size and (taken := next(waiting, None)) is not None:
+                busy.append(_Row(*taken))
+            if not busy:
+                return
+            ready = [row for row in busy if row.request is None]
+            if not ready:
+                _answer_some(busy)
+            for row in ready:
+                busy.remove(row)
+                yield row.number, row.result
+    finally:
+        for row in busy:  # they give back what the engines lent them
+            row.steps.close()
+
+
+def _answer_some(busy: list[_Row]) -> None:
+    """Answer what is asked of the small model; where nothing is, of the large one."""
+    asking = [(row, row.request) for row in busy if row.request is not None]
+    first = min(_asked_last(request) for _, request in asking)
+    chosen = [(row, request) for row, request in asking if _asked_last(request) == first]
+    replies = answer([request for _, request in chosen])
+    for (row, _), reply in zip(chosen, replies, strict=True):
+        row.tell(reply)
+
+
+def _asked_last(request: Request) -> bool:
+    return request.decoder.name == "large"
+
+
+def in_order(found: Iterable[tuple[int, R]]) -> Iterator[R]:
+    """Results in the order of their numbers, from 0; those that come too early are kept."""
+    kept: dict[int, R] = {}
+    number = 0
+    for own, result in found:
+        kept[own] = result
+        while number in kept:
+            yield kept.pop(number)
+            number += 1
+
+
+def decode_rows(
+    steps: Callable[..., Steps[R]],
+    rows: Iterable[Mapping[str, Any]],
+    size: int,
+    keywords: Mapping[str, Any],
+) -> Iterator[R]:
+    """What `steps` comes to with each row's keywords, in order, `size` rows at a time.
+
+    Args:
+        steps: makes a row's.
+        rows: the keywords of each.
+        size: at least 1.
+        keywords: that all have in common. If a processor or a criterion of them keeps a state
+            between its calls, one row is decoded after the other, as it expects.
+    """
+    given = (keywords.get(name) or () for name in ("logits_processor", "stopping_criteria"))
+    if any(isinstance(f, Rewinding) for functions in given for f in rewinding(functions)):
+        size = 1
+    return in_order(run_rows((steps(**row) for row in rows), size))
+
+
+def check_batch_size(size: Any, keywords: Mapping[str, Any]) -> None:
+    """Refuse a batch size that is none, and what only one row can be given."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise BildError(f"batch_size must be a whole number of at least 1, got {size!r}")
+    _refuse_of_one_row(keywords)
+
+
+# ------------------------------------------------------------------------------ rows of a batch
+
+
+def as_keywords(source: Any) -> dict[str, Any]:
+    """The keywords of `generate` for one source: ids, or what a tokenizer returns."""
+    found = dict(source) if isinstance(source, Mapping) else {"input_ids": source}
+    for name in ("input_ids", "attention_mask"):
+        value = found.get(name)
+        if isinstance(value, list | tuple):
+            value = torch.tensor(value, dtype=torch.long, device="cpu")
+        if isinstance(value, Tensor):
+            found[name] = value[None] if value.ndim == 1 else value
+    return found
+
+
+def pad_token_id(model: PreTrainedModel, keywords: Mapping[str, Any]) -> int:
+    """What stands after rows that ended before others; as transformers finds it."""
+    pad, eos = (_special_ids(model, keywords, f"{name}_token_id") for name in ("pad", "eos"))
+    return [*pad, *eos, 0][0]
+
+
+def _special_ids(model: PreTrainedModel, keywords: Mapping[str, Any], name: str) -> list[int]:
+    """The ids of a setting, from the keywords or else from the configurations."""
+    configs = keywords.get("generation_config"), model.generation_config
+    for value in (keywords.get(name), *(getattr(c, name, None) for c in configs)):
+        if value is not None:
+            return list(value) if isinstance(value, list | tuple) else [int(value)]
+    return []
+
+
+def is_batch(input_ids: Any) -> bool:
+    """Whether these are the ids of several sources, (B, S)."""
+    return isinstance(input_ids, Tensor) and input_ids.ndim == 2 and len(input_ids) > 1
+
+
+def split_rows(
+    input_ids: Tensor, attention_mask: Tensor | None, keywords: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The keywords of `generate` for each row of a batch.
+
+    Args:
+        input_ids: source tokens, (B, S).
+        attention_mask: (B, S), or None for no padding, whatever the ids are.
+        keywords: the others; what has B rows is split, all else is given to each row.
+
+    Raises:
+        BildError: a mask of another shape; what can only be given with one row.
+    """
+    size = len(input_ids)
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise BildError(
+            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
+            f"got {tuple(attention_mask.shape)}"
+        )
+    _refuse_of_one_row(keywords)
+    rows: list[dict[str, Any]] = []
+    for i in range(size):
+        own = {name: _row_of(name, value, i, size) for name, value in keywords.items()}
+        mask = None if attention_mask is None else attention_mask[i : i + 1]
+        rows.append({**own, "input_ids": input_ids[i : i + 1], "attention_mask": mask})
+    return rows
+
+
+def _refuse_of_one_row(keywords: Mapping[str, Any]) -> None:
+    for name, reason in (
+        ("streamer", "the rows of a batch commit tokens, and end, at different times"),
+        ("output_trace", "a trace tells of the forwards of one output, and a batch shares them"),
+    ):
+        if keywords.get(name):
+            raise BildError(
+                f"BiLD does not support {name}= with several sources at a time: {reason}; give "
+                "generate one source at a time"
+            )
+
+
+def _row_of(name: str, value: Any, i: int, size: int) -> Any:
+    """What row i gets of a keyword's value."""
+    if value is None:
+        return None
+    if name in OF_ROWS and isinstance(value, Tensor) and len(value) == size:
+        return value[i : i + 1]
+    if name == "encoder_outputs":
+        return _states_of(value, i)
+    if name == "prefix_allowed_tokens_fn":
+        return lambda _, ids: value(i, ids)
+    return value
+
+
+def _states_of(given: Any, i: int) -> Any:
+    """Row i of an encoder's outputs: the states, and what else has a row for each source."""
+    if isinstance(given, ModelOutput):
+        parts = {k: v[i : i + 1] for k, v in given.items() if isinstance(v, Tensor)}
+        return type(given)(**parts)
+    if isinstance(given, tuple) and given and isinstance(given[0], Tensor):
+        return (given[0][i : i + 1],)
+    return given  # refused where it is read
+
+
+def gather(outputs: list[BiLDOutput | Tensor], pad_token_id: int) -> BiLDOutput | Tensor:
+    """One output of several: rows padded on the right, as transformers pads them.
+
+    Args:
+        outputs: one a row; all of one kind.
+        pad_token_id: stands after a row that ended before others.
+    """
+    if isinstance(outputs[0], Tensor):
+        return _padded([o for o in outputs if isinstance(o, Tensor)], pad_token_id)
+    rows = [o for o in outputs if isinstance(o, BiLDOutput)]
+    stats = tuple(own for o in rows if o.row_stats is not None for own in o.row_stats)
+    return BiLDOutput(
+        sequences=_padded([o.sequences for o in rows if o.sequences is not None], pad_token_id),
+        scores=_together([o.scores for o in rows]),
+        logits=_together([o.logits for o in rows]),
+        stats=sum(stats, DecodeStats()),
+        row_stats=stats,
+        encoder_seconds=sum(o.encoder_seconds or 0.0 for o in rows),
+    )
+
+
+def _padded(rows: list[Tensor], pad_token_id: int) -> Tensor:
+    """(1, n) each -> (B, longest)."""
+    longest = max(row.shape[1] for row in rows)
+    together = rows[0].new_full((len(rows), longest), pad_token_id)
+    for i, row in enumerate(rows):
+        together[i, : row.shape[1]] = row[0]
+    return together
+
+
+def _together(rows: list[tuple[Tensor, ...] | None]) -> tuple[Tensor, ...] | None:
+    """Scores of each row, (1, V) a token -> (B, V) a token, NaN where a row has ended."""
+    kept = [row for row in rows if row is not None]
+    if not kept:
+        return None
+    longest = max(kept, key=len)
+    if not longest:
+        return ()
+    ended = torch.full_like(longest[0], torch.nan)
+    return tuple(
+        torch.cat([row[i] if i < len(row) else ended for row in kept]) for i in range(len(longest))
+    )

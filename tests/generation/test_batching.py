@@ -1,0 +1,344 @@
+"""Batches: every row is what it is alone, and what the rows ask is answered together."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import Cacheless, reference_decode
+from tiny import EOS, PAD, sources, tiny_bart, tiny_t5
+from torch.nn.utils.rnn import pad_sequence
+
+from bild import BiLDConfig, BildError, BiLDModel, BiLDOutput, DecodeStats
+from bild.engines import build, requests
+from bild.generation.batching import run_rows
+
+needs_compiler = pytest.mark.skipif(
+    build.find_compiler() is None, reason="no C++ compiler on this machine"
+)
+ENGINES = [
+    pytest.param({"engine": "fast", "compile": False}, id="torch"),
+    pytest.param({"engine": "fast", "compile": True}, marks=needs_compiler, id="compiled"),
+    pytest.param({"engine": "transformers"}, id="transformers"),
+]
+SIZES = (1, 2, 3, 17)
+VARIANTS = ("authors", "paper", "verified")
+LIMIT = 14
+SEED = 35
+_pairs = {}
+
+
+def pair_on(options):
+    """A pair that agrees often, whose rows end early and late; made once an engine."""
+    key = tuple(options.items())
+    if key not in _pairs:
+        shape = {"width": 32, "head_width": 16}
+        models = tiny_t5(SEED, **shape), tiny_t5(SEED, noise=0.3, **shape)
+        _pairs[key] = BiLDModel(*models, **options)
+    return _pairs[key]
+
+
+def padded(rows):
+    """Sources (1, S) each -> input_ids (B, longest) and their mask."""
+    ids = pad_sequence([row[0] for row in rows], batch_first=True, padding_value=PAD)
+    mask = pad_sequence([torch.ones_like(row[0]) for row in rows], batch_first=True)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def bare(sequences):
+    """Rows as lists, without the padding after their end; the start token may be an end too."""
+    rows = sequences.tolist()
+    return [row[: row.index(EOS, 1) + 1] if EOS in row[1:] else row for row in rows]
+
+
+def check(together, alone):
+    """A batch's output against those of its rows."""
+    assert bare(together.sequences) == [one.sequences[0].tolist() for one in alone]
+    assert together.row_stats == tuple(one.stats for one in alone)
+    assert together.stats == sum((one.stats for one in alone), DecodeStats())
+
+
+# ------------------------------------------------------------------------------ equality
+
+
+@pytest.mark.parametrize("options", ENGINES)
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    size=st.sampled_from(SIZES),
+    seed=st.integers(0, 999),
+    fallback=st.sampled_from((0.0, 0.3, 0.6, 0.9, 1.1)),
+    rollback=st.sampled_from((0.0, 0.5, 2.0, float("inf"))),
+    variant=st.sampled_from(VARIANTS),
+    iters=st.sampled_from((1, 3, 10)),
+    start=st.sampled_from(("large", "small")),
+)
+def test_each_row_is_what_it_is_alone(
+    options, size, seed, fallback, rollback, variant, iters, start
+):
+    pair, rows = pair_on(options), sources(seed, size, longest=30)
+    config = BiLDConfig(fallback, rollback, iters, variant, start)
+    alone = [pair.generate(r, bild_config=config, max_new_tokens=LIMIT) for r in rows]
+    check(pair.generate(**padded(rows), bild_config=config, max_new_tokens=LIMIT), alone)
+    for batch_size in (1, 4):
+        found = list(pair.generate_many(rows, config, batch_size=batch_size, max_new_tokens=LIMIT))
+        assert [o.sequences.tolist() for o in found] == [o.sequences.tolist() for o in alone]
+        assert [o.stats for o in found] == [o.stats for o in alone]
+    large, small = Cacheless(pair.large, rows[0]), Cacheless(pair.small, rows[0])
+    expected = reference_decode(
+        *(large, small),
+        fallback=fallback,
+        rollback=rollback,
+        variant=variant,
+        start=start,
+        num_small_iters=iters,
+        max_length=1 + LIMIT,
+        eos=EOS,
+    )
+    assert alone[0].sequences[0].tolist() == expected.tokens
+
+
+def test_the_rows_of_these_tests_end_at_different_times_and_something_happens_in_them():
+    pair = pair_on({"engine": "fast", "compile": False})
+    given = padded(sources(5, 17, longest=30))
+    output = pair.generate(**given, bild_config=BiLDConfig(0.3, 0.5), max_new_tokens=LIMIT)
+    lengths = {stats.generated_tokens for stats in output.row_stats}
+    assert len(lengths) > 3
+    assert min(lengths) < LIMIT == max(lengths)
+    assert min(output.stats.rollbacks, output.stats.fallbacks, output.stats.verified_tokens) > 5
+
+
+@pytest.mark.parametrize("options", ENGINES)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_greedy_batch_is_transformers_own(options, size):
+    pair, rows = pair_on(options), sources(11, size, longest=30)
+    for which, model in (("large", pair.large), ("small", pair.small)):
+        own = model.generate(**padded(rows), do_sample=False, max_new_tokens=LIMIT)
+        output = pair.greedy(**padded(rows), which=which, max_new_tokens=LIMIT)
+        assert torch.equal(output.sequences, own)
+        alone = [pair.greedy(r, which=which, max_new_tokens=LIMIT) for r in rows]
+        assert output.row_stats == tuple(one.stats for one in alone)
+        found = pair.greedy_many(rows, which=which, batch_size=3, max_new_tokens=LIMIT)
+        assert [o.sequences.tolist() for o in found] == [o.sequences.tolist() for o in alone]
+    # Without a mask padding is text, as there.
+    lossless = BiLDConfig(0.3, 0.0)
+    given = padded(rows)["input_ids"]
+    own = pair.large.generate(given, do_sample=False, max_new_tokens=LIMIT)
+    output = pair.generate(given, bild_config=lossless, max_new_tokens=LIMIT)
+    assert torch.equal(output.sequences, own)
+    alone = pair.generate(
+        given, bild_config=lossless, max_new_tokens=LIMIT, return_dict_in_generate=False
+    )
+    assert torch.equal(alone, own)
+
+
+@pytest.mark.parametrize("options", ENGINES)
+def test_scores_processors_and_prompts_of_each_row(options):
+    pair, rows = pair_on(options), sources(13, 3, longest=30)
+    prompts = torch.tensor([[PAD, 5], [PAD, 6], [PAD, 7]])
+    allowed = [[*range(3, 9), EOS], [*range(6, 13), EOS], [*range(9, 16), EOS]]
+    for extra, own in (
+        ({"output_scores": True, "output_logits": True}, None),
+        ({"no_repeat_ngram_size": 1, "output_scores": True}, None),
+        ({"encoder_repetition_penalty": 2.0}, None),
+        ({"decoder_input_ids": prompts}, lambda i: {"decoder_input_ids": prompts[i : i + 1]}),
+        (
+            {"prefix_allowed_tokens_fn": lambda row, ids: allowed[row]},
+            lambda i: {"prefix_allowed_tokens_fn": lambda _, ids: allowed[i]},
+        ),
+    ):
+        kwargs = {"bild_config": BiLDConfig(0.3, 0.5), "max_new_tokens": LIMIT, **extra}
+        alone = [
+            pair.generate(row, **kwargs | ({} if own is None else own(i)))
+            for i, row in enumerate(rows)
+        ]
+        together = pair.generate(**padded(rows), **kwargs)
+        check(together, alone)
+        for name in ("scores", "logits"):
+            if getattr(alone[0], name) is None:
+                assert getattr(together, name) is None
+                continue
+            for place, scores in enumerate(getattr(together, name)):
+                for i, one in enumerate(alone):
+                    there = getattr(one, name)
+                    if place < len(there):
+                        assert torch.allclose(scores[i], there[place][0], atol=1e-3)
+                    else:
+                        assert scores[i].isnan().all()
+
+
+@pytest.mark.parametrize("options", ENGINES)
+def test_encoder_outputs_of_a_batch(options):
+    pair, rows = pair_on(options), sources(17, 3, longest=30)
+    given = padded(rows)
+    states = pair.large.get_encoder()(**given)
+    kwargs = {"bild_config": BiLDConfig(0.3, 0.5), "max_new_tokens": LIMIT}
+    expected = pair.generate(**given, **kwargs).sequences
+    for outputs in (states, (states[0],)):
+        found = pair.generate(**given, encoder_outputs=outputs, **kwargs)
+        assert torch.equal(found.sequences, expected)
+
+
+class Counting:
+    """A logits processor that keeps a state: how many tokens it has been asked about."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, ids, scores):
+        self.calls += 1
+        scores[:, 3 + self.calls % 13] = -torch.inf
+        return scores
+
+
+def test_a_processor_with_a_state_meets_one_row_after_the_other():
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(19, 3, longest=30)
+    config = BiLDConfig(0.3, 0.5)
+    one, other = Counting(), Counting()
+    kwargs = {"bild_config": config, "max_new_tokens": LIMIT}
+    alone = [pair.generate(r, logits_processor=[one], **kwargs) for r in rows]
+    check(pair.generate(**padded(rows), logits_processor=[other], **kwargs), alone)
+
+
+def test_other_families_decode_batches_too():
+    pair, rows = BiLDModel(tiny_bart(3), tiny_bart(4, layers=1)), sources(3, 3)
+    kwargs = {"bild_config": BiLDConfig(0.3, 0.5), "num_beams": 1, "max_new_tokens": 10}
+    check(pair.generate(**padded(rows), **kwargs), [pair.generate(r, **kwargs) for r in rows])
+
+
+# ------------------------------------------------------------------------------ together
+
+
+@pytest.mark.parametrize("options", ENGINES[:2])
+def test_one_large_forward_serves_all_rows(options, monkeypatch):
+    pair = pair_on(options)
+    asked = []
+    real = requests._together
+
+    def together(kind, company, group):
+        asked.append((group[0].decoder.name, len(group)))
+        return real(kind, company, group)
+
+    monkeypatch.setattr(requests, "_together", together)
+    output = pair.generate(
+        **padded(sources(5, 8, longest=30)), bild_config=BiLDConfig(0.3, 0.5), max_new_tokens=LIMIT
+    )
+    large = [size for name, size in asked if name == "large"]
+    forwards = [stats.large_forwards for stats in output.row_stats]
+    # As many as the row that needs most: all others are served by the same.
+    assert len(large) == max(forwards)
+    assert sum(large) == sum(forwards)
+    assert large[0] == 8
+
+
+def test_waiting_sources_begin_where_others_have_ended():
+    pair = pair_on({"engine": "fast", "compile": False})
+    taken, ended = [], 0
+
+    def given():
+        for source in sources(23, 12, longest=30):
+            taken.append(source)
+            yield source
+
+    for _ in pair.generate_many(given(), BiLDConfig(0.3, 0.5), batch_size=3, max_new_tokens=LIMIT):
+        ended += 1
+        assert ended <= len(taken)
+    assert (ended, len(taken)) == (12, 12)
+
+    finished = []
+    busiest = 0
+
+    def row(length, number):
+        nonlocal busiest
+        for _ in range(length):
+            busiest = max(busiest, number - len(finished))
+            yield requests.FeedRequest(Stub(), [0])
+        return number
+
+    lengths = [5, 1, 1, 1, 5, 1]
+    rows = (row(n, i) for i, n in enumerate(lengths))
+    for number, result in run_rows(rows, 2):
+        assert number == result
+        finished.append(number)
+    # While the long first row goes on, three short ones come and go beside it.
+    assert finished == [1, 2, 3, 0, 5, 4]
+    assert busiest <= 1
+
+
+class Stub:
+    """A decoder that has nothing to say."""
+
+    name, company = "large", None
+
+    def feed(self, tokens):
+        return None
+
+
+@pytest.mark.parametrize("options", ENGINES[:2])
+def test_sessions_are_given_back_however_it_ends(options):
+    pair = pair_on(options)
+    arranged = pair.engine.arranged()
+    rows = sources(29, 6, longest=30)
+    list(pair.generate_many(rows, batch_size=4, max_new_tokens=LIMIT))
+    idle = len(arranged._idle)
+    assert idle >= 4
+    half = pair.generate_many(rows, batch_size=4, max_new_tokens=LIMIT)
+    next(half)
+    half.close()
+    del half
+    assert len(arranged._idle) == idle
+    with pytest.raises(BildError, match="token id 99"):
+        list(
+            pair.generate_many([*rows[:2], torch.tensor([99])], batch_size=4, max_new_tokens=LIMIT)
+        )
+    assert len(arranged._idle) == idle
+
+
+# ------------------------------------------------------------------------------ the surface
+
+
+def test_sources_in_every_form():
+    pair = pair_on({"engine": "fast", "compile": False})
+    (source,) = sources(31, 1)
+    ids = source[0].tolist()
+    mask = [1] * len(ids)
+    given = [source, source[0], ids, {"input_ids": ids, "attention_mask": mask}]
+    given.append({"input_ids": torch.tensor([[*ids, PAD]]), "attention_mask": [*mask, 0]})
+    found = list(pair.generate_many(given, max_new_tokens=LIMIT))
+    assert all(isinstance(output, BiLDOutput) for output in found)
+    assert {str(output.sequences.tolist()) for output in found} == {
+        str(pair.generate(source, max_new_tokens=LIMIT).sequences.tolist())
+    }
+    assert list(pair.generate_many([])) == []
+
+
+def test_lookahead_is_plain_in_a_batch_and_writes_the_same():
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(37, 3, longest=30)
+    plain, ahead = BiLDConfig(0.3, 0.5), BiLDConfig(0.3, 0.5, lookahead=2)
+    found = [pair.generate(**padded(rows), bild_config=c, max_new_tokens=9) for c in (plain, ahead)]
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    assert found[1].stats.guesses == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"streamer": object()}, "streamer= with several sources at a time"),
+        ({"output_trace": True}, "output_trace= with several sources at a time"),
+        ({"attention_mask": torch.ones(2, 3)}, "attention_mask must have the shape of input_ids"),
+        ({"bild_config": 3}, "bild_config must be a BiLDConfig"),
+    ],
+    ids=lambda v: str(v)[:30],
+)
+def test_what_a_batch_cannot_be_given_is_refused(options, message):
+    pair = pair_on({"engine": "fast", "compile": False})
+    given = {"input_ids": torch.tensor([[3, 4], [5, 1]]), "max_new_tokens": 4, **options}
+    with pytest.raises(BildError) as error:
+        pair.generate(**given)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, None])
+def test_a_batch_size_that_is_none_is_refused_at_once(size):
+    pair = pair_on({"engine": "fast", "compile": False})
+    for many in (pair.generate_many, pair.greedy_many):
+        with pytest.raises(BildError, match="batch_size must be a whole number of at least 1"):
+            many([], batch_size=size)
