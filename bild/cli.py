@@ -23,6 +23,7 @@ from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
 from bild.policy import RULES
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
+from bild.visible import sentence
 
 if TYPE_CHECKING:
     from bild.evaluation.record import Record
@@ -223,7 +224,7 @@ def _explain(error: Exception, resumes: bool) -> None:
 
 
 def _refuse(error: BildError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {sentence(error)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from bild.errors import BildError
+from bild.fallback import Adaptive
 from bild.policy import RULES, AcceptanceRule, FallbackRule, MaxProbability, Writer
 from bild.rules import acceptance_rule, fallback_rule, rule_text
 
@@ -90,6 +91,11 @@ class BiLDConfig:
         for name, rule in (("acceptance", _acceptance(self)), ("drafting", _drafting(self))):
             if rule is not None:
                 object.__setattr__(self, name, rule_text(rule))
+        if isinstance(self.fallback_rule, Adaptive) and ahead != 0:
+            raise BildError(
+                f"drafting={self.drafting!r} decides itself how far to go; use lookahead=0, "
+                f"got {ahead!r}"
+            )
 
     @property
     def fallback_rule(self) -> FallbackRule:

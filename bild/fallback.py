@@ -82,3 +82,32 @@ class Product(FallbackRule):
     @property
     def never_writes(self) -> bool:
         return self.least > 1
+
+
+@dataclass(frozen=True)
+class Adaptive(FallbackRule):
+    """Draft as long as it pays by the clock, and not at all where it does not.
+
+    What forwards take and what share of the drafts stands are measured while decoding; they say
+    how sure the small model must be, how many tokens it may write in a row, and when the large
+    model writes alone for a while (`bild.generation.pace`). With an acceptance rule that is not
+    exact the output depends on the clock.
+
+    Source: this project; draft lengths that grow by two and shrink by one are the heuristic of
+    transformers' assisted generation.
+
+    Attributes:
+        threshold: how sure the small model must be at least, as of `MaxProbability`.
+    """
+
+    threshold: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_setting("adaptive", "threshold", self.threshold, 0, math.inf)
+
+    def should_stop(self, step: Step) -> bool:
+        return step.probability < self.threshold
+
+    @property
+    def never_writes(self) -> bool:
+        return self.threshold > 1

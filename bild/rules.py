@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from bild.acceptance import Cascade, Ensemble, Exact, Lenient, Regret, TopK, Typical
 from bild.errors import BildError
-from bild.fallback import Entropy, Margin, Product
+from bild.fallback import Adaptive, Entropy, Margin, Product
 from bild.policy import AcceptanceRule, DistanceRule, FallbackRule, MaxProbability
 
 ACCEPTANCE: dict[str, Callable[..., AcceptanceRule]] = {
@@ -31,6 +31,7 @@ FALLBACK: dict[str, Callable[..., FallbackRule]] = {
     "entropy": Entropy,
     "margin": Margin,
     "product": Product,
+    "adaptive": Adaptive,
 }
 
 R = TypeVar("R")

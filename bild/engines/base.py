@@ -9,6 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
@@ -96,6 +97,7 @@ class Decoder(ABC):
     tokens_fed: int
     encoder_seconds: float = 0.0
     encoder_outputs: Any = None
+    _unread: Callable[[], None] | None = None
 
     @property
     @abstractmethod
@@ -129,6 +131,24 @@ class Decoder(ABC):
         self.encoder_outputs = encoder_outputs
         self.begin(encoder_outputs, attention_mask)
         self.encoder_seconds = self._now() - start
+
+    def read_later(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        **inputs: Any,
+    ) -> None:
+        """`read` when somebody asks for it by `ready`, which may be never."""
+        self._unread = partial(self.read, input_ids, attention_mask, encoder_outputs, **inputs)
+        self.length = self.forwards = self.tokens_fed = 0
+        self.encoder_seconds = 0.0
+
+    def ready(self) -> None:
+        """Read the source that waits to be read, if one does."""
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            unread()
 
     def _now(self) -> float:
         """Wall-clock seconds, once a GPU has done what it was given."""

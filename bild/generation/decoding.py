@@ -28,11 +28,12 @@ from bild.config import BiLDConfig
 from bild.engines import Decoder, Draft, Verdict, drafting, drive, judge
 from bild.engines.requests import DraftRequest, FeedRequest, Request, VerifyRequest
 from bild.errors import BildError
+from bild.generation.judging import count_draft, count_verdict, judged, known_rule
+from bild.generation.pace import Experience, make_pace
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder
 from bild.policy import (
     DEAR_MEASURES,
-    FREE_MEASURES,
     NEVER_STOPS,
     AcceptanceRule,
     FallbackRule,
@@ -88,8 +89,6 @@ class Stopping:
         return bool(self.criteria(ids, scores)[0])
 
 
-MEASURES = FREE_MEASURES | DEAR_MEASURES  # what is known of a draft when a rule judges it
-
 OnCommit = Callable[[list[int]], None]
 NOTHING = Draft([], [], unsure=None)
 P = ParamSpec("P")
@@ -107,6 +106,7 @@ def decode_steps(
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
     recorder: Recorder = SILENT,
+    experience: Experience | None = None,
 ) -> Steps[tuple[Output, DecodeStats]]:
     """Write one output with two models, both of which have been given the source (`begin`).
 
@@ -124,43 +124,46 @@ def decode_steps(
         keep_scores: keep each token's scores in the output.
         on_commit: called with the tokens that can no longer change, in order.
         recorder: is told of every draft and every verdict, for a trace.
+        experience: what the pair knows of drafting, for a configuration that adapts it; it is
+            added to.
 
     Raises:
         BildError: a model's scores are NaN.
     """
     y = Output(len(prompt), list(prompt), keep_scores)
     tokens, told = y.tokens, (stopping, processors, recorder)
-    fallback, rule = config.fallback_rule, known_rule(config.acceptance_rule)
+    rule, pace = known_rule(config.acceptance_rule), make_pace(config, large, small, experience)
     # The large model has not seen tokens[checked:]; the rule has let pass so much so far.
     checked, turn, spent = len(tokens), config.start, 0.0
     counts: Counter[str] = Counter()  # fields of `DecodeStats`
     done = len(tokens) >= stopping.max_length
     while not done:
+        if pace.rests():  # drafting does not pay at present
+            done = yield from _write_alone(large, y, min(pace.left, 16), on_commit, *told)
+            pace.rested(len(tokens) - checked)
+            checked = len(tokens)
+            continue
         # 1. Draft: the small model writes until it is unsure, or has written enough in a row.
         draft, draft_ends = NOTHING, False  # a drafted token ends the output
         if turn == "small":
-            limit = int(min(config.num_small_iters, stopping.max_length - len(tokens)))
-            draft, draft_ends = yield from _draft(small, y, limit, fallback, *told)
-            _count_draft(counts, draft, draft_ends)
+            limit = int(min(pace.limit, stopping.max_length - len(tokens)))
+            draft, draft_ends = yield from _draft(small, y, limit, pace.rule, *told)
+            pace.drafted(draft)
+            count_draft(counts, draft, draft_ends)
             if draft_ends and not rule.checks_end:
                 break  # the published code ends here: the last window is never looked at
 
         # 2. Verify: ONE large forward over every token it has not seen. Of a draft that ends the
         # output the last token need not be fed, for nothing will follow it.
         verdict, scores = yield from _verify(large, y, checked, draft_ends, rule, *told)
-        window = len(tokens) - checked
-        known = verdict.window(tokens[checked:], draft.probabilities[:window], spent)
-        cut = rule.first_cut(known)
+        cut, kept, spent = judged(rule, verdict, tokens[checked:], draft, spent)
 
         # 3. Roll both caches back to the first bad token, if there is one.
-        kept = window if cut is None else cut
-        spent += rule.spends(known, kept)
+        pace.verified(kept)
         recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
-        _count_verdict(counts, window, cut)
+        count_verdict(counts, len(tokens) - checked, cut)
         if cut is not None:
-            y.cut(checked + cut)
-            large.rollback_to(len(tokens))
-            small.rollback_to(len(tokens))
+            _roll_back(y, checked + cut, large, small)
         elif draft_ends:
             break  # confirmed (rules that check the end)
 
@@ -195,14 +198,28 @@ def greedy_steps(
     y = Output(len(prompt), list(prompt), keep_scores)
     done = len(prompt) >= stopping.max_length
     while not done:
-        before = len(y.tokens)
         # In steps, so that the process can be interrupted between them, and other rows begin.
-        step = 1 if on_commit is not None else at_a_time
-        limit = min(step, stopping.max_length - before)
-        _, done = yield from _draft(decoder, y, limit, NEVER_STOPS, stopping, processors, recorder)
-        if on_commit is not None:
-            on_commit(y.tokens[before:])
+        told = stopping, processors, recorder
+        done = yield from _write_alone(decoder, y, at_a_time, on_commit, *told)
     return y, _stats(y, {}, decoder)
+
+
+def _write_alone(
+    decoder: Decoder,
+    y: Output,
+    limit: int,
+    on_commit: OnCommit | None,
+    stopping: Stopping,
+    processors: LogitsProcessorList | None,
+    recorder: Recorder,
+) -> Steps[bool]:
+    """Let one model write some tokens, none of which anybody checks; whether the output ends."""
+    before = len(y.tokens)
+    limit = min(1 if on_commit is not None else limit, stopping.max_length - before)
+    _, done = yield from _draft(decoder, y, limit, NEVER_STOPS, stopping, processors, recorder)
+    if on_commit is not None:
+        on_commit(y.tokens[before:])
+    return done
 
 
 def answer_at_once(steps: Steps[R]) -> R:
@@ -224,18 +241,10 @@ decode = alone(decode_steps)
 decode_greedy = alone(greedy_steps)
 
 
-def _count_draft(counts: Counter[str], draft: Draft, ends: bool) -> None:
-    counts["drafted_tokens"] += len(draft.tokens)
-    counts["fallbacks"] += draft.unsure is not None
-    counts["full_windows"] += draft.unsure is None and not ends
-
-
-def _count_verdict(counts: Counter[str], window: int, cut: int | None) -> None:
-    kept = window if cut is None else cut
-    counts["verifications"] += window > 0
-    counts["verified_tokens"] += kept
-    counts["rollbacks"] += cut is not None
-    counts["rolled_back_tokens"] += window - kept
+def _roll_back(y: Output, length: int, *decoders: Decoder) -> None:
+    y.cut(length)
+    for decoder in decoders:
+        decoder.rollback_to(length)
 
 
 def _stats(y: Output, counts: Mapping[str, int], *decoders: Decoder) -> DecodeStats:
@@ -347,17 +356,6 @@ def _scores(processors: LogitsProcessorList | None, tokens: list[int], raw: Tens
         return Scores(raw, raw)
     ids = torch.tensor([tokens], device=raw.device)
     return Scores(processors(ids, raw[None].clone())[0], raw)
-
-
-def known_rule(rule: AcceptanceRule) -> AcceptanceRule:
-    """The rule, whose every need the loop must be able to meet."""
-    unknown = sorted(rule.needs - MEASURES)
-    if unknown:
-        raise BildError(
-            f"{type(rule).__name__} needs {unknown[0]!r} of a draft, which is not measured; "
-            f"rules can read {', '.join(sorted(MEASURES))}"
-        )
-    return rule
 
 
 def refuse_nan(value: float, decoder: Decoder, position: int) -> None:

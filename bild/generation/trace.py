@@ -185,9 +185,9 @@ class TraceRecorder(Recorder):
         written = len(draft.tokens)
         proposed = draft.tokens if draft.unsure is None else [*draft.tokens, draft.unsure]
         for i, (token, probability) in enumerate(zip(proposed, draft.probabilities, strict=True)):
-            if i < written:
+            if i < written and self._decoder.name == "small":
                 self._unseen.append(len(self._tokens))
-            else:
+            if i == written:
                 self._unsure = len(self._tokens)
             self._add(token, probability, first + i, "kept" if i < written else "unsure")
 

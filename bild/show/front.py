@@ -22,9 +22,9 @@ from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId
 from bild.evaluation.record import Interval
-from bild.show.text import visible
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import get
+from bild.visible import visible
 
 if TYPE_CHECKING:
     from bild.show.race import Race

@@ -12,7 +12,8 @@ from tiny import sources, tiny_t5
 from bild import BiLDConfig, BildError, BiLDModel
 from bild.engines import Verdict
 from bild.generation.decoding import Stopping, decode
-from bild.generation.lookahead import Finding, Prices, check_proposal, decode_ahead
+from bild.generation.lookahead import Finding, check_proposal, decode_ahead
+from bild.generation.prices import Prices
 from bild.policy import RULES
 
 SAME = (
