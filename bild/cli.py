@@ -40,10 +40,8 @@ ENVIRONMENT = (
 TASK_OPTIONS = ("task", "mode")
 RUN_OPTIONS = ("max_samples", "data_revision", "threads", "source_key", "target_key", "metric")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
-PAIR_OPTIONS = (
-    *MODEL_OPTIONS,
-    *("prefix", "forced_bos", "max_source_tokens", "dtype", "engine", "precision", "compile"),
-)
+ENGINE_OPTIONS = ("dtype", "engine", "precision", "small_precision", "compile")
+PAIR_OPTIONS = (*MODEL_OPTIONS, "prefix", "forced_bos", "max_source_tokens", *ENGINE_OPTIONS)
 DATA_OPTIONS = ("data_file", "warmup", "seed")
 RULE_OPTIONS = ("num_small_iters", "start", "lookahead", "acceptance", "drafting")
 RULE_FLAGS = {"acceptance": "--rule"}  # of fields whose flag has another name

@@ -35,6 +35,7 @@ def load_runner(
     options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}
     if small is None:
         return SingleModel(large, tokenizer=tokenizer, **options), tokenizer
+    options["small_precision"] = config.small_precision
     return BiLDModel(large, small, tokenizer=tokenizer, **options), tokenizer
 
 
