@@ -24,7 +24,6 @@ from bild.evaluation.arms import BILD, VANILLA, Arm, Case
 from bild.evaluation.environment import Environment, environment, peak_memory
 from bild.evaluation.figures import arm_figures, interval_covers
 from bild.evaluation.folder import Identity
-from bild.evaluation.loading import load_runner, source_tokens
 from bild.evaluation.loop import EXCLUDED_FROM_TIME, Item, Loop, Sample
 from bild.evaluation.own import OwnArm, own_arms
 from bild.evaluation.record import (
@@ -37,6 +36,7 @@ from bild.evaluation.record import (
     Timing,
 )
 from bild.files import check_writable
+from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
