@@ -176,6 +176,8 @@ class EvalConfig:
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
         repeat: passes over the examples; several make intervals that cover runs as well.
+        batch_size: examples that an arm decodes together; an example's seconds are then an equal
+            part of its batch's.
         threads: of the CPU; without it, as many as torch takes.
         seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
             draws nothing).
@@ -206,6 +208,7 @@ class EvalConfig:
     small_alone: bool = True
     warmup: int = 2
     repeat: int = 1
+    batch_size: int = 1
     threads: int | None = None
     seed: int = 0
 
@@ -225,6 +228,7 @@ COUNTS = {
     "source_tokens": (1, 10**6),
     "samples": (1, 10**9),
     "repeat": (1, 1000),
+    "batch_size": (1, 10**4),
     "threads": (1, 1024),
     "warmup": (0, 10**6),
     "seed": (0, 2**32 - 1),
