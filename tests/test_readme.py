@@ -94,6 +94,7 @@ TINY = {
     "measure_agreement": ("--max-new-tokens", 8),
     "show_trace": (),
     "make_adversary": (),
+    "compare_rules": ("--max-eval-samples", 2, "--max-new-tokens", 8, "--rules", "exact", "regret"),
     "check_duplicates": (),
 }  # fmt: skip
 
