@@ -7,7 +7,7 @@ SHELL := bash
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
 	| awk '!/^Requirement already satisfied/ { print; fflush() }'
 
-.PHONY: help demo web serve test lint check faults results
+.PHONY: help demo web serve docs test lint check faults results
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -23,6 +23,9 @@ web: .venv/installed-web  ## the live page, on this machine alone; ARGS="--port 
 
 serve: .venv/installed-serve  ## the pair as an HTTP service, on this machine alone; ARGS="--port 8080"
 	$(BIN)/python scripts/serve.py $(ARGS)
+
+docs: .venv/installed-docs  ## the documentation as a site, in out/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test: .venv/installed-dev  ## all tests: no network, no GPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -55,6 +58,10 @@ results: .venv/installed-dev  ## every record in results/ again, from one clean 
 	$(call INSTALL,requirements-serve.txt)
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-web.txt requirements-serve.txt requirements-dev.txt
+.venv/installed-docs: .venv/installed requirements-docs.txt
+	$(call INSTALL,requirements-docs.txt)
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-web.txt requirements-serve.txt requirements-docs.txt requirements-dev.txt
 	$(call INSTALL,requirements-dev.txt)
 	touch $@

@@ -23,6 +23,7 @@ from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
 from bild.policy import RULES
 from bild.tasks.registry import MODES, TASKS, Thresholds, get
+from bild.visible import sentence
 
 if TYPE_CHECKING:
     from bild.evaluation.record import Record
@@ -39,7 +40,8 @@ ENVIRONMENT = (
 TASK_OPTIONS = ("task", "mode")
 RUN_OPTIONS = ("max_samples", "data_revision", "threads")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
-PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", "dtype", "engine", "precision", "compile")
+ENGINE_OPTIONS = ("dtype", "engine", "precision", "small_precision", "compile")
+PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", *ENGINE_OPTIONS)
 DATA_OPTIONS = ("data_file", "warmup", "seed")
 RULE_OPTIONS = ("num_small_iters", "start", "lookahead", "acceptance", "drafting")
 RULE_FLAGS = {"acceptance": "--rule"}  # of fields whose flag has another name
@@ -220,7 +222,7 @@ def _explain(error: Exception, resumes: bool) -> None:
 
 
 def _refuse(error: BildError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {sentence(error)}", file=sys.stderr)
     sys.exit(2)
 
 

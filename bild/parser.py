@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bild.errors import BildError
+from bild.visible import sentence
 from bild.yaml_files import read_yaml, yes_or_no
 
 LONGEST_NAME = 255  # bytes of a part of a path
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
             try:
                 self._take(path)
             except BildError as error:
-                self.exit(2, f"error: {error}\n")
+                self.exit(2, f"error: {sentence(error)}\n")
         found = super().parse_args(given, namespace)
         for name, value in vars(found).items():
             for text in value if isinstance(value, (list, tuple)) else [value]:
@@ -56,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         return bool(value != default)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see --help)\n")
+        self.exit(2, f"error: {sentence(message)} (see --help)\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """In the words of the settings' own refusals, the same under every Python."""

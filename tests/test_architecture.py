@@ -19,6 +19,7 @@ from commands import ROOT
 LAYERS = (
     (
         *("errors", "_version", "config", "files", "yaml_files", "flags", "parser", "pictures"),
+        "visible",
         *("policy", "acceptance", "fallback", "rules", "stopping"),
     ),
     ("checkpoints", "tasks"),

@@ -32,7 +32,7 @@ from bild.generation.decoding import Steps, answer_at_once
 from bild.generation.generate import BiLDOutput, Stream, pair_steps
 from bild.generation.pace import Experience
 from bild.generation.single import SingleModel, greedy_rows, greedy_rows_of_many
-from bild.generation.source import make_source
+from bild.generation.source import make_source, without_states
 from bild.generation.texts import TokenizerHolder, check_texts, default_limit
 from bild.policy import Writer
 
@@ -49,6 +49,8 @@ class BiLDModel:
             scale a row, activations stay float32); None for the models' own.
         compile: whether the fast engine runs in machine code compiled on this machine (CPU only;
             seconds, once); None for yes, where there is a C++ compiler.
+        small_precision: of the small model's weights alone, which decide what is drafted and never
+            what the large model makes of it; None for `precision`.
         tokenizer: of both, for `pair("a text")` and for stop strings; one may be set later on.
 
     Raises:
@@ -64,13 +66,18 @@ class BiLDModel:
         engine: EngineName = "auto",
         precision: str | None = None,
         compile: bool | None = None,
+        small_precision: str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.vocab_size = shared_vocab_size(large, small)
         self.large = large.eval()
         self.small = small.eval()
         self._holder = TokenizerHolder(self.vocab_size, tokenizer)
-        self._options: Any = {"engine": engine, "precision": precision, "compile": compile}
+        small_too = precision if small_precision is None else small_precision
+        self._options: dict[str, Any] = {
+            name: {"engine": engine, "precision": asked, "compile": compile}
+            for name, asked in (("large", precision), ("small", small_too))
+        }
         self._arrange()
 
     def _arrange(self) -> None:
@@ -80,7 +87,9 @@ class BiLDModel:
             ("small", self.small),
         )
         self.models = {
-            name: SingleModel(model, name, self.vocab_size, tokenizer=self._holder, **self._options)
+            name: SingleModel(
+                model, name, self.vocab_size, tokenizer=self._holder, **self._options[name]
+            )
             for name, model in both
         }
 
@@ -99,6 +108,7 @@ class BiLDModel:
         engine: EngineName = "auto",
         precision: str | None = None,
         compile: bool | None = None,
+        small_precision: str | None = None,
         tokenizer: str | Checkpoint | None = None,
         **kwargs: Any,
     ) -> BiLDModel:
@@ -108,7 +118,7 @@ class BiLDModel:
             large, small: checkpoints; a hub id may be followed by `@` and a revision.
             dtype: precision of both models.
             device: where both models go.
-            engine, precision, compile: as for `BiLDModel`.
+            engine, precision, compile, small_precision: as for `BiLDModel`.
             tokenizer: where it is, if not beside the large model; it is loaded when it is needed.
             **kwargs: passed on to transformers' `from_pretrained` for both.
 
@@ -116,7 +126,13 @@ class BiLDModel:
             BildError: a checkpoint that cannot be found, or models that cannot be a pair.
         """
         models = (load_model(name, dtype, device, **kwargs) for name in (large, small))
-        pair = cls(*models, engine=engine, precision=precision, compile=compile)
+        pair = cls(
+            *models,
+            engine=engine,
+            precision=precision,
+            compile=compile,
+            small_precision=small_precision,
+        )
         pair._holder.checkpoints = (large, small) if tokenizer is None else (tokenizer,)
         return pair
 
@@ -130,7 +146,7 @@ class BiLDModel:
         pair.small, pair.vocab_size = small.eval(), shared_vocab_size(self.large, small)
         large = copy(self.models["large"])
         large.vocab_size = pair.vocab_size
-        alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options)
+        alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options["small"])
         pair.models = {"large": large, "small": alone}
         pair._experience = Experience()
         return pair
@@ -177,6 +193,7 @@ class BiLDModel:
         bild_config: BiLDConfig | None = None,
         *,
         prefix: str = "",
+        batch_size: int = 8,
         **generate_kwargs: Any,
     ) -> str | list[str]:
         """Text in, text out.
@@ -185,6 +202,7 @@ class BiLDModel:
             texts: a source, or several.
             bild_config: thresholds and variant.
             prefix: is put before each source, as "summarize: " of some T5 models.
+            batch_size: of several sources, how many are decoded at a time.
             **generate_kwargs: as of `generate`; without a limit of the model's own or one given
                 here, an output ends after `NEW_TOKENS` tokens.
 
@@ -195,12 +213,18 @@ class BiLDModel:
             BildError: as `generate`; what is no text; a pair without a tokenizer.
         """
         settings = {**default_limit(self.large, generate_kwargs), **generate_kwargs}
-        settings["return_dict_in_generate"] = True
-        written = []
-        for text in check_texts(texts):
-            inputs = self.tokenizer(prefix + text, return_tensors="pt").to(self.device)
-            output: Any = self.generate(**inputs, bild_config=bild_config, **settings)
-            written.append(self.tokenizer.decode(output.sequences[0], skip_special_tokens=True))
+        settings |= {"bild_config": bild_config, "return_dict_in_generate": True}
+        tokenizer = self.tokenizer
+        inputs = [
+            tokenizer(prefix + text, return_tensors="pt").to(self.device)
+            for text in check_texts(texts)
+        ]
+        outputs: Any
+        if isinstance(texts, str):
+            outputs = [self.generate(**inputs[0], **settings)]
+        else:
+            outputs = self.generate_many(inputs, batch_size=batch_size, **settings)
+        written = [tokenizer.decode(o.sequences[0], skip_special_tokens=True) for o in outputs]
         return written[0] if isinstance(texts, str) else written
 
     def generate(
@@ -225,7 +249,8 @@ class BiLDModel:
             output_trace: put a `.trace` of who wrote each token into the output; of one row.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
-                `encoder_outputs` of the large model; and what both encoders read besides
+                `encoder_outputs` of the large model, `small_encoder_outputs` of the small one, and
+                with both no `input_ids`; and what both encoders read besides
                 (`bild.generation.plan.ENCODER_INPUTS`). Logits processors and criteria may keep
                 a state between their calls, if it can be pickled (`bild.generation.rewinding`).
 
@@ -291,10 +316,9 @@ class BiLDModel:
         """`generate` of one row."""
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
-        given = generate_kwargs.pop("encoder_outputs", None)
-        plan = self.models["large"].plan(source, generate_kwargs)
+        plan = self.models["large"].plan(source, without_states(models, generate_kwargs))
         with (
-            self.models["large"].reading(source, given) as large,
+            self.models["large"].reading(source) as large,
             self.models["small"].reading(
                 source, self._states_for_small(large), later=_may_rest(bild_config)
             ) as small,
@@ -346,8 +370,9 @@ class BiLDModel:
         **kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
         """A drafter's, over the states that the large model's encoder makes."""
-        source = make_source({"large": self.large}, input_ids, attention_mask, kwargs)
-        with self.models["large"].reading(source, encoder_outputs) as large:
+        states = {**kwargs, "encoder_outputs": encoder_outputs}
+        source = make_source({"large": self.large}, input_ids, attention_mask, states)
+        with self.models["large"].reading(source) as large:
             kwargs["encoder_outputs"] = large.encoder_outputs
             return (yield from self.models["small"].steps(input_ids, attention_mask, **kwargs))
 

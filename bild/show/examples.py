@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bild.evaluation.arms import BILD, SMALL, VANILLA
-from bild.show.text import visible
+from bild.visible import visible
 
 if TYPE_CHECKING:
     from bild.evaluation.loop import Sample

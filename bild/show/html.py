@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bild.show.race import Race
-from bild.show.text import visible
 from bild.show.views import lanes, limits, milliseconds, rates, summaries, token_views
+from bild.visible import visible
 
 
 @cache

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bild.show.race import Race
-from bild.show.text import visible
 from bild.show.views import (
     KINDS,
     SPACE,
@@ -26,6 +25,7 @@ from bild.show.views import (
     summaries,
     token_views,
 )
+from bild.visible import visible
 
 STYLES = {
     "small": "green",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bild.show.race import Race, Runner
-from bild.show.text import visible
+from bild.visible import visible
 
 KINDS = {
     "small": "drafted by the small model, kept",

@@ -174,7 +174,7 @@ def test_the_clients_of_the_docs_work(port, translator, capsys):
     printed = capsys.readouterr().out
     assert f"{expected(translator, 'Der Zug ist neu.')} " in printed
     assert re.search(r" by the (large|small) model\ndone \{", printed)
-    (curls,) = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    curls, _ = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert curls.count("curl ") == 2
     for data, path in zip(re.findall(r"-d '(.*)'", curls), ("/generate", "/stream"), strict=True):
         assert f":8000{path} " in curls

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bild.errors import BildError
 from bild.evaluation.arms import BILD, VANILLA, ArmId
 from bild.evaluation.loop import ArmSample, Sample
 from bild.show.examples import examples_text, typical
-from bild.show.text import visible
+from bild.visible import sentence, visible
 
 WORDS = "Frühstück Haltestelle Donaudampfschiff Kaffee Regenschirm Wecker " * 4
 
@@ -58,3 +59,11 @@ def test_what_steers_a_terminal_is_written_as_an_escape():
         "\\x1b[31m\\x07\\x00\\x9b\\u202e\\u2028\\ud800"
     )
     assert visible("Grüße, 你好 👋 é") == "Grüße, 你好 👋 é"
+
+
+def test_an_error_is_one_line_that_can_be_read_to_its_end():
+    said = sentence(BildError(f"--seed must be a number, got '\x1b[2J{'9' * 5000}'\nand so on"))
+    assert said.startswith("--seed must be a number, got '\\x1b[2J9999")
+    assert said.endswith("999' and so on")
+    assert len(said) < 250
+    assert sentence(BildError("short")) == "short"

@@ -26,3 +26,20 @@ def _visible(character: str) -> str:
     if unicodedata.category(character) in HIDDEN or character in TURNING:
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+def sentence(error: object, longest: int = 1200, longest_word: int = 160) -> str:
+    """An error's message as it may be shown: visible, and cut where nobody would read on.
+
+    Args:
+        error: an exception or a text.
+        longest: characters of the message.
+        longest_word: characters without a space, such as of a value that is quoted.
+    """
+    words = visible(str(error)).split(" ")
+    return _cut(" ".join(_cut(word, longest_word) for word in words), longest)
+
+
+def _cut(text: str, longest: int) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"

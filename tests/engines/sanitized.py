@@ -1,0 +1,76 @@
+"""Decodes random T5s with the engine compiled by address and undefined-behaviour sanitizers.
+
+    LD_PRELOAD="$(cc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 BILD_CACHE=... \\
+        PYTHONPATH=tests python tests/engines/sanitized.py SECONDS
+
+Says how many models and outputs there were. With `short` behind the seconds every buffer that the
+engine is given is an element too short, which a sanitizer must see.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+
+import torch
+from tiny import sources, tiny_t5
+
+from bild import BiLDConfig, BiLDModel
+from bild.engines import build, t5_native
+
+SANITIZERS = (
+    *("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
+    "-fno-sanitize-recover=all",
+)
+
+
+def model(drawn: random.Random, **same):
+    """A random T5 with shapes as no published one has them."""
+    return tiny_t5(
+        drawn.randrange(10**6),
+        layers=drawn.randint(1, 3),
+        decoder_layers=drawn.randint(1, 3),
+        width=16 * drawn.randint(1, 5),
+        head_width=16 * drawn.randint(1, 3),
+        tied=drawn.random() < 0.5,
+        **same,
+    )
+
+
+def shorten() -> None:
+    made = t5_native.buffer
+
+    def shorter(*shape, dtype=torch.float32):
+        return made(*shape[:-1], shape[-1] - 1, dtype=dtype) if shape[-1] > 1 else made(*shape)
+
+    t5_native.buffer = shorter
+
+
+def main(seconds: float, short: bool) -> None:
+    build.FLAGS = (*build.FLAGS, *SANITIZERS)
+    build.load()
+    if short:
+        shorten()
+    drawn = random.Random(0)
+    torch.set_num_threads(drawn.randint(1, 3))
+    end = time.process_time() + seconds
+    models = outputs = 0
+    while models < 3 or time.process_time() < end:
+        same = {"vocab": drawn.randint(5, 90), "kind": drawn.choice(("t5", "mt5", "umt5"))}
+        pair = BiLDModel(
+            model(drawn, **same), model(drawn, **same), engine="fast", compile=True,
+            precision=drawn.choice(("float32", "bfloat16", "int8")),
+        )  # fmt: skip
+        models += 1
+        for source in sources(drawn.randrange(10**6), 4, same["vocab"], drawn.choice((3, 12, 60))):
+            config = BiLDConfig(drawn.uniform(0, 1), drawn.choice((0.0, 1.0, 4.0)))
+            pair.generate(
+                input_ids=source, bild_config=config, max_new_tokens=drawn.choice((1, 9, 150))
+            )
+            outputs += 1
+    print(f"{models} models, {outputs} outputs")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), "short" in sys.argv)
