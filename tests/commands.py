@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from bild import cli
+from bild.commands.main import COMMANDS, module_of
 from bild.evaluation.record import RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +80,9 @@ class Finished:
 
 @cache
 def script(name: str = "run_eval") -> ModuleType:
-    """A script as a module."""
+    """A script as a module; a command of `bild` that is no script is one already."""
+    if name in COMMANDS and not (ROOT / "scripts" / f"{name}.py").exists():
+        return module_of(name)
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -92,7 +95,10 @@ def run_here(monkeypatch, capsys, *arguments: object, name: str = "run_eval") ->
     capsys.readouterr()
     code = 0
     try:
-        cli.run(script(name).main, resumes=name in RESUMING)
+        cli.run(
+            script(name).main,
+            resumes=name in RESUMING or (name in COMMANDS and COMMANDS[name].resumes),
+        )
     except SystemExit as end:
         code = end.code
     captured = capsys.readouterr()

@@ -6,8 +6,9 @@ nothing takes it apart again but the parser of that command line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bild.generation.stats import DecodeStats
 from bild.tasks.registry import Thresholds
@@ -118,6 +119,14 @@ class Arm(Protocol):
 
     def run(self, case: Case) -> Outcome:
         """Decode one case. Only decoding is within the seconds: nothing is measured in them."""
+
+
+@runtime_checkable
+class BatchArm(Arm, Protocol):
+    """An arm that can decode several cases together."""
+
+    def run_together(self, cases: Sequence[Case]) -> list[Outcome]:
+        """Decode cases together; of its seconds each gets an equal part."""
 
 
 def limits(case: Case, model: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Models:
     """The checkpoints of an evaluation, found once and for all.
 
     Attributes:
-        task: the task, with the configuration's limits.
+        task: the task, with the configuration's own keys, prefix, metric and limits.
         large, small: the pair; no small one in mode "vanilla".
         tokenizer: the one named by the configuration or the task; None for the one beside the
             large model, with which the small model's own must agree.
@@ -60,11 +60,14 @@ def locate(config: EvalConfig) -> Sources:
     return Sources(models.task, models.large, models.small, models.tokenizer, data)
 
 
+OWN = ("source_key", "target_key", "prefix", "metric", "max_source_tokens", "max_new_tokens")
+
+
 def locate_models(config: EvalConfig) -> Models:
     """Find the checkpoints of an evaluation, without its data; the errors of `locate`."""
     task = get(config.task)
-    limits = {n: getattr(config, n) for n in ("max_source_tokens", "max_new_tokens")}
-    task = replace(task, **{n: v for n, v in limits.items() if v is not None})
+    own = {name: getattr(config, name) for name in OWN}
+    task = replace(task, **{n: v for n, v in own.items() if v is not None})
     if config.data_revision is not None and task.data is not None:
         task = replace(task, data=replace(task.data, revision=config.data_revision))
     if config.small is None or config.mode == "vanilla":
