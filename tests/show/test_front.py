@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from commands import ROOT, run_here
 from records import around, environment, run_record
 from rich.console import Console
@@ -15,6 +16,8 @@ from toy import save_model, save_tokenizer
 
 from bild import BiLDConfig, BildError
 from bild.benchmark.record import BenchmarkArm, Failed, Ratio, Spread
+from bild.checkpoints.drafter import make_drafter
+from bild.checkpoints.loading import load_model
 from bild.config import EvalConfig
 from bild.evaluation.arms import ArmId
 from bild.evaluation.record import Quality
@@ -80,10 +83,11 @@ def test_the_sentences_are_drawn_and_not_the_first_ones():
 def test_the_four_arms_run_on_the_best_configuration_in_one_benchmark():
     assert [str(arm) for arm in CONFIG.arms] == [
         "greedy@float32", "vanilla-compiled@float32", "small-compiled@float32",
-        "bild-compiled@float32",
+        "bild-compiled-ahead@float32/int8",
     ]  # fmt: skip
-    assert CONFIG.small == "demo/small-aligned"
-    assert CONFIG.bild == BiLDConfig(0.6, 2.0, variant="verified")
+    assert CONFIG.small == "demo/drafter"
+    assert CONFIG.bild == BiLDConfig(0.4, 0.69, variant="verified")
+    assert CONFIG.bild.is_lossless
     other = front_config(
         replace(BEST, small="demo/small", precision="int8", ahead=True), 5, compiled=False,
         threads=None, repeat=2, seed=3,
@@ -193,11 +197,11 @@ def test_the_door_opens(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("bild.benchmark.costs.CEILING_BYTES", 2**22)
     tokenizer = save_tokenizer(tmp_path / "demo" / "tokenizer")
-    for seed, name in enumerate(("large", "small-aligned")):
-        save_model(
-            tmp_path / "demo" / name, tokenizer, seed, layers=1, decoder_layers=1, width=64,
-            head_width=16,
-        )  # fmt: skip
+    save_model(
+        tmp_path / "demo/large", tokenizer, 0, layers=1, decoder_layers=1, width=64, head_width=16
+    )
+    large = load_model(str(tmp_path / "demo/large"), torch.float32, "cpu")
+    make_drafter(large).save_pretrained(tmp_path / "demo/drafter")
     os.symlink(ROOT / "demo" / "sentences.jsonl", tmp_path / "demo" / "sentences.jsonl")
     done = run_here(monkeypatch, capsys, "--samples", 5, name="demo").require_success()
     assert done.err == ""  # no bar where nobody watches

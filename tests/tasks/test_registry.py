@@ -89,6 +89,7 @@ def test_metrics_are_known(name):
         ("api", "unaligned", [(0.5, 5)]),
         ("demo", "unaligned", [(0.6, 2), (0.2, 5)]),
         ("demo", "aligned", [(0.6, 2), (0.2, 5)]),
+        ("demo", "drafter", [(0.4, 0.69), (0.5, 2)]),
     ],
 )
 def test_presets(name, mode, presets):
@@ -99,8 +100,8 @@ def test_presets(name, mode, presets):
 @pytest.mark.parametrize("name", list(TASKS))
 def test_a_mode_has_presets_exactly_when_it_has_a_small_model(name):
     task = get(name)
-    two_models = {"unaligned"} | ({"aligned"} if task.aligned is not None else set())
-    assert set(task.thresholds) == two_models
+    models = {"unaligned": task.small, "aligned": task.aligned, "drafter": task.drafter}
+    assert set(task.thresholds) == {mode for mode, model in models.items() if model is not None}
     assert {row.mode for row in task.published} <= {*MODES, "small"}
 
 
