@@ -28,7 +28,7 @@ class BiLDConfig:
 
     Every end of a range is legal: `fallback_threshold > 1` makes the large model write every
     token, `0` never falls back; `rollback_threshold = inf` never rolls back; and with
-    `variant="verified"`, `rollback_threshold = 0` is lossless.
+    `variant="verified"`, a `rollback_threshold` below log 2 (0.69) is lossless.
 
     Attributes:
         fallback_threshold: alpha_FB. The small model hands over where its highest probability
