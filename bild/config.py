@@ -28,7 +28,7 @@ class BiLDConfig:
 
     Every end of a range is legal: `fallback_threshold > 1` makes the large model write every
     token, `0` never falls back; `rollback_threshold = inf` never rolls back; and with
-    `variant="verified"`, `rollback_threshold = 0` is lossless.
+    `variant="verified"`, a `rollback_threshold` below log 2 (0.69) is lossless.
 
     Attributes:
         fallback_threshold: alpha_FB. The small model hands over where its highest probability
@@ -156,7 +156,8 @@ class EvalConfig:
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; without it, all.
         large: folder or hub id of the large model; without it, the task's.
-        small: folder or hub id of the small model; without it, the task's of the mode.
+        small: folder or hub id of the small model, or "early-exit:N", the large model left after N
+            layers of its decoder; without it, the task's of the mode.
         tokenizer: folder or hub id; without it, the task's, or the given large model's.
         data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
         data_revision: branch or commit of the task's data set on the hub; without it, the task's.
@@ -176,6 +177,8 @@ class EvalConfig:
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
         repeat: passes over the examples; several make intervals that cover runs as well.
+        batch_size: examples that an arm decodes together; an example's seconds are then an equal
+            part of its batch's.
         threads: of the CPU; without it, as many as torch takes.
         seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
             draws nothing).
@@ -206,6 +209,7 @@ class EvalConfig:
     small_alone: bool = True
     warmup: int = 2
     repeat: int = 1
+    batch_size: int = 1
     threads: int | None = None
     seed: int = 0
 
@@ -225,6 +229,7 @@ COUNTS = {
     "source_tokens": (1, 10**6),
     "samples": (1, 10**9),
     "repeat": (1, 1000),
+    "batch_size": (1, 10**4),
     "threads": (1, 1024),
     "warmup": (0, 10**6),
     "seed": (0, 2**32 - 1),
