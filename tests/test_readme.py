@@ -98,6 +98,7 @@ TINY = {
     "show_trace": (),
     "generate": ("--max-new-tokens", 8),
     "make_adversary": (),
+    "compare_rules": ("--max-eval-samples", 2, "--max-new-tokens", 8, "--rules", "exact", "regret"),
     "check_duplicates": (),
 }  # fmt: skip
 
