@@ -28,7 +28,7 @@ class BiLDConfig:
 
     Every end of a range is legal: `fallback_threshold > 1` makes the large model write every
     token, `0` never falls back; `rollback_threshold = inf` never rolls back; and with
-    `variant="verified"`, `rollback_threshold = 0` is lossless.
+    `variant="verified"`, a `rollback_threshold` below log 2 (0.69) is lossless.
 
     Attributes:
         fallback_threshold: alpha_FB. The small model hands over where its highest probability
@@ -156,7 +156,8 @@ class EvalConfig:
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; without it, all.
         large: folder or hub id of the large model; without it, the task's.
-        small: folder or hub id of the small model; without it, the task's of the mode.
+        small: folder or hub id of the small model, or "early-exit:N", the large model left after N
+            layers of its decoder; without it, the task's of the mode.
         tokenizer: folder or hub id; without it, the task's, or the given large model's.
         data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
         data_revision: branch or commit of the task's data set on the hub; without it, the task's.

@@ -44,14 +44,17 @@ class ArmId:
     ahead: bool = False
     small_precision: str | None = None
 
+    @property
+    def precisions(self) -> str:
+        """As "float32", or "float32/int8" where the small model has one of its own."""
+        return "/".join(p for p in (self.precision, self.small_precision) if p is not None)
+
     def __str__(self) -> str:
-        """As "bild-compiled@int8", or "@float32/int8" where the small model has a precision of its
-        own; with label and thresholds behind it where there are any."""
+        """As "bild-compiled@int8", with label and thresholds behind it where there are any."""
         engine = "compiled" if self.compiled else self.engine
         parts = [f"{self.kind}-{engine}" if engine else self.kind]
         parts[0] += "-ahead" if self.ahead else ""
-        parts[0] += f"@{self.precision}"
-        parts[0] += "" if self.small_precision is None else f"/{self.small_precision}"
+        parts[0] += f"@{self.precisions}"
         if self.label:
             parts.append(self.label)
         if self.thresholds is not None:
