@@ -156,7 +156,8 @@ class EvalConfig:
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; without it, all.
         large: folder or hub id of the large model; without it, the task's.
-        small: folder or hub id of the small model; without it, the task's of the mode.
+        small: folder or hub id of the small model, or "early-exit:N", the large model left after N
+            layers of its decoder; without it, the task's of the mode.
         tokenizer: folder or hub id; without it, the task's, or the given large model's.
         data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
         data_revision: branch or commit of the task's data set on the hub; without it, the task's.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bild.checkpoints.early_exit import load_small
 from bild.checkpoints.loading import find_device, load_model, load_tokenizer
 from bild.config import EvalConfig
 from bild.errors import BildError
@@ -29,7 +30,7 @@ def load_runner(
     device, dtype = find_device(config.device), getattr(torch, config.dtype)
     tokenizer = load_tokenizer(found.large, found.small, found.tokenizer)
     large = load_model(found.large, dtype, device)
-    small = None if found.small is None else load_model(found.small, dtype, device)
+    small = None if found.small is None else load_small(found.small, large, dtype, device)
     if config.forced_bos is not None:
         force_first_token((large, small), tokenizer, config.forced_bos)
     options: Any = {n: getattr(config, n) for n in ("engine", "precision", "compile")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bild.checkpoints.names import Checkpoint, resolve_model, resolve_tokenizer
+from bild.checkpoints.names import EARLY_EXIT, Checkpoint, resolve_model, resolve_tokenizer
 from bild.config import EvalConfig
 from bild.errors import BildError
 from bild.tasks.data import LoadedData, load_examples
@@ -79,9 +79,14 @@ def locate_models(config: EvalConfig) -> Models:
     found = Models(
         task,
         large,
-        small=None if small is None else resolve_model(small),
+        small=None if small is None else _small(small, large),
         tokenizer=None if tokenizer is None else resolve_tokenizer(tokenizer),
     )
     if tokenizer is None:
         resolve_tokenizer(large)  # there must be one
     return found
+
+
+def _small(name: str, large: Checkpoint) -> Checkpoint:
+    """The small model; one that is a part of the large model is where that is."""
+    return resolve_model(name) if EARLY_EXIT.fullmatch(name) is None else replace(large, name=name)
