@@ -136,8 +136,13 @@ class Window:
     entropies: Sequence[float] = ()
     ranks: Sequence[int] = ()
 
-    def part(self, start: int, end: int) -> Window:
-        """The drafted tokens from `start` up to `end`, that one excluded."""
+    def part(self, start: int, end: int, spent: float | None = None) -> Window:
+        """The drafted tokens from `start` up to `end`, that one excluded.
+
+        Args:
+            start, end: places of drafted tokens.
+            spent: before them; None for as much as before the whole window.
+        """
         here = slice(start, end)
         return Window(
             self.drafted[here],
@@ -145,7 +150,7 @@ class Window:
             self.distances[here],
             self.own_distances[here],
             self.confidences[here],
-            self.spent,
+            self.spent if spent is None else spent,
             self.entropies[here],
             self.ranks[here],
         )

@@ -147,13 +147,16 @@ class Room:
     """Memory that keeps its address until more is asked for, and then is at least doubled."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self._memory = buffer(0, dtype=dtype)
+        self._memory, self._count = buffer(0, dtype=dtype), 0
+        self._start = self._memory.data_ptr()
 
     def address(self, count: int) -> int:
         """Where `count` numbers have room; what was there is lost if it had to grow."""
-        if len(self._memory) < count:
-            self._memory = buffer(max(count, 2 * len(self._memory)), dtype=self._memory.dtype)
-        return self._memory.data_ptr()
+        if self._count < count:
+            self._count = max(count, 2 * self._count)
+            self._memory = buffer(self._count, dtype=self._memory.dtype)
+            self._start = self._memory.data_ptr()
+        return self._start
 
 
 class NativeSession:

@@ -177,7 +177,7 @@ def decode_steps(
         turn = "small" if cut is None else rule.after_cut
     if on_commit is not None and len(tokens) > checked:
         on_commit(tokens[checked:])
-    return y, _stats(y, counts, large, small)
+    return y, stats_of(y, counts, large, small)
 
 
 def greedy_steps(
@@ -201,7 +201,7 @@ def greedy_steps(
         # In steps, so that the process can be interrupted between them, and other rows begin.
         told = stopping, processors, recorder
         done = yield from _write_alone(decoder, y, at_a_time, on_commit, *told)
-    return y, _stats(y, {}, decoder)
+    return y, stats_of(y, {}, decoder)
 
 
 def _write_alone(
@@ -247,7 +247,7 @@ def _roll_back(y: Output, length: int, *decoders: Decoder) -> None:
         decoder.rollback_to(length)
 
 
-def _stats(y: Output, counts: Mapping[str, int], *decoders: Decoder) -> DecodeStats:
+def stats_of(y: Output, counts: Mapping[str, int], *decoders: Decoder) -> DecodeStats:
     """What was counted, and the forwards of each model as its own."""
     forwards = {f"{d.name}_forwards": d.forwards for d in decoders}
     fed = {f"{d.name}_tokens_fed": d.tokens_fed for d in decoders}

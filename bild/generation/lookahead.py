@@ -15,8 +15,9 @@ has cost small forwards and a wider large one (`Prices.worth_it`).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Draft, Verdict, judge
@@ -26,6 +27,7 @@ from bild.generation.decoding import (
     Output,
     Stopping,
     refuse_nan,
+    stats_of,
 )
 from bild.generation.judging import known_rule
 from bild.generation.prices import Prices
@@ -83,7 +85,7 @@ def check_proposal(rule: AcceptanceRule, looked: Window, guesses: Sequence[int])
     """
     start, spent = 0, looked.spent
     for held, bound in enumerate((*guesses, len(looked.drafted))):
-        window = replace(looked.part(start, bound), spent=spent)
+        window = looked.part(start, bound, spent)
         cut = rule.first_cut(window)
         spent += rule.spends(window, bound - start if cut is None else cut)
         if cut is not None:
@@ -117,14 +119,15 @@ def decode_ahead(
     y = Output(len(prompt), list(prompt), keep_scores=False)
     tokens, rule = y.tokens, known_rule(config.acceptance_rule)
     checked, turn = len(tokens), config.start
-    stats, spent = DecodeStats(), 0.0
+    counts: Counter[str] = Counter()  # fields of `DecodeStats`
+    spent = 0.0
     done = len(tokens) >= stopping.max_length
     while not done:
         proposal = _propose(small, y, turn, config, stopping, prices)
         looked = len(tokens)  # the large model looks at tokens[checked:looked]
         if proposal.ends and not rule.checks_end:
             if not proposal.guesses:
-                stats += _drafted(proposal, 1)
+                counts.update(_drafted(proposal, 1))
                 break
             looked = proposal.guesses[-1] + 1
         # Of a proposal that ends the output the last token looked at need not be fed.
@@ -138,7 +141,8 @@ def decode_ahead(
         known = verdict.window(tokens[checked:looked], proposal.confidences, spent)
         found = check_proposal(rule, known, guesses)
         spent = found.spent
-        stats += _drafted(proposal, found.windows) + _verified(found, looked - checked, proposal)
+        counts.update(_drafted(proposal, found.windows))
+        counts.update(_verified(found, looked - checked, proposal))
         if found.kept is None and proposal.ends:
             break
         if found.kept is not None:
@@ -153,14 +157,7 @@ def decode_ahead(
         turn = rule.after_cut if found.is_rollback else "small"
     if on_commit is not None and len(tokens) > checked:
         on_commit(tokens[checked:])
-    return y, replace(
-        stats,
-        generated_tokens=len(tokens) - len(prompt),
-        large_forwards=large.forwards,
-        small_forwards=small.forwards,
-        large_tokens_fed=large.tokens_fed,
-        small_tokens_fed=small.tokens_fed,
-    )
+    return y, stats_of(y, counts, large, small)
 
 
 def _verify(
@@ -186,14 +183,14 @@ def _propose(
     prices: Prices,
 ) -> Proposal:
     """Draft windows onto `y`, with guesses between them as far as it pays."""
-    proposal, chance = Proposal(), 1.0
+    proposal, chance, fallback = Proposal(), 1.0, config.fallback_rule
     start, before = time.perf_counter(), small.forwards
     while True:
         draft, ends = NOTHING, False
         if turn == "small":
             limit = int(min(config.num_small_iters, stopping.max_length - len(y.tokens)))
             pending = y.tokens[small.length :]
-            draft = small.draft(pending, limit, config.fallback_rule, stopping.eos_token_ids)
+            draft = small.draft(pending, limit, fallback, stopping.eos_token_ids)
             if draft.probabilities:
                 refuse_nan(draft.probabilities[-1], small, len(y.tokens) + len(draft.tokens))
             y.tokens += draft.tokens
@@ -237,23 +234,23 @@ def _guess(small: Decoder, y: Output, draft: Draft) -> tuple[int, float]:
     return one.tokens[0], one.probabilities[0]
 
 
-def _drafted(proposal: Proposal, windows: int) -> DecodeStats:
+def _drafted(proposal: Proposal, windows: int) -> dict[str, int]:
     """What happened in the first windows, as plain decoding counts it."""
     reached = proposal.windows[:windows]
-    return DecodeStats(
-        fallbacks=sum(d.unsure is not None for d in reached),
-        drafted_tokens=sum(len(d.tokens) for d in reached),
-        full_windows=sum(proposal.full[:windows]),
-    )
+    return {
+        "fallbacks": sum(d.unsure is not None for d in reached),
+        "drafted_tokens": sum(len(d.tokens) for d in reached),
+        "full_windows": sum(proposal.full[:windows]),
+    }
 
 
-def _verified(found: Finding, looked: int, proposal: Proposal) -> DecodeStats:
+def _verified(found: Finding, looked: int, proposal: Proposal) -> dict[str, int]:
     kept = looked if found.kept is None else found.kept
-    return DecodeStats(
-        rollbacks=int(found.is_rollback),
-        rolled_back_tokens=found.cut_off,
-        verifications=int(looked > 0),
-        verified_tokens=kept - found.guesses,
-        guesses=len(proposal.guesses),
-        guesses_held=found.guesses,
-    )
+    return {
+        "rollbacks": int(found.is_rollback),
+        "rolled_back_tokens": found.cut_off,
+        "verifications": int(looked > 0),
+        "verified_tokens": kept - found.guesses,
+        "guesses": len(proposal.guesses),
+        "guesses_held": found.guesses,
+    }

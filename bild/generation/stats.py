@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 
@@ -66,6 +68,9 @@ class DecodeStats:
         return 100 * count / self.generated_tokens if self.generated_tokens else math.nan
 
     def __add__(self, other: DecodeStats) -> DecodeStats:
-        return DecodeStats(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        )
+        return DecodeStats(*map(operator.add, _values(self), _values(other)))
+
+
+_values: Callable[[DecodeStats], tuple[int, ...]] = operator.attrgetter(
+    *(field.name for field in fields(DecodeStats))
+)
