@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import time
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from bild.engines.coverage import may_change
 # the parameters is looked at, of which a change of all of them is seen.
 FULL_SECONDS = 0.25
 FEW, SAMPLES = 64, 4  # parameters
+VERSION = operator.attrgetter("_version")
 
 
 class Snapshot:
@@ -37,11 +39,9 @@ class Snapshot:
         self._hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._attributes = [vars(module) for module in modules]
         parameters = list(model.parameters())
-        # Tensors made in inference mode have no count of writes.
-        counted = [(p, None if p.is_inference() else p._version) for p in parameters]
-        self._states = [(p, writes, p.data_ptr()) for p, writes in counted]
         last = len(parameters) - 1
-        self._sample = [self._states[i * last // (SAMPLES - 1)] for i in range(SAMPLES)]
+        self._all = _Writes(parameters)
+        self._sample = _Writes([parameters[i * last // (SAMPLES - 1)] for i in range(SAMPLES)])
         self._few = len(parameters) <= FEW
         self._looked = time.monotonic()
 
@@ -49,19 +49,30 @@ class Snapshot:
         """Whether nothing has changed, as far as the sample says or, every so often, in full."""
         now = time.monotonic()
         if not self._few and now - self._looked < FULL_SECONDS:
-            return _unwritten(self._sample)
+            return self._sample.are_the_same()
         self._looked = now
         if any(map(may_change, filter(None, self._hooks))):
             return False
-        if any("forward" in attributes for attributes in self._attributes):
+        if any(map(operator.contains, self._attributes, repeat("forward"))):
             return False
         here = map(dict.get, self._folders, self._names)
-        return all(map(operator.is_, here, self._contents)) and _unwritten(self._states)
+        return all(map(operator.is_, here, self._contents)) and self._all.are_the_same()
 
 
-def _unwritten(states: Sequence[tuple[Tensor, int | None, int]]) -> bool:
-    """Whether parameters have been written as often, and lie where they did."""
-    return all(
-        parameter.data_ptr() == address and (writes is None or parameter._version == writes)
-        for parameter, writes, address in states
-    )
+class _Writes:
+    """How often parameters have been written, and where they lie, at one moment."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        # Tensors made in inference mode have no count of writes.
+        self._counted = [p for p in parameters if not p.is_inference()]
+        self._found = self._look()
+
+    def _look(self) -> tuple[list[int], list[int]]:
+        # Without a loop in Python: this is done for every sequence.
+        addresses = list(map(Tensor.data_ptr, self._parameters))
+        return addresses, list(map(VERSION, self._counted))
+
+    def are_the_same(self) -> bool:
+        """Whether both are as they were."""
+        return self._look() == self._found

@@ -94,6 +94,7 @@ class NativeStack:
             self.struct.source_width = cross_width(weights)
             if weights.shortlist is not None:
                 self.struct.ids = self._keep(weights.shortlist.to(torch.int32))
+        self._known = len(weights.embedding)  # token ids
         self._biases: dict[int, list[Tensor]] = {}
 
     def layers_with_bias(self, capacity: int) -> Any:
@@ -107,7 +108,7 @@ class NativeStack:
 
     def ids(self, tokens: Sequence[int]) -> Any:
         """Token ids as the library reads them, which does not check them itself."""
-        check_ids(tokens, len(self.weights.embedding), "embeddings")
+        check_ids(tokens, self._known, "embeddings")
         return ints(tokens)
 
     def _attention(self, part: Attention) -> CAttention:

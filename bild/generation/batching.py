@@ -24,6 +24,7 @@ from bild.generation.decoding import Steps
 from bild.generation.generate import BiLDOutput
 from bild.generation.plan import ENCODER_INPUTS
 from bild.generation.rewinding import Rewinding, rewinding
+from bild.generation.source import SMALL_STATES
 from bild.generation.stats import DecodeStats
 
 R = TypeVar("R")
@@ -209,7 +210,7 @@ def _row_of(name: str, value: Any, i: int, size: int) -> Any:
         return None
     if name in OF_ROWS and isinstance(value, Tensor) and len(value) == size:
         return value[i : i + 1]
-    if name == "encoder_outputs":
+    if name in ("encoder_outputs", SMALL_STATES):
         return _states_of(value, i)
     if name == "prefix_allowed_tokens_fn":
         return lambda _, ids: value(i, ids)

@@ -28,7 +28,7 @@ from bild.generation.lookahead import decode_ahead
 from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
 from bild.generation.rewinding import settle
-from bild.generation.source import Source, make_source
+from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder, Trace, TraceRecorder
 from bild.policy import Writer
@@ -72,6 +72,7 @@ def bild_generate(
     bild_streamer: BaseStreamer | None = None,
     output_trace: bool = False,
     stop_strings: Any = None,
+    small_encoder_outputs: Any = None,
     **made: Any,
 ) -> BiLDOutput | Tensor:
     """Big Little Decoder for `custom_generate=`; `model` is the large one.
@@ -86,6 +87,8 @@ def bild_generate(
         bild_streamer: as `streamer=`, of which it takes the place.
         output_trace: put a `Trace` into the output; needs `return_dict_in_generate`.
         stop_strings: the output ends with the first of them.
+        small_encoder_outputs: what the small model's encoder makes of the source, where it is there
+            already; with `encoder_outputs=`, the large one's, no source ids are needed.
 
     The other arguments are made by `generate`: decoder prompt (1, P), source ids (1, S), and in
     `made` processors, criteria, configuration, encoder outputs and attention mask.
@@ -98,12 +101,14 @@ def bild_generate(
         given = "None" if small_model is None else f"a {type(small_model).__name__}"
         raise BildError(f"bild_generate needs small_model=, a model, got {given}")
     models = {"large": model, "small": small_model}
+    made[SMALL_STATES] = small_encoder_outputs
     call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
     vocab_size = shared_vocab_size(model, small_model)
     large = HuggingFaceDecoder(model, "large", vocab_size)
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
-    large.read(call.source.ids, call.source.mask, call.encoder_outputs)
-    small.read(call.source.ids, call.source.mask, **call.source.inputs)
+    source = call.source
+    large.read(source.ids, source.mask, source.states["large"])
+    small.read(source.ids, source.mask, source.states.get("small"), **source.inputs)
     stream = call.stream(bild_streamer)
     return decode_with_pair(call.plan, large, small, bild_config, stream, output_trace)
 
@@ -135,7 +140,8 @@ def greedy_generate(
     models: dict[str, PreTrainedModel] = {model_name: model}
     call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
-    decoder.read(call.source.ids, call.source.mask, call.encoder_outputs)
+    source = call.source
+    decoder.read(source.ids, source.mask, source.states[model_name])
     return decode_alone(call.plan, decoder, call.stream(bild_streamer), output_trace)
 
 
@@ -144,14 +150,12 @@ class _Call:
     """A call of `generate`, as it reaches a decoding method.
 
     Attributes:
-        plan, source: what is to be decoded.
-        encoder_outputs: of the method's model.
+        plan, source: what is to be decoded; the source holds the states of the method's model.
         streamer: given to `generate`; it has been given the prompt already.
     """
 
     plan: Plan
     source: Source
-    encoder_outputs: Any
     streamer: BaseStreamer | None
 
     def stream(self, own: BaseStreamer | None) -> Stream:
@@ -185,14 +189,15 @@ def _called(
     cache = others.pop("past_key_values", None)
     plan = make_plan(model, input_ids, **settings, past_key_values=cache)
     plan = plan.with_stop_strings(stop_strings, kept.tokenizer)
-    source = make_source(models, inputs_tensor, others.get("attention_mask"), others)
+    ids = None if bool((inputs_tensor == UNKNOWN).all()) else inputs_tensor
+    source = make_source(models, ids, others.get("attention_mask"), others)
     if others.get("mm_encoder_outputs"):  # the large model has read an image on its own
         refuse_keyword("pixel_values")
-    known = (*MADE_BY_GENERATE, *ENCODER_INPUTS, "mm_encoder_outputs")
+    known = (*MADE_BY_GENERATE, *ENCODER_INPUTS, SMALL_STATES, "mm_encoder_outputs")
     for name, value in others.items():
         if value is not None and name not in known:
             refuse_keyword(name)
-    return _Call(plan, source, others["encoder_outputs"], kept.streamer)
+    return _Call(plan, source, kept.streamer)
 
 
 @dataclass(frozen=True)

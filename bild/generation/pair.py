@@ -32,7 +32,7 @@ from bild.generation.decoding import Steps, answer_at_once
 from bild.generation.generate import BiLDOutput, Stream, pair_steps
 from bild.generation.pace import Experience
 from bild.generation.single import SingleModel, greedy_rows, greedy_rows_of_many
-from bild.generation.source import make_source
+from bild.generation.source import make_source, without_states
 from bild.generation.texts import TokenizerHolder, check_texts, default_limit
 from bild.policy import Writer
 
@@ -177,6 +177,7 @@ class BiLDModel:
         bild_config: BiLDConfig | None = None,
         *,
         prefix: str = "",
+        batch_size: int = 8,
         **generate_kwargs: Any,
     ) -> str | list[str]:
         """Text in, text out.
@@ -185,6 +186,7 @@ class BiLDModel:
             texts: a source, or several.
             bild_config: thresholds and variant.
             prefix: is put before each source, as "summarize: " of some T5 models.
+            batch_size: of several sources, how many are decoded at a time.
             **generate_kwargs: as of `generate`; without a limit of the model's own or one given
                 here, an output ends after `NEW_TOKENS` tokens.
 
@@ -195,12 +197,18 @@ class BiLDModel:
             BildError: as `generate`; what is no text; a pair without a tokenizer.
         """
         settings = {**default_limit(self.large, generate_kwargs), **generate_kwargs}
-        settings["return_dict_in_generate"] = True
-        written = []
-        for text in check_texts(texts):
-            inputs = self.tokenizer(prefix + text, return_tensors="pt").to(self.device)
-            output: Any = self.generate(**inputs, bild_config=bild_config, **settings)
-            written.append(self.tokenizer.decode(output.sequences[0], skip_special_tokens=True))
+        settings |= {"bild_config": bild_config, "return_dict_in_generate": True}
+        tokenizer = self.tokenizer
+        inputs = [
+            tokenizer(prefix + text, return_tensors="pt").to(self.device)
+            for text in check_texts(texts)
+        ]
+        outputs: Any
+        if isinstance(texts, str):
+            outputs = [self.generate(**inputs[0], **settings)]
+        else:
+            outputs = self.generate_many(inputs, batch_size=batch_size, **settings)
+        written = [tokenizer.decode(o.sequences[0], skip_special_tokens=True) for o in outputs]
         return written[0] if isinstance(texts, str) else written
 
     def generate(
@@ -225,7 +233,8 @@ class BiLDModel:
             output_trace: put a `.trace` of who wrote each token into the output; of one row.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
-                `encoder_outputs` of the large model; and what both encoders read besides
+                `encoder_outputs` of the large model, `small_encoder_outputs` of the small one, and
+                with both no `input_ids`; and what both encoders read besides
                 (`bild.generation.plan.ENCODER_INPUTS`). Logits processors and criteria may keep
                 a state between their calls, if it can be pickled (`bild.generation.rewinding`).
 
@@ -291,10 +300,9 @@ class BiLDModel:
         """`generate` of one row."""
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
-        given = generate_kwargs.pop("encoder_outputs", None)
-        plan = self.models["large"].plan(source, generate_kwargs)
+        plan = self.models["large"].plan(source, without_states(models, generate_kwargs))
         with (
-            self.models["large"].reading(source, given) as large,
+            self.models["large"].reading(source) as large,
             self.models["small"].reading(
                 source, self._states_for_small(large), later=_may_rest(bild_config)
             ) as small,
@@ -346,8 +354,9 @@ class BiLDModel:
         **kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
         """A drafter's, over the states that the large model's encoder makes."""
-        source = make_source({"large": self.large}, input_ids, attention_mask, kwargs)
-        with self.models["large"].reading(source, encoder_outputs) as large:
+        states = {**kwargs, "encoder_outputs": encoder_outputs}
+        source = make_source({"large": self.large}, input_ids, attention_mask, states)
+        with self.models["large"].reading(source) as large:
             kwargs["encoder_outputs"] = large.encoder_outputs
             return (yield from self.models["small"].steps(input_ids, attention_mask, **kwargs))
 

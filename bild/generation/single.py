@@ -25,7 +25,7 @@ from bild.generation.batching import (
 from bild.generation.decoding import Steps, answer_at_once
 from bild.generation.generate import BiLDOutput, Stream, single_steps
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
-from bild.generation.source import Source, check_states, make_source
+from bild.generation.source import Source, make_source, without_states
 from bild.generation.texts import TokenizerHolder, describe
 from bild.policy import Writer
 
@@ -99,10 +99,10 @@ class SingleModel:
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
         """`greedy` of one row."""
-        source = make_source({self.name: self.model}, input_ids, attention_mask, generate_kwargs)
-        given = generate_kwargs.pop("encoder_outputs", None)
-        plan = self.plan(source, generate_kwargs)
-        with self.reading(source, given) as decoder:
+        models: dict[str, PreTrainedModel] = {self.name: self.model}
+        source = make_source(models, input_ids, attention_mask, generate_kwargs)
+        plan = self.plan(source, without_states(models, generate_kwargs))
+        with self.reading(source) as decoder:
             stream = Stream(streamer)
             return (yield from single_steps(plan, decoder, stream, output_trace, at_a_time))
 
@@ -114,10 +114,10 @@ class SingleModel:
 
         Args:
             source: what the encoder reads.
-            encoder_outputs: what it would make of that, where it is there already.
+            encoder_outputs: what it would make of that, where the source does not hold it.
             later: read only once the decoder is asked to write.
         """
-        check_states(self.model, source, encoder_outputs)
+        encoder_outputs = source.states.get(self.name, encoder_outputs)
         decoder = self.engine.decoder(self.name, self.vocab_size)
         try:
             read = decoder.read_later if later else decoder.read

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -14,6 +15,8 @@ from transformers.utils import ModelOutput
 from bild.errors import BildError
 from bild.generation.plan import ENCODER_INPUTS
 
+SMALL_STATES = "small_encoder_outputs"  # of the small model; encoder_outputs= are the large one's
+UNKNOWN = -100  # in the place of an id, as transformers has it where it is given states alone
 OTHER_MODALITIES = ("input_features", "input_values", "pixel_values", "flattened_patches")
 
 
@@ -25,11 +28,13 @@ class Source:
         ids: source tokens, (1, S).
         mask: (1, S), 0 for padding; None for no padding.
         inputs: what the encoders read besides, by the keywords of `ENCODER_INPUTS`.
+        states: what the encoders of some models have made of it already, by the models' names.
     """
 
     ids: Tensor
     mask: Tensor | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_source(
@@ -42,14 +47,21 @@ def make_source(
 
     Args:
         models: by "large" and "small".
-        input_ids, attention_mask: as given to `generate`.
-        keywords: its others; inputs of an encoder are looked for in them.
+        input_ids, attention_mask: as given to `generate`. Ids need not be given where the outputs
+            of all encoders are.
+        keywords: its others; inputs and outputs of an encoder are looked for in them.
 
     Raises:
         BildError: not one sequence of token ids; an id that a model does not know; an input that
-            a model's encoder does not read.
+            a model's encoder does not read, or outputs that cannot be its.
     """
-    ids = check_ids(input_ids, keywords)
+    states = _states(models, keywords)
+    # A drafter has no encoder: it reads what the large model's makes of the source.
+    known = all(w in states or model.get_encoder() is None for w, model in models.items())
+    if input_ids is None and states and known:
+        ids = _unknown_ids(states)
+    else:
+        ids = check_ids(input_ids, keywords)
     inputs = {name: keywords[name] for name in ENCODER_INPUTS if keywords.get(name) is not None}
     highest = int(ids.max())
     for which, model in models.items():
@@ -69,7 +81,37 @@ def make_source(
                 f"the source holds token id {highest}, but the {which} model knows only {rows}; "
                 "a pair must share one tokenizer"
             )
-    return Source(ids, attention_mask, inputs)
+    source = Source(ids, attention_mask, inputs, states)
+    for which, given in states.items():
+        check_states(models[which], source, given)
+    return source
+
+
+def states_keyword(models: Mapping[str, PreTrainedModel], which: str) -> str:
+    """The keyword of `generate` for the outputs of a model's encoder."""
+    return SMALL_STATES if which == "small" and len(models) > 1 else "encoder_outputs"
+
+
+def without_states(
+    models: Mapping[str, PreTrainedModel], keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Keywords of `generate` without those that a source takes as its `states`."""
+    taken = {states_keyword(models, which) for which in models}
+    return {name: value for name, value in keywords.items() if name not in taken}
+
+
+def _states(models: Mapping[str, PreTrainedModel], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    given = {which: keywords.get(states_keyword(models, which)) for which in models}
+    return {which: states for which, states in given.items() if states is not None}
+
+
+def _unknown_ids(states: Mapping[str, Any]) -> Tensor:
+    """Ids, (1, S), of a source of which nothing but states is known: none of a vocabulary."""
+    first = next(iter(states.values()))
+    tensor = first[0] if isinstance(first, tuple | ModelOutput) else first
+    if not isinstance(tensor, Tensor) or tensor.ndim != 3:
+        raise BildError("encoder_outputs must hold states of shape (1, S, width)")
+    return torch.full((1, tensor.shape[1]), UNKNOWN, device=tensor.device)
 
 
 def _known_ids(encoder: Any) -> int | None:
@@ -82,15 +124,13 @@ def _known_ids(encoder: Any) -> int | None:
 
 
 def check_states(model: PreTrainedModel, source: Source, given: Any) -> None:
-    """Refuse encoder outputs that cannot be those of a source; None are none.
+    """Refuse encoder outputs that cannot be those of a source.
 
     Args:
         model: whose encoder made them.
         source: what it read.
         given: transformers' output class, or a tuple that begins with the states (1, S, D).
     """
-    if given is None:
-        return
     states = given[0] if isinstance(given, tuple | ModelOutput) else given
     length = source.ids.shape[1]
     encoder = model.get_encoder()
@@ -121,6 +161,8 @@ def check_ids(given: Any, keywords: Mapping[str, Any] | None = None) -> Tensor:
         reads = "for both models read the source"
         if other is not None:
             raise BildError(f"BiLD needs input_ids=, {reads}; text sources only, not {other}=")
+        if (keywords or {}).get("encoder_outputs") is not None:
+            reads += f"; or {SMALL_STATES}= besides encoder_outputs="
         raise BildError(f"BiLD needs input_ids=, {reads}")
     if isinstance(given, str):
         raise BildError(

@@ -83,10 +83,56 @@ def test_encoder_outputs_are_those_of_the_large_model(engine):
     assert torch.equal(small, pair.small.generate(ids, **LIMIT))
 
 
-def test_encoder_outputs_alone_are_refused():
+@pytest.mark.parametrize("make", [tiny_t5, tiny_bart])
+@pytest.mark.parametrize("padded", [False, True])
+def test_encoder_outputs_of_both_models_need_no_ids(make, padded):
+    pair, config = BiLDModel(make(5), make(6)), BiLDConfig(0.2, 0.5)
+    (ids,) = sources(5, 1)
+    options = dict(LIMIT)
+    if padded:
+        options["attention_mask"] = torch.tensor([[1] * ids.shape[1] + [0] * 2])
+        ids = torch.cat((ids, torch.zeros(1, 2, dtype=torch.long)), 1)
+    mask = options.get("attention_mask")
+    large, small = (m.get_encoder()(ids, attention_mask=mask) for m in (pair.large, pair.small))
+    expected = pair.generate(ids, bild_config=config, **options)
+    for given in ({}, {"input_ids": ids}):
+        output = pair.generate(
+            bild_config=config, encoder_outputs=large, small_encoder_outputs=small,
+            **given, **options,
+        )  # fmt: skip
+        assert torch.equal(output.sequences, expected.sequences)
+        assert output.stats == expected.stats
+        plugged = pair.large.generate(
+            custom_generate=bild_generate, small_model=pair.small, bild_config=config,
+            encoder_outputs=large, small_encoder_outputs=small, **given, **options,
+        )  # fmt: skip
+        assert torch.equal(plugged, expected.sequences)
+    for which, states in (("large", large), ("small", small)):
+        alone = pair.greedy(which=which, encoder_outputs=states, **options).sequences
+        assert torch.equal(alone, pair.greedy(ids, which=which, **options).sequences)
+
+
+def test_encoder_outputs_of_the_small_model_are_used():
+    pair, (ids,), (other,) = BiLDModel(tiny_t5(5), tiny_t5(6)), sources(5, 1), sources(9, 1)
+    other = other[:, :1].expand(1, ids.shape[1])
+    made = pair.small.get_encoder()(other)
+    expected = pair.small.generate(other, **LIMIT)
+    assert not torch.equal(expected, pair.small.generate(ids, **LIMIT))
+    for door in (by_model, by_plug_in):
+        found = door(pair, ids, SMALL_ALONE, small_encoder_outputs=made, **LIMIT)
+        assert torch.equal(found, expected)
+    with pytest.raises(BildError, match="does not support small_encoder_outputs="):
+        pair.greedy(ids, small_encoder_outputs=made, **LIMIT)
+
+
+def test_encoder_outputs_of_one_model_alone_are_refused():
     pair, (ids,) = BiLDModel(tiny_t5(5), tiny_t5(6)), sources(5, 1)
-    with pytest.raises(BildError, match="needs input_ids=, for both models read the source"):
-        pair.generate(encoder_outputs=pair.large.get_encoder()(ids), **LIMIT)
+    large = pair.large.get_encoder()(ids)
+    message = "needs input_ids=, for both models read the source; or small_encoder_outputs= besides"
+    with pytest.raises(BildError, match=message):
+        pair.generate(encoder_outputs=large, **LIMIT)
+    with pytest.raises(BildError, match=message):
+        by_plug_in(pair, None, LARGE_ALONE, encoder_outputs=large, **LIMIT)
 
 
 def test_encoder_outputs_of_another_shape_are_refused():
