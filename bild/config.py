@@ -151,7 +151,7 @@ class EvalConfig:
 
     Attributes:
         task: a name of `bild.tasks.registry.TASKS`.
-        mode: "vanilla" (the large model alone), "unaligned" or "aligned".
+        mode: "vanilla" (the large model alone), "unaligned", "aligned" or "drafter".
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; without it, all.
         large: folder or hub id of the large model; without it, the task's.
@@ -165,6 +165,7 @@ class EvalConfig:
         device: "cpu", "cuda" or "cuda:N"; "auto" for a GPU when there is one.
         engine: what runs both models, in every arm; "auto" for the fast one where it can.
         precision: of the weights that the fast engine reads; without it, that of dtype.
+        small_precision: the same of the small model alone; without it, as precision.
         compile: fast engine in machine code, on a CPU; without it, where there is a C++ compiler.
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
@@ -189,6 +190,7 @@ class EvalConfig:
     device: str = "auto"
     engine: Literal["auto", "fast", "transformers"] = "auto"
     precision: Precision | None = None
+    small_precision: Precision | None = None
     compile: bool | None = None
     small_alone: bool = True
     warmup: int = 2

@@ -54,6 +54,7 @@ KINDS = {
     "control": Look(PURPLE, "X"),
     "unaligned": Look(BLUE, "o"),
     "aligned": Look(VERMILLION, "^"),
+    "drafter": Look(GREEN, "D"),
 }
 
 

@@ -19,11 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from commands import ROOT, run_here, script
 from toy import PAIRS, save_model, save_tokenizer
 
 from bild.benchmark import planted
 from bild.benchmark.kinds import parse_arms
+from bild.checkpoints.drafter import make_drafter
+from bild.checkpoints.loading import load_model
 from bild.commands.main import COMMANDS
 from bild.tasks.registry import TASKS
 from bild.training.presets import PRESETS
@@ -140,6 +143,8 @@ def models(tmp_path_factory):
         save_model(
             folder / name, tokenizer, seed, layers=1, decoder_layers=1, width=64, head_width=16
         )
+    large = load_model(str(folder / "large"), torch.float32, "cpu")
+    make_drafter(large).save_pretrained(folder / "drafter")
     (folder / "sentences.jsonl").symlink_to(ROOT / "demo" / "sentences.jsonl")
     return folder
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bild.config import BiLDConfig
-from bild.engines import Decoder
+from bild.engines import Decoder, states_for
 from bild.evaluation.timing import timed
 from bild.policy import NEVER_STOPS
 
@@ -146,7 +146,7 @@ def measure_steps(
     drafts: list[float] = []
 
     def encode(decoder: Decoder) -> None:
-        decoder.read(input_ids, mask)
+        decoder.read(input_ids, mask, None if decoder is large else states_for(small, large))
 
     encoders = [
         sum(timed(device, partial(encode, decoder))[1] for decoder in (large, small))

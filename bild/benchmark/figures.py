@@ -173,7 +173,7 @@ class Figures:
         """Share of outputs that are what was planted; None of a task's pair."""
         if self.lab.config.planted is None or arm.kind in SMALL_ALONE:
             return None
-        whole = arm.kind == BILD and not arm.ahead
+        whole = arm.kind == BILD and not arm.ahead and arm.small_precision is None
         return share(
             tuple(s.arms[arm].tokens) == p.tokens
             and (not whole or p.stats is None or s.arms[arm].stats == p.stats)
@@ -212,7 +212,10 @@ class Figures:
     def bytes_read(self, name: str, arm: ArmId, length: float) -> float:
         """Bytes of one forward of a model in the middle of an output."""
         size = self.lab.sizes[name]
-        return size.bytes_read(arm.precision, self.lab.source_tokens, length / 2)
+        precision = arm.precision
+        if name == "small" and arm.small_precision is not None:
+            precision = arm.small_precision
+        return size.bytes_read(precision, self.lab.source_tokens, length / 2)
 
     def _sees(self, arm: ArmId) -> bool:
         return not kind_of(arm).converts
@@ -226,7 +229,7 @@ class Figures:
 
     def alone(self, arm: ArmId) -> ArmId | None:
         """Of a pair or the small model alone, the large model alone on the same engine."""
-        wanted = replace(arm, kind=VANILLA, ahead=False)
+        wanted = replace(arm, kind=VANILLA, ahead=False, small_precision=None)
         return wanted if arm.kind in (BILD, SMALL) and wanted in self.ran else None
 
     def ratio(self, arm: ArmId, other: ArmId | None) -> Ratio | None:

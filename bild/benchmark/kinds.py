@@ -1,7 +1,8 @@
 """Every engine a user could decode with, by name: the arms of a benchmark.
 
 The command line calls an arm by its kind, which runs in each precision it may have, or in full, as
-"bild-compiled@int8". Adding an engine is adding an entry to `KINDS`.
+"bild-compiled@int8", or "bild-compiled@float32/int8" where the small model has a precision of its
+own. Adding an engine is adding an entry to `KINDS`.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Kind:
 
 def _own(kit: Kit, id: ArmId, engine: EngineName, compile: bool | None) -> PairArm:
     bild = replace(kit.bild, lookahead="auto" if id.ahead else 0)
-    return PairArm(id.kind, kit.pair(id.precision, engine, compile), bild)
+    pair = kit.pair(id.precision, engine, compile, id.small_precision)
+    return PairArm(id.kind, pair, bild)
 
 
 def _ours(kind: str, title: str, ahead: bool = False) -> dict[str, Kind]:
@@ -138,7 +140,7 @@ KINDS: dict[str, Kind] = {
 
 def kind_of(arm: ArmId) -> Kind:
     """The kind that an arm is of."""
-    plain = replace(arm, precision="float32")
+    plain = replace(arm, precision="float32", small_precision=None)
     return next(kind for kind in KINDS.values() if kind.id == plain)
 
 
@@ -146,7 +148,7 @@ def parse_arms(given: Iterable[str], precisions: Iterable[str]) -> tuple[ArmId, 
     """The arms that a command line names: each kind in each of the precisions it may have.
 
     Args:
-        given: kinds, or full names as "bild-compiled@int8", whose precision stays.
+        given: kinds, or full names as "bild-compiled@float32/int8", whose precisions stay.
         precisions: asked for.
 
     Raises:
@@ -159,11 +161,16 @@ def parse_arms(given: Iterable[str], precisions: Iterable[str]) -> tuple[ArmId, 
     for text in given:
         name, at, precision = text.partition("@")
         _check("arm", name, KINDS)
-        kind = KINDS[name]
+        kind, small = KINDS[name], None
         if at:
+            precision, slash, small = precision.partition("/")
             _check(f"precision of {name}", precision, kind.precisions)
+            if slash:
+                own = COMPILED if kind.id.kind == BILD and kind.id.compiled else ()
+                _check(f"precision of the small model of {name}", small, own)
         wanted = [precision] if at else [p for p in precisions if p in kind.precisions]
-        arms |= dict.fromkeys(replace(kind.id, precision=p) for p in wanted)
+        small = None if small in ("", precision) else small
+        arms |= dict.fromkeys(replace(kind.id, precision=p, small_precision=small) for p in wanted)
     if not arms:
         raise BildError(f"no arm can run in {', '.join(precisions)}; choose another precision")
     return tuple(arms)

@@ -32,7 +32,7 @@ class Kit:
     ) -> None:
         large, small = models
         self._models: dict[str, Models] = {"float32": (large.to(device), small.to(device))}
-        self._pairs: dict[tuple[str, EngineName, bool | None], BiLDModel] = {}
+        self._pairs: dict[tuple[str, str | None, EngineName, bool | None], BiLDModel] = {}
         self.bild, self.device = bild, device
         self.cache, self.fingerprint = cache, fingerprint
 
@@ -43,14 +43,26 @@ class Kit:
             self._models[precision] = large, small
         return self._models[precision]
 
-    def pair(self, precision: str, engine: EngineName, compile: bool | None) -> BiLDModel:
+    def pair(
+        self,
+        precision: str,
+        engine: EngineName,
+        compile: bool | None,
+        small_precision: str | None = None,
+    ) -> BiLDModel:
         """The pair on one of our engines; the fast one has weights of its own."""
-        key = precision, engine, compile
+        key = precision, small_precision, engine, compile
         if key not in self._pairs:
             models = self.models("float32" if precision == "int8" else precision)
             # transformers has the models' own precision.
             asked = precision if engine == "fast" else None
-            self._pairs[key] = BiLDModel(*models, engine=engine, precision=asked, compile=compile)
+            self._pairs[key] = BiLDModel(
+                *models,
+                engine=engine,
+                precision=asked,
+                compile=compile,
+                small_precision=small_precision,
+            )
         return self._pairs[key]
 
     def release(self) -> None:

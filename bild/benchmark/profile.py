@@ -113,6 +113,7 @@ class _TimedDecoder(Decoder):
     def __init__(self, inner: Decoder, times: ModelTime) -> None:
         self.inner, self.times = inner, times
         self.name, self.vocab_size = inner.name, inner.vocab_size
+        self.has_encoder = inner.has_encoder
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +123,7 @@ class _TimedDecoder(Decoder):
         _, seconds = timed(self.device, lambda: self.inner.read(*args, **kwargs))
         self.times.encoder += seconds
         self.encoder_seconds = self.inner.encoder_seconds
+        self.encoder_outputs = self.inner.encoder_outputs
         self._follow()
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
@@ -213,8 +215,10 @@ def _hooked(models: Mapping[str, Any], device: torch.device, found: Profile) -> 
 
     hooks = []
     for name, model in models.items():
-        parts: list[tuple[nn.Module, bool]] = [(model.get_encoder(), True), (model, False)]
+        parts: list[tuple[nn.Module | None, bool]] = [(model.get_encoder(), True), (model, False)]
         for module, encoder in parts:
+            if module is None:  # a drafter has no encoder
+                continue
             hooks.append(module.register_forward_pre_hook(enter))
             hooks.append(module.register_forward_hook(lambda *_, n=name, e=encoder: leave(n, e)))
     try:

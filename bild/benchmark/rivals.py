@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from bild.benchmark.kit import Kit
 from bild.benchmark.profile import ModelTime, Profile, profile_modules
+from bild.checkpoints.drafter import BiLDDrafter
 from bild.errors import BildError
 from bild.evaluation.arms import ArmId, BatchCase, Case, Outcome, limits
 from bild.evaluation.timing import timed
@@ -41,6 +42,8 @@ class TransformersArm:
     ) -> None:
         self.id, self.device = id, kit.device
         large, small = kit.models(id.precision)
+        if isinstance(small, BiLDDrafter) and (which == "small" or schedule is not None):
+            raise BildError("a drafter has no encoder, and transformers cannot draft with it")
         # Copies that share the weights, so that settings of this arm are not those of another.
         self.models = {"large": copy.copy(large), "small": copy.copy(small)}
         self.model = self.models[which]

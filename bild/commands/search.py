@@ -43,10 +43,10 @@ from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
 from bild.tasks.data import load_examples
+from bild.tasks.registry import MODES
 from bild.tasks.sources import locate
 from bild.tuning.record import TriedPoint
 
-MODES = ("unaligned", "aligned")
 SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
 # What decides how a pair decodes, apart from its thresholds.
 PAIR_FLAGS = ("variant", "threads", *RULE_OPTIONS, *PAIR_OPTIONS)
@@ -56,7 +56,7 @@ def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add_task(parser, MODES)
+    add_task(parser, MODES[1:])
     add(
         "--max-loss",
         default="1",

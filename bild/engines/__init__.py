@@ -1,6 +1,15 @@
 """One owner per model and KV cache, spoken to in lengths."""
 
-from bild.engines.base import Decoder, Draft, Verdict, draft_tokens, drafting, drive, judge
+from bild.engines.base import (
+    Decoder,
+    Draft,
+    Verdict,
+    draft_tokens,
+    drafting,
+    drive,
+    judge,
+    states_for,
+)
 from bild.engines.huggingface import HuggingFaceDecoder
 from bild.engines.select import Engine, EngineName, HuggingFaceEngine, make_engine
 
@@ -17,4 +26,5 @@ __all__ = [
     "drive",
     "judge",
     "make_engine",
+    "states_for",
 ]

@@ -88,6 +88,8 @@ class Decoder(ABC):
         encoder_seconds: wall-clock seconds of the last `read`: the encoder, where it had to run,
             and whatever is prepared of its states.
         encoder_outputs: what the last `read` had of the encoder.
+        has_encoder: whether it can `encode`; a drafter cannot, and reads what a large model's
+            encoder makes of the source.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Decoder(ABC):
     tokens_fed: int
     encoder_seconds: float = 0.0
     encoder_outputs: Any = None
+    has_encoder: bool = True
     _unread: Callable[[], None] | None = None
 
     @property
@@ -220,6 +223,11 @@ class Decoder(ABC):
         check_ids(drafted, self.vocab_size, "scored tokens")
         rows = self.feed(pending)[first_row:]  # (T or T + 1, V)
         return judge(rows, rows, drafted)
+
+
+def states_for(small: Decoder, large: Decoder) -> Any:
+    """What a small model is given of a source that a large one has read; None: it encodes it."""
+    return None if small.has_encoder else large.encoder_outputs
 
 
 def draft_tokens(

@@ -14,6 +14,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from bild.checkpoints.drafter import NO_ENCODER, BiLDDrafter
 from bild.checkpoints.vocabulary import input_device, output_rows
 from bild.engines.base import Decoder
 from bild.engines.probe import takes_several
@@ -53,6 +54,7 @@ class HuggingFaceDecoder(Decoder):
     def __init__(self, model: PreTrainedModel, name: str, vocab_size: int | None = None) -> None:
         self.model = model
         self.name = name
+        self.has_encoder = not isinstance(model, BiLDDrafter)
         refuse_prompt_learning(model)
         rows = output_rows(model)
         self.vocab_size = rows if vocab_size is None else vocab_size
@@ -70,6 +72,8 @@ class HuggingFaceDecoder(Decoder):
 
     @torch.no_grad()
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
+        if not self.has_encoder:
+            raise BildError(NO_ENCODER)
         inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         here = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         return self.model.get_encoder()(**here, return_dict=True)

@@ -183,6 +183,7 @@ class T5Decoder(Decoder):
 
     def __init__(self, engine: T5Engine, name: str, vocab_size: int | None = None) -> None:
         self.engine, self.name = engine, name
+        self.has_encoder = not isinstance(engine.model, BiLDDrafter)
         self._arranged = engine.arranged()
         rows = self._arranged.rows
         self.vocab_size = rows if vocab_size is None else vocab_size
@@ -221,7 +222,7 @@ class T5Decoder(Decoder):
             raise BildError(
                 f"the fast engine's encoder reads no {', '.join(inputs)}; use engine='transformers'"
             )
-        if isinstance(self.engine.model, BiLDDrafter):
+        if not self.has_encoder:
             raise BildError(NO_ENCODER)
         self._follow()
         if attention_mask is None or bool(attention_mask.all()):

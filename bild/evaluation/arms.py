@@ -31,6 +31,7 @@ class ArmId:
         label: of the small model, where there are several.
         thresholds: of the pair, where there are several pairs.
         ahead: whether the small model goes on behind guesses (`BiLDConfig.lookahead`).
+        small_precision: of the small model's weights, where it is another one.
     """
 
     kind: str
@@ -40,13 +41,16 @@ class ArmId:
     label: str = ""
     thresholds: Thresholds | None = None
     ahead: bool = False
+    small_precision: str | None = None
 
     def __str__(self) -> str:
-        """As "bild-compiled@int8", with label and thresholds behind it where there are any."""
+        """As "bild-compiled@int8", or "@float32/int8" where the small model has a precision of its
+        own; with label and thresholds behind it where there are any."""
         engine = "compiled" if self.compiled else self.engine
         parts = [f"{self.kind}-{engine}" if engine else self.kind]
         parts[0] += "-ahead" if self.ahead else ""
         parts[0] += f"@{self.precision}"
+        parts[0] += "" if self.small_precision is None else f"/{self.small_precision}"
         if self.label:
             parts.append(self.label)
         if self.thresholds is not None:

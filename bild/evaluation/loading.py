@@ -31,6 +31,7 @@ def load_runner(
     if found.small is None:
         return SingleModel(large, tokenizer=tokenizer, **options), tokenizer
     small = load_model(found.small, dtype, device)
+    options["small_precision"] = config.small_precision
     return BiLDModel(large, small, tokenizer=tokenizer, **options), tokenizer
 
 

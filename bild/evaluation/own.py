@@ -59,7 +59,16 @@ class OwnArm:
             self.label,
             self.thresholds,
             ahead=self.bild is not None and self.bild.lookahead != 0,
+            small_precision=self._small_precision(engine.precision),
         )
+
+    def _small_precision(self, precision: str) -> str | None:
+        """That of a pair's small model, where it is another one."""
+        if self.kind != BILD:
+            return None
+        assert isinstance(self.runner, BiLDModel)
+        small = self.runner.models["small"].engine.precision
+        return None if small == precision else small
 
     @property
     def built(self) -> str:

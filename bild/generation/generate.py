@@ -108,7 +108,8 @@ def bild_generate(
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
     source = call.source
     large.read(source.ids, source.mask, source.states["large"])
-    small.read(source.ids, source.mask, source.states.get("small"), **source.inputs)
+    states = source.states.get("small") if small.has_encoder else large.encoder_outputs
+    small.read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
     return decode_with_pair(call.plan, large, small, bild_config, stream, output_trace)
 

@@ -49,6 +49,8 @@ class BiLDModel:
             scale a row, activations stay float32); None for the models' own.
         compile: whether the fast engine runs in machine code compiled on this machine (CPU only;
             seconds, once); None for yes, where there is a C++ compiler.
+        small_precision: of the small model's weights alone, which decide what is drafted and never
+            what the large model makes of it; None for `precision`.
         tokenizer: of both, for `pair("a text")` and for stop strings; one may be set later on.
 
     Raises:
@@ -64,13 +66,18 @@ class BiLDModel:
         engine: EngineName = "auto",
         precision: str | None = None,
         compile: bool | None = None,
+        small_precision: str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.vocab_size = shared_vocab_size(large, small)
         self.large = large.eval()
         self.small = small.eval()
         self._holder = TokenizerHolder(self.vocab_size, tokenizer)
-        self._options: Any = {"engine": engine, "precision": precision, "compile": compile}
+        small_too = precision if small_precision is None else small_precision
+        self._options: dict[str, Any] = {
+            name: {"engine": engine, "precision": asked, "compile": compile}
+            for name, asked in (("large", precision), ("small", small_too))
+        }
         self._arrange()
 
     def _arrange(self) -> None:
@@ -80,7 +87,9 @@ class BiLDModel:
             ("small", self.small),
         )
         self.models = {
-            name: SingleModel(model, name, self.vocab_size, tokenizer=self._holder, **self._options)
+            name: SingleModel(
+                model, name, self.vocab_size, tokenizer=self._holder, **self._options[name]
+            )
             for name, model in both
         }
 
@@ -99,6 +108,7 @@ class BiLDModel:
         engine: EngineName = "auto",
         precision: str | None = None,
         compile: bool | None = None,
+        small_precision: str | None = None,
         tokenizer: str | Checkpoint | None = None,
         **kwargs: Any,
     ) -> BiLDModel:
@@ -108,7 +118,7 @@ class BiLDModel:
             large, small: checkpoints; a hub id may be followed by `@` and a revision.
             dtype: precision of both models.
             device: where both models go.
-            engine, precision, compile: as for `BiLDModel`.
+            engine, precision, compile, small_precision: as for `BiLDModel`.
             tokenizer: where it is, if not beside the large model; it is loaded when it is needed.
             **kwargs: passed on to transformers' `from_pretrained` for both.
 
@@ -116,7 +126,13 @@ class BiLDModel:
             BildError: a checkpoint that cannot be found, or models that cannot be a pair.
         """
         models = (load_model(name, dtype, device, **kwargs) for name in (large, small))
-        pair = cls(*models, engine=engine, precision=precision, compile=compile)
+        pair = cls(
+            *models,
+            engine=engine,
+            precision=precision,
+            compile=compile,
+            small_precision=small_precision,
+        )
         pair._holder.checkpoints = (large, small) if tokenizer is None else (tokenizer,)
         return pair
 
@@ -130,7 +146,7 @@ class BiLDModel:
         pair.small, pair.vocab_size = small.eval(), shared_vocab_size(self.large, small)
         large = copy(self.models["large"])
         large.vocab_size = pair.vocab_size
-        alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options)
+        alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options["small"])
         pair.models = {"large": large, "small": alone}
         pair._experience = Experience()
         return pair

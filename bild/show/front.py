@@ -49,12 +49,14 @@ class Best:
         mode: of the task "demo": which of its small models, and which thresholds.
         small: folder of another small model; without it, the mode's.
         precision: of the weights.
+        small_precision: of the small model's, if it is another one.
         ahead: whether the small model goes on behind guesses (`BiLDConfig.lookahead`).
     """
 
     mode: str = "aligned"
     small: str | None = None
     precision: str = "float32"
+    small_precision: str | None = None
     ahead: bool = False
 
 
@@ -128,11 +130,13 @@ def front_config(
     thresholds = task.default_thresholds(best.mode)
     assert thresholds is not None
 
-    def ours(kind: str, ahead: bool = False) -> ArmId:
-        return ArmId(kind, "fast", best.precision, compiled, ahead=ahead)
+    def ours(kind: str, ahead: bool = False, small: str | None = None) -> ArmId:
+        return ArmId(kind, "fast", best.precision, compiled, ahead=ahead, small_precision=small)
+
+    drafts = best.small_precision if compiled else None  # int8 needs machine code
 
     return BenchmarkConfig(
-        arms=(ArmId(GREEDY), ours(VANILLA), ours(SMALL), ours(BILD, best.ahead)),
+        arms=(ArmId(GREEDY), ours(VANILLA), ours(SMALL), ours(BILD, best.ahead, drafts)),
         bild=BiLDConfig(thresholds.fallback, thresholds.rollback, variant=task.variant),
         samples=samples,
         small=task.small_model(best.mode) if best.small is None else best.small,

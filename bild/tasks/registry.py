@@ -18,7 +18,7 @@ from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.policy import PUBLISHED
 
-MODES = ("vanilla", "unaligned", "aligned")
+MODES = ("vanilla", "unaligned", "aligned", "drafter")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class Task:
             `owner/name@commit`; what an id without one stood for is recorded with every result.
         tokenizer: hub id of the tokenizer; None: it lies beside the large model.
         thresholds: of each mode with two models, one or two presets. The first is the default and
-            costs no quality, the second costs about one point of the metric and is faster.
+            costs no quality, the second costs about one point of the metric and is faster. A mode
+            without any has those of "unaligned".
         published: the rows to stand beside one's own.
         split: of the data set, also the name of its file under `BILD_DATA_ROOT`.
         file: examples that come with this repository, relative to its root.
@@ -112,6 +113,8 @@ class Task:
             of descriptions (api), rounded; the published result files do not hold it. None: not
             known.
         variant: the rules that the thresholds go with, a name of `bild.policy.RULES`.
+        drafter: a checkpoint of `bild.checkpoints.drafter`, which reads the large model's encoder;
+            None: there is none.
     """
 
     name: str
@@ -134,28 +137,34 @@ class Task:
     more_metrics: tuple[str, ...] = ()
     source_tokens: int | None = None
     variant: str = BiLDConfig.variant
+    drafter: str | None = None
 
     def small_model(self, mode: str) -> str | None:
         """The small checkpoint of a mode; None for "vanilla".
 
         Raises:
-            BildError: an unknown mode, or "aligned" where no aligned checkpoint exists.
+            BildError: an unknown mode, or one for which the task has no checkpoint.
         """
-        if mode not in MODES:
-            raise BildError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-        if mode == "aligned" and self.aligned is None:
+        if _known(mode) == "vanilla":
+            return None
+        models = {"unaligned": self.small, "aligned": self.aligned, "drafter": self.drafter}
+        if models[mode] is None:
+            what = "drafter" if mode == "drafter" else "aligned small model"
             raise BildError(
-                f"{self.name} has no aligned small model; run it with vanilla or unaligned"
+                f"{self.name} has no {what}; run it with vanilla or unaligned, or train one "
+                "(bild align) and give it with --small"
             )
-        return {"vanilla": None, "unaligned": self.small, "aligned": self.aligned}[mode]
+        return models[mode]
 
     def default_thresholds(self, mode: str) -> Thresholds | None:
         """The first preset of a mode; None for "vanilla".
 
         Raises:
-            BildError: as `small_model`.
+            BildError: an unknown mode.
         """
-        return None if self.small_model(mode) is None else self.thresholds[mode][0]
+        if _known(mode) == "vanilla":
+            return None
+        return self.thresholds.get(mode, self.thresholds["unaligned"])[0]
 
     def usual_source_tokens(self) -> int:
         """`source_tokens`.
@@ -168,6 +177,17 @@ class Task:
                 f"the usual length of the sources of {self.name} is not known; give --source-tokens"
             )
         return self.source_tokens
+
+
+def _known(mode: str) -> str:
+    """The mode, if it is one.
+
+    Raises:
+        BildError: it is none.
+    """
+    if mode not in MODES:
+        raise BildError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    return mode
 
 
 @cache

@@ -67,8 +67,9 @@ def locate_models(config: EvalConfig) -> Models:
     task = replace(task, **{n: v for n, v in limits.items() if v is not None})
     if config.data_revision is not None and task.data is not None:
         task = replace(task, data=replace(task.data, revision=config.data_revision))
-    small = task.small_model(config.mode)
-    if config.small is not None and config.mode != "vanilla":
+    if config.small is None or config.mode == "vanilla":
+        small = task.small_model(config.mode)
+    else:
         small = config.small
     tokenizer = task.tokenizer if config.tokenizer is None else config.tokenizer
     large = resolve_model(task.large if config.large is None else config.large)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_t5
 
-from bild import BiLDConfig, cli
+from bild import BiLDConfig, BildError, cli
 from bild.benchmark import planted
 from bild.benchmark.kinds import KINDS, Kind, PairArm, kind_of, parse_arms
 from bild.benchmark.kit import Kit
@@ -327,10 +327,25 @@ def test_nothing_is_hooked_or_patched_while_an_arm_is_timed(monkeypatch):
     assert inside == [True] * 5
 
 
+def test_the_small_model_of_an_arm_may_have_a_precision_of_its_own():
+    (arm,) = parse_arms(["bild-ahead-compiled@float32/int8"], ["bfloat16"])
+    assert (arm.precision, arm.small_precision) == ("float32", "int8")
+    assert str(arm) == "bild-compiled-ahead@float32/int8"
+    models = tuple(tiny_t5(seed, vocab=40, head_width=16) for seed in (1, 2))
+    kit = Kit(models, BiLDConfig(), torch.device("cpu"), Path("unused"), "f")
+    made = kind_of(arm).make(kit, arm)
+    assert made.id == arm
+    assert made.run(Case(torch.tensor([[5, 6, 1]]), 6)).tokens
+    for name in ("vanilla-compiled@float32/int8", "bild-fast@float32/int8"):
+        with pytest.raises(BildError, match="precision of the small model"):
+            parse_arms([name], ["float32"])
+
+
 def test_a_decoder_with_a_clock_passes_everything_on():
     """A method that it lacked would run as of the base class, past the engine's own."""
     public = {name for name, value in vars(Decoder).items() if callable(value) and name[0] != "_"}
-    assert public <= set(vars(_TimedDecoder))
+    through_read = {"read_later", "ready"}
+    assert public - through_read <= set(vars(_TimedDecoder))
 
 
 @pytest.mark.parametrize("name", ["bild-transformers", "bild-fast", "vanilla-fast", "small-fast"])

@@ -7,7 +7,7 @@ import torch
 from reference import Cacheless, reference_decode
 from tiny import EOS, tiny_t5
 
-from bild import BiLDConfig, BildError, BiLDModel
+from bild import BiLDConfig, BildError, BiLDModel, bild_generate
 from bild.checkpoints.drafter import BiLDDrafter, DrafterConfig, encoder_sizes, make_drafter
 from bild.engines import make_engine
 
@@ -110,9 +110,46 @@ def test_a_drafter_runs_in_the_compiled_engines_precisions(precision):
     assert output.sequences.tolist() == alone.sequences.tolist()
 
 
+def test_transformers_own_generate_takes_a_drafter():
+    large = tiny_t5(3, head_width=16)
+    drafter = make_drafter(large, shortlist=SHORTLISTS["shortlist"])
+    source = torch.tensor([[5, 7, 9, 12, 1]])
+    options = {"bild_config": BiLDConfig(fallback_threshold=0.2), "max_new_tokens": 12}
+    output = large.generate(source, custom_generate=bild_generate, small_model=drafter, **options)
+    expected = BiLDModel(large, drafter).generate(source, **options).sequences
+    assert torch.equal(getattr(output, "sequences", output), expected)
+
+
+def test_a_batch_has_a_drafter_too():
+    large = tiny_t5(3, head_width=16)
+    pair = BiLDModel(large, make_drafter(large, shortlist=SHORTLISTS["shortlist"]))
+    sources = torch.tensor([[5, 7, 9, 12, 1], [4, 8, 1, 0, 0]])
+    options = {"bild_config": BiLDConfig(fallback_threshold=0.2), "max_new_tokens": 12}
+    rows = pair.generate(sources, (sources != 0).long(), **options).sequences
+    for row, source in zip(rows, (sources[:1], sources[1:, :3]), strict=True):
+        alone = pair.generate(source, **options).sequences[0]
+        assert row.tolist()[: len(alone)] == alone.tolist()
+
+
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
 def test_a_drafter_does_not_read_a_source_by_itself(engine):
     options = {name: value for name, value in ENGINES[engine].items() if name != "engine"}
     drafter = make_engine(make_drafter(tiny_t5(3, head_width=16)), "fast", **options)
     with pytest.raises(BildError, match="has no encoder"):
         drafter.decoder("small").read(torch.tensor([[5, 1]]))
+
+
+def test_the_small_model_may_have_a_precision_of_its_own():
+    large, small = tiny_t5(3, head_width=16), tiny_t5(4, head_width=16)
+    pair = BiLDModel(large, small, small_precision="int8")
+    assert [m.engine.precision for m in pair.models.values()] == ["float32", "int8"]
+    assert pair.with_small(tiny_t5(5, head_width=16)).models["small"].engine.precision == "int8"
+    lossless = BiLDConfig(fallback_threshold=0.0, rollback_threshold=0.0, variant="verified")
+    alone, drafted = BiLDModel(large, small), 0
+    for token in range(5, 10):
+        source = torch.tensor([[token, 7, 9, 12, 1]])
+        output = pair.generate(source, bild_config=lossless, max_new_tokens=12)
+        expected = alone.greedy(source, max_new_tokens=12)
+        assert output.sequences.tolist() == expected.sequences.tolist()
+        drafted += output.stats.drafted_tokens
+    assert drafted > 0

@@ -218,12 +218,14 @@ def test_small_model_of_a_mode():
 
 
 def test_api_has_no_aligned_model():
+    with pytest.raises(BildError, match=r"iwslt2017 has no drafter; .* give it with --small"):
+        get("iwslt2017").small_model("drafter")
     with pytest.raises(BildError, match="api has no aligned small model; run it with vanilla"):
         get("api").small_model("aligned")
 
 
 def test_unknown_mode_is_named():
-    with pytest.raises(BildError, match="vanilla, unaligned, aligned, got 'algned'"):
+    with pytest.raises(BildError, match="vanilla, unaligned, aligned, drafter, got 'algned'"):
         get("xsum").default_thresholds("algned")
 
 
