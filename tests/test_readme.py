@@ -320,7 +320,7 @@ def flags():
     return found
 
 
-OTHERS = {"--multi_gpu", "--num_processes"}  # of accelerate
+OTHERS = {"--multi_gpu", "--num_processes", "--require-hashes"}  # of accelerate, of pip
 
 
 @pytest.mark.parametrize("page", PAGES)
