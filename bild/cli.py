@@ -38,10 +38,10 @@ ENVIRONMENT = (
 )  # fmt: skip
 
 TASK_OPTIONS = ("task", "mode")
-RUN_OPTIONS = ("max_samples", "data_revision", "threads")
+RUN_OPTIONS = ("max_samples", "data_revision", "threads", "source_key", "target_key", "metric")
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 ENGINE_OPTIONS = ("dtype", "engine", "precision", "small_precision", "compile")
-PAIR_OPTIONS = (*MODEL_OPTIONS, "max_source_tokens", *ENGINE_OPTIONS)
+PAIR_OPTIONS = (*MODEL_OPTIONS, "prefix", "forced_bos", "max_source_tokens", *ENGINE_OPTIONS)
 DATA_OPTIONS = ("data_file", "warmup", "seed")
 RULE_OPTIONS = ("num_small_iters", "start", "lookahead", "acceptance", "drafting")
 RULE_FLAGS = {"acceptance": "--rule"}  # of fields whose flag has another name

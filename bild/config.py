@@ -16,6 +16,7 @@ SEARCH_STEPS = {
     "grid": {"fallback": 0.1, "rollback": 1.0},
 }
 Dtype = Literal["float32", "bfloat16", "float16"]
+Metric = Literal["bleu", "rouge1", "rouge2", "rougeL", "rougeLsum"]
 Precision = Literal["float32", "bfloat16", "int8"]
 DTYPES = get_args(Dtype)
 HIGHEST_CONFIDENCE = 0.999  # a few hundred examples do not tell how rare still rarer errors are
@@ -27,7 +28,7 @@ class BiLDConfig:
 
     Every end of a range is legal: `fallback_threshold > 1` makes the large model write every
     token, `0` never falls back; `rollback_threshold = inf` never rolls back; and with
-    `variant="verified"`, `rollback_threshold = 0` is lossless.
+    `variant="verified"`, a `rollback_threshold` below log 2 (0.69) is lossless.
 
     Attributes:
         fallback_threshold: alpha_FB. The small model hands over where its highest probability
@@ -155,10 +156,16 @@ class EvalConfig:
         bild: thresholds and variant; None in mode "vanilla".
         max_samples: the first so many examples; without it, all.
         large: folder or hub id of the large model; without it, the task's.
-        small: folder or hub id of the small model; without it, the task's of the mode.
+        small: folder or hub id of the small model, or "early-exit:N", the large model left after N
+            layers of its decoder; without it, the task's of the mode.
         tokenizer: folder or hub id; without it, the task's, or the given large model's.
         data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
         data_revision: branch or commit of the task's data set on the hub; without it, the task's.
+        source_key, target_key: keys of a record of data_file; without them, the task's.
+        prefix: put before every source; without it, the task's.
+        metric: that outputs are scored with; without it, the task's.
+        forced_bos: token that every output begins with, as a target language; without it, the
+            models' own setting.
         max_source_tokens: longer sources are cut; without it, the task's limit.
         max_new_tokens: longest output; without it, the task's limit.
         dtype: of both models' weights.
@@ -170,6 +177,8 @@ class EvalConfig:
         small_alone: run the small model alone as a third arm.
         warmup: untimed examples before the first.
         repeat: passes over the examples; several make intervals that cover runs as well.
+        batch_size: examples that an arm decodes together; an example's seconds are then an equal
+            part of its batch's.
         threads: of the CPU; without it, as many as torch takes.
         seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
             draws nothing).
@@ -184,6 +193,11 @@ class EvalConfig:
     tokenizer: str | None = None
     data_file: str | None = None
     data_revision: str | None = None
+    source_key: str | None = None
+    target_key: str | None = None
+    prefix: str | None = None
+    metric: Metric | None = None
+    forced_bos: str | None = None
     max_source_tokens: int | None = None
     max_new_tokens: int | None = None
     dtype: Dtype = "float32"
@@ -195,6 +209,7 @@ class EvalConfig:
     small_alone: bool = True
     warmup: int = 2
     repeat: int = 1
+    batch_size: int = 1
     threads: int | None = None
     seed: int = 0
 
@@ -214,6 +229,7 @@ COUNTS = {
     "source_tokens": (1, 10**6),
     "samples": (1, 10**9),
     "repeat": (1, 1000),
+    "batch_size": (1, 10**4),
     "threads": (1, 1024),
     "warmup": (0, 10**6),
     "seed": (0, 2**32 - 1),

@@ -227,7 +227,10 @@ class DistanceRule(AcceptanceRule):
 
     @property
     def is_lossless(self) -> bool:
-        return self.threshold == 0 and self.checks_end and not self.first_far_only
+        # Below log 2 a kept token has more than half of the large model's probability: it is its
+        # first choice. (Logits processors may make another one the first.)
+        certain = self.threshold < math.log(2)
+        return certain and self.checks_end and not self.first_far_only
 
     def same_below(self, distances: Sequence[float]) -> float:
         return min((d for d in distances if d > self.threshold), default=math.inf)

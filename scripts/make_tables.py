@@ -7,6 +7,7 @@
 `<!-- front: demo -->` what `make demo` prints, of results/demo/front.json,
 `<!-- speed: demo -->` that of the benchmark results/speed/demo.json, `<!-- two-factors -->` that of
 all benchmarks: what the engine gives, and what BiLD adds,
+`<!-- rules: demo -->` that of results/demo/rules.json, once it is there,
 `<!-- agreement: tatoeba -->` that of results/tatoeba/agreement.json, and
 `<!-- small-models: tatoeba -->` those of results/tatoeba/small-models.json.
 """

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from bild import cli
+from bild.commands.main import COMMANDS, module_of
 from bild.evaluation.record import RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,8 +26,8 @@ NOWHERE = "http://127.0.0.1:9"
 
 # The scripts that go on where they were stopped, which their last line says.
 RESUMING = {
-    "align", "benchmark", "compare_small_models", "demo", "finetune", "make_calibration",
-    "make_results", "run_eval", "search_thresholds",
+    "align", "benchmark", "compare_rules", "compare_small_models", "demo", "finetune",
+    "make_calibration", "make_results", "run_eval", "search_thresholds",
 }  # fmt: skip
 
 # As tqdm writes it: "xsum:  50%|###  | 2/4 [00:00<00:00, 2.25example/s, ...]" and nothing after it.
@@ -79,7 +80,9 @@ class Finished:
 
 @cache
 def script(name: str = "run_eval") -> ModuleType:
-    """A script as a module."""
+    """A script as a module; a command of `bild` that is no script is one already."""
+    if name in COMMANDS and not (ROOT / "scripts" / f"{name}.py").exists():
+        return module_of(name)
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -92,7 +95,10 @@ def run_here(monkeypatch, capsys, *arguments: object, name: str = "run_eval") ->
     capsys.readouterr()
     code = 0
     try:
-        cli.run(script(name).main, resumes=name in RESUMING)
+        cli.run(
+            script(name).main,
+            resumes=name in RESUMING or (name in COMMANDS and COMMANDS[name].resumes),
+        )
     except SystemExit as end:
         code = end.code
     captured = capsys.readouterr()

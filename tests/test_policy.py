@@ -65,9 +65,10 @@ def test_distance_is_strict_and_infinite_logits_do_not_pass_an_infinite_threshol
 
 
 def test_lossless_is_what_the_rules_say():
-    for variant, rollback_threshold in (("verified", 0.1), ("paper", 0), ("authors", 0)):
+    for variant, rollback_threshold in (("verified", 0.7), ("paper", 0), ("authors", 0)):
         assert not BiLDConfig(0.6, rollback_threshold, variant=variant).is_lossless
     assert BiLDConfig(0.6, 0, variant="verified").is_lossless
+    assert BiLDConfig(0.6, 0.69, variant="verified").is_lossless  # below log 2
     for variant in RULES:
         assert BiLDConfig(1.1, 5, variant=variant).is_lossless
         assert not BiLDConfig(1.0, 5, variant=variant).is_lossless

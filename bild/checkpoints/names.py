@@ -28,6 +28,7 @@ from bild.errors import BildError
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_REVISION = "main"
+EARLY_EXIT = re.compile(r"early-exit:(\d+)")  # a small model that is the large one's first layers
 COMMIT = re.compile("[0-9a-f]{40}")
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from bild.evaluation.loop import Sample
     from bild.evaluation.record import RunRecord
 
-REPEATED = ("small_alone", "repeat")
+REPEATED = ("small_alone", "repeat", "batch_size")
 
 
 def make_parser() -> Parser:

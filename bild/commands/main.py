@@ -1,5 +1,6 @@
 """Big Little Decoder: a small model drafts, a large one checks.
 
+    bild generate sentences.txt -o translations.txt
     bild eval demo                           # the shipped pair on the shipped sentences
     bild trace "Heute Morgen lag überall Schnee."
     bild search demo --max-loss 1
@@ -38,6 +39,7 @@ class Command:
 
 # A name is that of its module here, which has `make_parser` and `main`.
 COMMANDS = {
+    "generate": Command("decode a file of texts with a pair", True),
     "eval": Command("decode a task with the pair and with each model alone, and score it", True),
     "search": Command("find the fastest thresholds for the loss that is allowed", True),
     "compare": Command("compare small models beside one large model", True),
@@ -51,6 +53,7 @@ COMMANDS = {
     "agreement": Command("measure how often small models agree with the large one"),
     "tokenizer": Command("train a tokenizer for a pair from nothing"),
     "plot": Command("draw quality against speed from records"),
+    "doctor": Command("look at this machine, and say what to do about what is found"),
     "completion": Command("print the completion script of a shell"),
 }
 

@@ -28,7 +28,6 @@ def make_parser() -> Parser:
     add_fields(parser, ServeConfig, *OPTIONS)
     add = parser.add_argument
     add("--allow-host", nargs="+", default=(), metavar="NAME", help="names it is called by")
-    add("--prefix", help="put before every text (default: the task's)")
     add_pair_flags(parser)
     return parser
 
@@ -50,7 +49,7 @@ def main() -> None:
     translator = Translator(
         racer.pair,
         racer.tokenizer,
-        racer.prefix if a.prefix is None else a.prefix,
+        racer.prefix,
         racer.max_source_tokens,
         racer.max_new_tokens,
     )

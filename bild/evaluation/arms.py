@@ -6,8 +6,9 @@ nothing takes it apart again but the parser of that command line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bild.generation.stats import DecodeStats
 from bild.tasks.registry import Thresholds
@@ -43,14 +44,17 @@ class ArmId:
     ahead: bool = False
     small_precision: str | None = None
 
+    @property
+    def precisions(self) -> str:
+        """As "float32", or "float32/int8" where the small model has one of its own."""
+        return "/".join(p for p in (self.precision, self.small_precision) if p is not None)
+
     def __str__(self) -> str:
-        """As "bild-compiled@int8", or "@float32/int8" where the small model has a precision of its
-        own; with label and thresholds behind it where there are any."""
+        """As "bild-compiled@int8", with label and thresholds behind it where there are any."""
         engine = "compiled" if self.compiled else self.engine
         parts = [f"{self.kind}-{engine}" if engine else self.kind]
         parts[0] += "-ahead" if self.ahead else ""
-        parts[0] += f"@{self.precision}"
-        parts[0] += "" if self.small_precision is None else f"/{self.small_precision}"
+        parts[0] += f"@{self.precisions}"
         if self.label:
             parts.append(self.label)
         if self.thresholds is not None:
@@ -118,6 +122,14 @@ class Arm(Protocol):
 
     def run(self, case: Case) -> Outcome:
         """Decode one case. Only decoding is within the seconds: nothing is measured in them."""
+
+
+@runtime_checkable
+class BatchArm(Arm, Protocol):
+    """An arm that can decode several cases together."""
+
+    def run_together(self, cases: Sequence[Case]) -> list[Outcome]:
+        """Decode cases together; of its seconds each gets an equal part."""
 
 
 def limits(case: Case, model: Any) -> dict[str, Any]:

@@ -21,7 +21,10 @@ def interval_covers(runs: int) -> str:
 
 
 def arm_figures(
-    samples: Sequence[Sample], built: Mapping[ArmId, str], metric_names: Sequence[str]
+    samples: Sequence[Sample],
+    built: Mapping[ArmId, str],
+    metric_names: Sequence[str],
+    batch_size: int = 1,
 ) -> tuple[ArmFigures, ...]:
     """The figures of each arm; the large model alone is among them.
 
@@ -29,6 +32,7 @@ def arm_figures(
         samples: of a finished run, pass by pass.
         built: what ran each arm, in the order of the record.
         metric_names: of `bild.tasks.metrics`, the task's first.
+        batch_size: examples that were decoded together.
     """
     baseline = next(arm for arm in built if arm.kind == VANILLA)
     qualities = {name: quality_figures(samples, baseline, name) for name in metric_names}
@@ -42,7 +46,7 @@ def arm_figures(
                 id=arm,
                 built=engine,
                 quality={name: own[arm] for name, own in qualities.items()},
-                speed=speed_figures(samples, baseline, arm),
+                speed=speed_figures(samples, baseline, arm, batch_size),
                 stats=stats,
                 rates=Rates.of(stats) if arm.kind == BILD else None,
                 tokens_per_sample=stats.generated_tokens / len(texts[arm]),
@@ -80,14 +84,16 @@ def quality(
     return Quality(score["value"], low, high, score["signature"], score["extra"], difference)
 
 
-def speed_figures(samples: Sequence[Sample], baseline: ArmId, arm: ArmId) -> Speed:
+def speed_figures(
+    samples: Sequence[Sample], baseline: ArmId, arm: ArmId, batch_size: int = 1
+) -> Speed:
     """Seconds of an arm, and its speedup over the baseline; of all passes."""
     own = [s.arms[arm] for s in samples]
     runs = passes(samples)
     total = sum(a.seconds for a in own)
     encoders = [a.encoder_seconds for a in own]
     known = None if None in encoders else sum(e for e in encoders if e is not None) / runs
-    ratio = None if arm == baseline else speed_ratio(samples, baseline, arm)
+    ratio = None if arm == baseline else speed_ratio(samples, baseline, arm, batch_size)
     return Speed(
         seconds=total / runs,
         encoder_seconds=known,
@@ -97,9 +103,12 @@ def speed_figures(samples: Sequence[Sample], baseline: ArmId, arm: ArmId) -> Spe
     )
 
 
-def speed_ratio(samples: Sequence[Sample], baseline: ArmId, arm: ArmId) -> Interval:
-    """`timing.speedup` of an arm over another one."""
-    return Interval(*timing.speedup(seconds_of(samples, baseline), seconds_of(samples, arm)))
+def speed_ratio(
+    samples: Sequence[Sample], baseline: ArmId, arm: ArmId, batch_size: int = 1
+) -> Interval:
+    """`timing.speedup` of an arm over another one; batches are what is resampled."""
+    theirs, own = (seconds_of(samples, a, batch_size) for a in (baseline, arm))
+    return Interval(*timing.speedup(theirs, own))
 
 
 def passes(samples: Sequence[Sample]) -> int:
@@ -112,11 +121,13 @@ def first_pass(samples: Sequence[Sample]) -> list[Sample]:
     return [s for s in samples if s.run == 0]
 
 
-def seconds_of(samples: Sequence[Sample], arm: ArmId) -> list[list[float]]:
-    """An arm's seconds, (runs, examples)."""
+def seconds_of(samples: Sequence[Sample], arm: ArmId, batch_size: int = 1) -> list[list[float]]:
+    """An arm's seconds, (runs, batches); a batch of one is an example."""
     runs: list[list[float]] = [[] for _ in range(passes(samples))]
     for sample in samples:
-        runs[sample.run].append(sample.arms[arm].seconds)
+        if sample.index % batch_size == 0:
+            runs[sample.run].append(0.0)
+        runs[sample.run][-1] += sample.arms[arm].seconds
     return runs
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bild.errors import BildError, first_line
-from bild.evaluation.arms import Arm, ArmId, Case
+from bild.evaluation.arms import Arm, ArmId, BatchArm, Case
 from bild.evaluation.codec import decode as decode_json
 from bild.evaluation.folder import Identity, open_run
 from bild.evaluation.record import Record
@@ -145,6 +145,8 @@ class Loop:
     Attributes:
         items: the examples.
         warmup: untimed examples before the first.
+        batch_size: examples that an arm decodes together before the next arm does. Over one, arms
+            must be `BatchArm`s, and an example's seconds are its batch's, shared out evenly.
         runs: passes over the examples.
         seed: of the order of arms.
         to_text: makes text of output tokens; None where nobody reads it.
@@ -154,6 +156,7 @@ class Loop:
 
     items: Sequence[Item]
     warmup: int = 0
+    batch_size: int = 1
     runs: int = 1
     seed: int = 0
     to_text: Callable[[list[int]], str] | None = None
@@ -164,6 +167,14 @@ class Loop:
     def total(self) -> int:
         """Lines of a finished run."""
         return len(self.items) * self.runs
+
+    def batch(self, number: int) -> Sequence[Item]:
+        """The examples that are decoded with the one of this line, from it on.
+
+        Batches begin at the same lines of each pass, also where a run goes on within one.
+        """
+        index = number % len(self.items)
+        return self.items[index : index + self.batch_size - index % self.batch_size]
 
 
 def order(count: int, number: int, seed: int) -> list[int]:
@@ -219,58 +230,75 @@ def decode(
     out = {} if failed is None else dict(failed)
     ids = list(running) if ids is None else ids
     warmup_seconds = _warm_up(running, loop, out)
-    for number in range(start, loop.total):
-        run, index = divmod(number, len(loop.items))
-        item = loop.items[index]
-        done: dict[ArmId, ArmSample] = {}
-        for place in order(len(ids), number, loop.seed):
+    number = start
+    while number < loop.total:
+        batch = loop.batch(number)
+        done: dict[ArmId, list[ArmSample]] = {}
+        for place in order(len(ids), number // loop.batch_size, loop.seed):
             if ids[place] in running:
-                sample = _try(running, ids[place], item, loop, out)
-                if sample is not None:
-                    done[ids[place]] = sample
+                found = _try(running, ids[place], batch, loop, out)
+                if found is not None:
+                    done[ids[place]] = found
         if not running:
             reasons = "; ".join(f"{arm}: {why}" for arm, why in out.items())
             raise BildError(f"no arm can run: {reasons}")
-        yield Sample(
-            index=index,
-            run=run,
-            source=item.source,
-            reference=item.reference,
-            source_tokens=item.case.input_ids.shape[1],
-            truncated=item.truncated,
-            arms={arm: done[arm] for arm in ids if arm in done},
-            failed=dict(out),
-            warmup_seconds=warmup_seconds,
-            beside={} if loop.beside is None else loop.beside(item, list(done)),
-        )
-        warmup_seconds = {}
+        for place, item in enumerate(batch):
+            yield Sample(
+                index=number % len(loop.items),
+                run=number // len(loop.items),
+                source=item.source,
+                reference=item.reference,
+                source_tokens=item.case.input_ids.shape[1],
+                truncated=item.truncated,
+                arms={arm: done[arm][place] for arm in ids if arm in done},
+                failed=dict(out),
+                warmup_seconds=warmup_seconds,
+                beside={} if loop.beside is None else loop.beside(item, list(done)),
+            )
+            warmup_seconds = {}
+            number += 1
 
 
 def _warm_up(running: dict[ArmId, Arm], loop: Loop, failed: dict[ArmId, str]) -> dict[ArmId, float]:
     seconds = {}
     for arm in list(running):
         start = time.perf_counter()
-        for item in loop.items[: loop.warmup]:
-            if arm in running:
-                _try(running, arm, item, loop, failed)
+        number = 0
+        while number < min(loop.warmup, len(loop.items)) and arm in running:
+            _try(running, arm, loop.batch(number), loop, failed)
+            number += loop.batch_size
         seconds[arm] = time.perf_counter() - start
     return seconds
 
 
 def _try(
-    running: dict[ArmId, Arm], arm: ArmId, item: Item, loop: Loop, failed: dict[ArmId, str]
-) -> ArmSample | None:
-    """What an arm does with an example; None where it fails and may."""
+    running: dict[ArmId, Arm],
+    arm: ArmId,
+    batch: Sequence[Item],
+    loop: Loop,
+    failed: dict[ArmId, str],
+) -> list[ArmSample] | None:
+    """What an arm does with examples; None where it fails and may."""
+    one = running[arm]
     try:
-        outcome = running[arm].run(item.case)
+        if loop.batch_size == 1:
+            outcomes = [one.run(item.case) for item in batch]
+        else:
+            assert isinstance(one, BatchArm)
+            outcomes = one.run_together([item.case for item in batch])
     except Exception as error:  # whatever an engine may raise
         if not loop.may_fail:
             raise
         failed[arm] = reason(error)
         del running[arm]
         return None
-    text = None if loop.to_text is None else loop.to_text(outcome.tokens)
-    return ArmSample(text, outcome.tokens, outcome.seconds, outcome.encoder_seconds, outcome.stats)
+    return [
+        ArmSample(
+            None if loop.to_text is None else loop.to_text(o.tokens),
+            *(o.tokens, o.seconds, o.encoder_seconds, o.stats),
+        )
+        for o in outcomes
+    ]
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,6 @@ from bild.evaluation.arms import BILD, VANILLA, Arm, Case
 from bild.evaluation.environment import Environment, environment, peak_memory
 from bild.evaluation.figures import arm_figures, interval_covers
 from bild.evaluation.folder import Identity
-from bild.evaluation.loading import load_runner, source_tokens
 from bild.evaluation.loop import EXCLUDED_FROM_TIME, Item, Loop, Sample
 from bild.evaluation.own import OwnArm, own_arms
 from bild.evaluation.record import (
@@ -37,6 +36,7 @@ from bild.evaluation.record import (
     Timing,
 )
 from bild.files import check_writable
+from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
@@ -110,6 +110,7 @@ class Workload:
         return Loop(
             items=[item(self, example) for example in examples],
             warmup=self.config.warmup,
+            batch_size=self.config.batch_size,
             runs=self.config.repeat,
             seed=self.config.seed,
             to_text=self.to_text,
@@ -245,7 +246,9 @@ def record_of(
         config=describe_config(work.config, work.task),
         metric=metric,
         timing=describe_timing(work.config),
-        arms=arm_figures(samples, {arm.id: arm.built for arm in arms}, [metric]),
+        arms=arm_figures(
+            samples, {arm.id: arm.built for arm in arms}, [metric], work.config.batch_size
+        ),
     )
 
 
@@ -259,6 +262,8 @@ def describe_config(config: EvalConfig, task: Task) -> EvalConfig:
 def describe_timing(config: EvalConfig) -> Timing:
     """How an evaluation takes seconds."""
     covers = interval_covers(config.repeat)
+    if config.batch_size > 1:
+        covers += f"; by batches of {config.batch_size}, whose seconds their examples share evenly"
     return Timing(EXCLUDED_FROM_TIME, config.warmup, config.repeat, covers)
 
 

@@ -35,6 +35,7 @@ from bild.policy import Writer
 
 # What transformers' `generate` makes for a decoding method, besides inputs of the encoder.
 MADE_BY_GENERATE = ("attention_mask", "encoder_outputs", "use_cache", "logits_to_keep")
+PROMPT_MASK = "decoder_attention_mask"
 MADE_FOR_A_PLAN = ("logits_processor", "stopping_criteria", "generation_config")
 
 
@@ -187,8 +188,8 @@ def _called(
         refuse_keyword("assistant_model")
     settings = {name: made[name] for name in MADE_FOR_A_PLAN}
     others = {name: value for name, value in made.items() if name not in MADE_FOR_A_PLAN}
-    cache = others.pop("past_key_values", None)
-    plan = make_plan(model, input_ids, **settings, past_key_values=cache)
+    settings |= {name: others.pop(name, None) for name in ("past_key_values", PROMPT_MASK)}
+    plan = make_plan(model, input_ids, **settings)
     plan = plan.with_stop_strings(stop_strings, kept.tokenizer)
     ids = None if bool((inputs_tensor == UNKNOWN).all()) else inputs_tensor
     source = make_source(models, ids, others.get("attention_mask"), others)
@@ -295,7 +296,7 @@ class _Arguments:
         self.plan, self.stream = plan, stream
         self.recorder = _recorder(output_trace, plan.config)
         self.prompt: list[int] = plan.prompt[0].tolist()
-        self.on_commit = stream.begin(plan.prompt, self.recorder)
+        self.on_commit = stream.begin(plan.whole_prompt, self.recorder)
 
     @property
     def of_the_loop(self) -> dict[str, Any]:
@@ -318,6 +319,8 @@ def _output(
     settle(plan.processors, len(output.tokens))
     settle(plan.stopping.criteria, len(output.tokens) + 1)  # they have seen the last token
     sequences = torch.tensor([output.tokens], device=plan.prompt.device)
+    if plan.hidden.numel():
+        sequences = torch.cat((plan.hidden, sequences), 1)
     config = plan.config
     if not config.return_dict_in_generate:
         return sequences

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from bild.checkpoints.drafter import BiLDDrafter
+from bild.checkpoints.early_exit import exit_layers, load_small, shares_encoder
 from bild.checkpoints.loading import load_model
 from bild.checkpoints.names import Checkpoint
 from bild.checkpoints.vocabulary import input_device, shared_vocab_size
@@ -115,7 +116,8 @@ class BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
 
         Args:
-            large, small: checkpoints; a hub id may be followed by `@` and a revision.
+            large, small: checkpoints; a hub id may be followed by `@` and a revision. The small
+                model may be "early-exit:N", the large one left after N layers of its decoder.
             dtype: precision of both models.
             device: where both models go.
             engine, precision, compile, small_precision: as for `BiLDModel`.
@@ -125,15 +127,17 @@ class BiLDModel:
         Raises:
             BildError: a checkpoint that cannot be found, or models that cannot be a pair.
         """
-        models = (load_model(name, dtype, device, **kwargs) for name in (large, small))
+        first = load_model(large, dtype, device, **kwargs)
         pair = cls(
-            *models,
+            first,
+            load_small(small, first, dtype, device, **kwargs),
             engine=engine,
             precision=precision,
             compile=compile,
             small_precision=small_precision,
         )
-        pair._holder.checkpoints = (large, small) if tokenizer is None else (tokenizer,)
+        tokenizers = (large,) if exit_layers(small) is not None else (large, small)
+        pair._holder.checkpoints = tokenizers if tokenizer is None else (tokenizer,)
         return pair
 
     def with_small(self, small: PreTrainedModel) -> BiLDModel:
@@ -331,8 +335,9 @@ class BiLDModel:
             )
 
     def _states_for_small(self, large: Decoder) -> Any:
-        """What the small model is given of the source: a drafter the large encoder's states."""
-        return large.encoder_outputs if isinstance(self.small, BiLDDrafter) else None
+        """What the small model is given of the source: the states of an encoder that both read."""
+        shared = isinstance(self.small, BiLDDrafter) or shares_encoder(self.large, self.small)
+        return large.encoder_outputs if shared else None
 
     def greedy(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any

@@ -33,6 +33,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from bild.config import BiLDConfig
 from bild.errors import BildError, first_line
 from bild.generation.decoding import Stopping, scores_are_read
+from bild.generation.prompts import behind, hidden_tokens
 from bild.generation.rewinding import rewinding
 
 # Settings that do what they do in transformers' greedy search.
@@ -87,13 +88,12 @@ ENCODER_INPUTS = (
 # Keywords of `generate` that are no settings and no inputs of an encoder.
 KEYWORDS = (
     *("generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"),
-    *("decoder_input_ids", "tokenizer", "synced_gpus"),
+    *("decoder_input_ids", "decoder_attention_mask", "tokenizer", "synced_gpus"),
 )
 WAYS_OUT = {
     "inputs": "give the source as input_ids=",
     "inputs_embeds": "both models embed the source themselves; give input_ids=",
     "past_key_values": "each model's cache is made here; a prefix-tuned model cannot be run",
-    "decoder_attention_mask": "give decoder_input_ids= without padding",
     "decoder_inputs_embeds": "give decoder_input_ids=",
     "assistant_model": "the model that drafts is the pair's small model",
     "custom_generate": "BiLD is the decoding method",
@@ -117,12 +117,19 @@ class Plan:
         prompt: decoder tokens to start from, (1, P).
         stopping, processors: when an output ends, and what acts on scores.
         config: everything else, with the model's own settings merged in.
+        hidden: tokens before the prompt that no model sees, (1, n).
     """
 
     prompt: Tensor
     stopping: Stopping
     processors: LogitsProcessorList
     config: GenerationConfig
+    hidden: Tensor
+
+    @property
+    def whole_prompt(self) -> Tensor:
+        """The prompt as it was given, (1, n + P)."""
+        return torch.cat((self.hidden, self.prompt), 1) if self.hidden.numel() else self.prompt
 
     @property
     def keeps_scores(self) -> bool:
@@ -165,8 +172,8 @@ def make_plan(
 
     Args:
         model, input_ids, logits_processor, stopping_criteria, generation_config: of `generate`.
-        **made: what else it has made; of that only the cache is looked at. (A parameter of its
-            name would be taken out of the user's keywords, and be given twice.)
+        **made: what else it has made; of that the cache and the prompt's mask are looked at.
+            (Parameters of their names would be taken out of the user's keywords.)
 
     Raises:
         BildError: a setting that is not supported, by name and value; no length limit; guidance; a
@@ -182,8 +189,15 @@ def make_plan(
                 "BiLD cannot use UnbatchedClassifierFreeGuidanceLogitsProcessor, which keeps a "
                 "cache of a model between its calls"
             )
-    processors = LogitsProcessorList(rewinding(logits_processor))
-    return Plan(input_ids, _stopping(stopping_criteria), processors, generation_config)
+    count = hidden_tokens(model, input_ids, made.get("decoder_attention_mask"))
+    hidden, prompt = input_ids[:, :count], input_ids[:, count:]
+    stopping, processors = _stopping(stopping_criteria), rewinding(logits_processor)
+    if count:
+        criteria = StoppingCriteriaList(behind(stopping.criteria, hidden))
+        limit = stopping.max_length - count
+        stopping = replace(stopping, max_length=limit, criteria=criteria)
+        processors = behind(processors, hidden)
+    return Plan(prompt, stopping, LogitsProcessorList(processors), generation_config, hidden)
 
 
 def check_settings(config: GenerationConfig) -> None:

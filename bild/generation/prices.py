@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+REMEMBERED = 0.98  # of what was measured before, with every further point
 WINDOW = 2.0  # drafted tokens that usually stand between two hand-overs
+
+
+@dataclass
+class Sums:
+    """What a line through measured points is told from, the latest counting most.
+
+    Attributes:
+        weight, x, y, xx, xy: of all points, of their coordinates and of the products of these.
+    """
+
+    weight: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+
+    def add(self, x: float, y: float) -> None:
+        """One more point."""
+        for name, value in (("weight", 1.0), ("x", x), ("y", y), ("xx", x * x), ("xy", x * y)):
+            setattr(self, name, REMEMBERED * getattr(self, name) + value)
+
+    def line(self) -> tuple[float, float]:
+        """(height at 0, slope) of the line of least squares; neither is negative."""
+        spread = self.weight * self.xx - self.x**2
+        slope = 0.0
+        if spread > 1e-9 * self.weight * self.xx:
+            slope = max(0.0, (self.weight * self.xy - self.x * self.y) / spread)
+        height = (self.y - slope * self.x) / self.weight
+        return (height, slope) if height > 0 else (self.y / self.weight, 0.0)
 
 
 @dataclass
@@ -22,6 +52,7 @@ class Prices:
     large: float = 0.0
     token: float = 0.0
     seen: int = 0
+    _sums: Sums = field(default_factory=Sums, repr=False)
 
     def drafted(self, seconds: float, forwards: int) -> None:
         """Small forwards were made in so many seconds."""
@@ -32,11 +63,10 @@ class Prices:
     def verified(self, seconds: float, width: int) -> None:
         """A large forward of `width` tokens was made in so many seconds."""
         self.seen += 1
-        if width == 1:
-            self.large = seconds if not self.large else 0.9 * self.large + 0.1 * seconds
-        elif self.large:
-            each = max(0.0, seconds - self.large) / (width - 1)
-            self.token = 0.9 * self.token + 0.1 * each if self.token else each
+        # What interrupts a process takes far longer than a forward, and is not its price.
+        usual = self.large + self.token * (width - 1)
+        self._sums.add(width - 1, min(seconds, 3 * usual) if usual else seconds)
+        self.large, self.token = self._sums.line()
 
     def worth_it(self, chance: float) -> bool:
         """Whether to go on behind a guess that holds, with all before it, with this chance.

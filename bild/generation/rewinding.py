@@ -42,7 +42,7 @@ def rewinding(functions: Iterable[Any]) -> list[Any]:
 def settle(functions: Iterable[Any], length: int) -> None:
     """Put those that `rewinding` made into the state before a call about so many tokens."""
     for function in functions:
-        if isinstance(function, Rewinding):
+        if hasattr(function, "settle"):  # Rewinding, or what has one in it
             function.settle(length)
 
 

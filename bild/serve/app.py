@@ -101,7 +101,7 @@ def make_app(translator: Translator, config: ServeConfig, bild: BiLDConfig) -> F
         config: the bounds.
         bild: thresholds and rules of requests that name none.
     """
-    worker = Worker(translator.decode, config.queue, config.workers, config.wait)
+    worker = Worker(translator, config.queue, config.workers, config.wait, config.batch)
     metrics = Metrics(worker)
 
     @asynccontextmanager

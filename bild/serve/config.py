@@ -12,6 +12,7 @@ RANGES = {
     "port": (0, 65_535),
     "queue": (1, 100_000),
     "workers": (1, 64),
+    "batch": (1, 1024),
     "texts": (1, 10_000),
     "characters": (1, 10**7),
     "body": (1, 10**9),
@@ -30,7 +31,8 @@ class ServeConfig:
         allow_host: names that requests may be addressed to besides those of this machine itself;
             needed where it listens on more than this machine.
         queue: texts that may wait; more are answered with 503 and when to come again.
-        workers: texts decoded at the same time.
+        workers: threads that decode.
+        batch: texts of equal settings that a thread decodes together, if so many wait.
         texts: of one request.
         characters: of one text.
         body: bytes of one request.
@@ -43,6 +45,7 @@ class ServeConfig:
     allow_host: tuple[str, ...] = ()
     queue: int = 256
     workers: int = 1
+    batch: int = 8
     texts: int = 64
     characters: int = 20_000
     body: int = 1_000_000

@@ -10,17 +10,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from bild.config import BiLDConfig
 from bild.errors import BildError
-from bild.evaluation.loading import source_tokens
 from bild.generation.generate import BiLDOutput
+from bild.generation.loading import source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import TracedToken
@@ -81,6 +84,12 @@ class Job:
     since: float = field(default_factory=time.monotonic)
     abandoned: bool = False  # nobody waits for it any more
 
+    def goes_with(self, other: Job) -> bool:
+        """Whether both may be decoded together: with equal settings, and nobody watching."""
+        watched = any(job.writers or job.on_pieces is not None for job in (self, other))
+        same = (self.config, self.max_new_tokens) == (other.config, other.max_new_tokens)
+        return same and not watched
+
 
 class QueueFullError(BildError):
     """There is no room for more texts.
@@ -121,26 +130,54 @@ class Translator:
         Raises:
             BildError: what `BiLDModel.generate` refuses.
         """
-        with self._lock:
-            read = source_tokens(self.tokenizer, self.prefix + job.text, self.max_source_tokens)
-        ids, length = read[0].to(self.pair.device), read[1]
+        ids, length = self._read(job)
         pieces = _Pieces(self, job) if job.writers or job.on_pieces is not None else None
-        options: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-        options |= {"return_dict_in_generate": True, "max_new_tokens": job.max_new_tokens}
+        stream = _Nobody(job) if pieces is None else pieces
         start = time.perf_counter()
         output = self.pair.generate(
-            ids, torch.ones_like(ids), job.config, streamer=pieces or _Nobody(job),
-            output_trace=pieces is not None, **options,
+            ids, torch.ones_like(ids), job.config, streamer=stream,
+            output_trace=pieces is not None, **_options(job),
         )  # fmt: skip
         seconds = time.perf_counter() - start
+        return self._answer(output, length, seconds, None if pieces is None else pieces.all)
+
+    def decode_together(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Decode several texts that go with each other; each becomes what it is alone.
+
+        Raises:
+            BildError: as `decode`, of any of them.
+        """
+        read = [self._read(job) for job in jobs]
+        start = time.perf_counter()
+        outputs = list(
+            self.pair.generate_many(
+                (ids for ids, _ in read), jobs[0].config, batch_size=len(jobs), **_options(jobs[0])
+            )
+        )
+        seconds = (time.perf_counter() - start) / len(jobs)
+        return [
+            self._answer(output, length, seconds)
+            for output, (_, length) in zip(outputs, read, strict=True)
+        ]
+
+    def _read(self, job: Job) -> tuple[Tensor, int]:
+        """The tokens that are read, (1, S), and how many there are of the whole text."""
+        with self._lock:
+            ids, length = source_tokens(
+                self.tokenizer, self.prefix + job.text, self.max_source_tokens
+            )
+        return ids.to(self.pair.device), length
+
+    def _answer(
+        self, output: Any, length: int, seconds: float, pieces: Sequence[Piece] | None = None
+    ) -> Answer:
         assert isinstance(output, BiLDOutput)
         assert output.sequences is not None
         assert output.stats is not None
-        text: str = self.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
         return Answer(
-            text=text,
+            text=self.tokenizer.decode(output.sequences[0], skip_special_tokens=True),
             stats=output.stats,
-            pieces=None if pieces is None else tuple(pieces.all),
+            pieces=None if pieces is None else tuple(pieces),
             source_tokens=length,
             truncated=length > self.max_source_tokens,
             seconds=seconds,
@@ -154,6 +191,22 @@ class Translator:
             for t in tokens
             if t.token not in special
         ]
+
+
+def _options(job: Job) -> dict[str, Any]:
+    """What `generate` is told of a job."""
+    greedy = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True}
+    return {**greedy, "max_new_tokens": job.max_new_tokens}
+
+
+class Decodes(Protocol):
+    """What decodes jobs: a `Translator`."""
+
+    def decode(self, job: Job) -> Answer:
+        """One job."""
+
+    def decode_together(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Several that go with each other."""
 
 
 class _Nobody(BaseStreamer):
@@ -190,16 +243,23 @@ class Worker:
     """Threads that decode what is put in, first come, first served.
 
     Args:
-        decode: decodes a job; as `Translator.decode`.
+        translator: decodes jobs.
         room: jobs that may wait.
-        threads: jobs decoded at the same time.
+        threads: how many.
         longest_wait: seconds after which a job that still waits is given up.
+        batch: jobs that go with each other and are decoded together, if so many wait.
     """
 
     def __init__(
-        self, decode: Callable[[Job], Answer], room: int, threads: int = 1, longest_wait: float = 60
+        self,
+        translator: Decodes,
+        room: int,
+        threads: int = 1,
+        longest_wait: float = 60,
+        batch: int = 1,
     ) -> None:
-        self._decode, self._room, self._longest_wait = decode, room, longest_wait
+        self._translator, self._room, self._longest_wait = translator, room, longest_wait
+        self._batch = batch
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -246,38 +306,57 @@ class Worker:
         for thread in self._threads:
             thread.join()
 
-    def _next(self) -> Job | None:
-        """The next job; None where there will be no more."""
+    def _next(self) -> list[Job]:
+        """The job that waits longest, and others that go with it; none where no more will come."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             if not self._waiting:
-                return None
-            self.running += 1
-            return self._waiting.popleft()
+                return []
+            first = self._waiting.popleft()
+            others = (job for job in self._waiting if job.goes_with(first))
+            jobs = [first, *islice(others, self._batch - 1)]
+            for job in jobs[1:]:
+                self._waiting.remove(job)
+            self.running += len(jobs)
+            return jobs
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
+        while jobs := self._next():
             try:
-                self._do(job)
+                self._do([job for job in jobs if self._is_wanted(job)])
             finally:
                 with self._changed:
-                    self.running -= 1
+                    self.running -= len(jobs)
 
-    def _do(self, job: Job) -> None:
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether somebody still waits for a job, and has not waited too long."""
         waited = time.monotonic() - job.since
         if job.abandoned or not job.future.set_running_or_notify_cancel():
-            return
+            return False
         if waited > self._longest_wait:
             late = f"the text has waited for {waited:.0f} s, which is too long; come again later"
             job.future.set_exception(QueueFullError(late, max(1, round(self._longest_wait))))
-            return
-        try:
-            answer = self._decode(job)
-        except AbandonedError:
-            job.future.set_exception(BildError("nobody waits for this output"))
-        except BaseException as error:  # whatever it is, whoever waits must hear of it
-            job.future.set_exception(error)
-        else:
-            self._seconds = MEMORY * self._seconds + (1 - MEMORY) * answer.seconds
-            job.future.set_result(answer)
+            return False
+        return True
+
+    def _do(self, jobs: Sequence[Job]) -> None:
+        if len(jobs) > 1:
+            with suppress(Exception):  # then each alone, so that it is known whose fault it was
+                answers = self._translator.decode_together(jobs)
+                for job, answer in zip(jobs, answers, strict=True):
+                    self._give(job, answer)
+                return
+        for job in jobs:
+            try:
+                answer = self._translator.decode(job)
+            except AbandonedError:
+                job.future.set_exception(BildError("nobody waits for this output"))
+            except BaseException as error:  # whatever it is, whoever waits must hear of it
+                job.future.set_exception(error)
+            else:
+                self._give(job, answer)
+
+    def _give(self, job: Job, answer: Answer) -> None:
+        self._seconds = MEMORY * self._seconds + (1 - MEMORY) * answer.seconds
+        job.future.set_result(answer)

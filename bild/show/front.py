@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 GREEDY = "greedy"  # transformers' own greedy decoding
 NAMES = {
-    GREEDY: "large, transformers",
-    VANILLA: "large alone, bild",
-    SMALL: "small alone, bild",
-    BILD: "BiLD, bild",
+    GREEDY: "transformers",
+    VANILLA: "large alone",
+    SMALL: "small alone",
+    BILD: "BiLD",
 }
 STYLES = {"large": "bold blue", "small": "green"}
 SHOWN = 3  # sentences
@@ -298,7 +298,8 @@ def _note(record: FrontRecord) -> str:
         f"{record.data.samples} sentences, medians, in brackets 95 % intervals "
         f"({record.timing.interval}); {' and '.join(millions)} parameters, fallback "
         f"{bild.fallback_threshold:g}, rollback {bild.rollback_threshold:g}, {bild.variant} "
-        f"rules; {record.arm(BILD).built}, {env.threads} thread(s) of {env.hardware}, {versions}"
+        f"rules; transformers: the large model by its greedy generate; the others: "
+        f"{record.arm(BILD).built}; {env.threads} thread(s) of {env.hardware}, {versions}"
     )
 
 

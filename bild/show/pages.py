@@ -13,10 +13,11 @@ from bild.evaluation.folder import Identity
 from bild.evaluation.record import Record, RunRecord
 from bild.files import write_atomically
 from bild.show.front import FrontRecord, front_text
+from bild.show.rules import rules_table
 from bild.show.speed_tables import speed_summary, two_factors
 from bild.show.tables import agreement_table, results_table, small_models_table
 from bild.training.record import AgreementRecord
-from bild.tuning.record import SmallModelsRecord
+from bild.tuning.record import RulesRecord, SmallModelsRecord
 
 MARKED = re.compile(
     r"(<!-- (?P<kind>[\w-]+)(: (?P<name>[\w-]+))? -->\n)(.*?)(<!-- end -->)", re.DOTALL
@@ -118,11 +119,18 @@ def _front(results: Path, name: str) -> str:
     return f"```text\n{front_text(_load(FrontRecord, path))}\n```" if path.exists() else ""
 
 
+def _rules(results: Path, name: str) -> str:
+    """Rules side by side; empty where their record has not been made."""
+    path = results / name / "rules.json"
+    return rules_table(_load(RulesRecord, path)) if path.exists() else ""
+
+
 TABLES: dict[str, Callable[[Path, str], str]] = {
     "front": _front,
     "results": _runs,
     "speed": lambda results, name: speed_summary(_benchmark(results, name)),
     TWO_FACTORS: _two_factors,
+    "rules": _rules,
     "agreement": lambda results, name: agreement_table(
         _load(AgreementRecord, results / name / "agreement.json")
     ),

@@ -14,12 +14,13 @@ from bild.show.heatmaps import draw_sweeps
 from bild.show.own import panels_of, search_sweep, small_models_sweeps
 from bild.show.published import SMALLEST_MAP, published_panel, published_sweeps
 from bild.show.reliability import draw_reliability
+from bild.show.rules_picture import draw_rules
 from bild.show.tradeoff import Panel, draw_tradeoff
 from bild.tasks.registry import TASKS
 from bild.training.record import AgreementRecord
-from bild.tuning.record import SearchRecord, SmallModelsRecord
+from bild.tuning.record import RulesRecord, SearchRecord, SmallModelsRecord
 
-SMALL_MODELS, AGREEMENT = "small-models.json", "agreement.json"
+SMALL_MODELS, AGREEMENT, RULES = "small-models.json", "agreement.json", "rules.json"
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ def draw_folders(folders: Sequence[Path], sweeps_of: Sequence[str] | None = None
         searches = [SearchRecord.load(p) for p in sorted(folder.glob("search*.json"))]
         compared = [SmallModelsRecord.load(p) for p in folder.glob(SMALL_MODELS)]
         agreed = [AgreementRecord.load(p) for p in folder.glob(AGREEMENT)]
+        ruled = [_rules(folder, RulesRecord.load(p)) for p in folder.glob(RULES)]
         paths = [p for p in (folder / f"{task}.json" for task in TASKS) if p.exists()]
-        if not (runs or searches or compared or agreed or paths):
+        if not (runs or searches or compared or agreed or ruled or paths):
             raise BildError(
                 f"{str(folder)!r} holds neither run*.json nor search*.json; write some with "
                 "--record of scripts/run_eval.py"
             )
+        pictures += ruled
         panels += panels_of(folder.name, runs, searches)
         published += [PublishedRuns.load(path) for path in paths]
         swept = [search_sweep(search) for search in searches]
@@ -89,3 +92,8 @@ def draw_folders(folders: Sequence[Path], sweeps_of: Sequence[str] | None = None
                 figure = draw_sweeps(swept, title)
                 pictures.append(Picture(f"thresholds-{runs_of.task}", title, figure))
     return pictures
+
+
+def _rules(folder: Path, record: RulesRecord) -> Picture:
+    title = f"Rules: {folder.name}, {record.data.samples} examples"
+    return Picture(f"rules-{folder.name}", title, draw_rules(record, title))

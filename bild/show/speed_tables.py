@@ -70,7 +70,7 @@ def speed_summary(record: BenchmarkRecord) -> str:
         speedup = interval(arm.ratio.seconds, "x") if arm.ratio else ""
         if arm.ratio and arm.ratio.seconds.value == fastest:
             speedup = f"**{speedup}**"
-        row = [arm.title, arm.id.precision, f"{1000 * arm.seconds.median:.0f}", speedup]
+        row = [arm.title, arm.id.precisions, f"{1000 * arm.seconds.median:.0f}", speedup]
         row.append(_rate(arm.models.get("large")))
         row.append(_percent(arm.outside_share, 1) if arm.id.kind == BILD else "")
         rows.append([*row, interval(arm.quality)] if arm.quality is not None else row)
@@ -140,7 +140,7 @@ def _speed_table(record: BenchmarkRecord) -> str:
         seconds = arm.seconds
         row = [
             arm.title,
-            arm.id.precision,
+            arm.id.precisions,
             f"{seconds.median:.3f} [{seconds.low:.3f}, {seconds.high:.3f}]",
             f"{arm.tokens_per_second:.1f}",
             interval(arm.ratio.seconds, "x") if arm.ratio else "",
@@ -165,7 +165,7 @@ def _inside_table(record: BenchmarkRecord) -> str:
     rows = []
     for arm in record.arms:
         encoders = arm.seconds.median * (arm.encoder_share or 0.0)
-        row = [arm.title, arm.id.precision, _milliseconds(encoders) if arm.encoder_share else ""]
+        row = [arm.title, arm.id.precisions, _milliseconds(encoders) if arm.encoder_share else ""]
         for which in ("large", "small"):
             use = arm.models.get(which)
             row += ["", "", ""] if use is None else _use(use)
@@ -195,7 +195,7 @@ def _costs_table(record: BenchmarkRecord) -> str:
         ]
         kinds = ("predicted", "measured", "floor")
         speedups = [f"{cost.speedups[k]:.2f}x" if k in cost.speedups else "" for k in kinds]
-        rows.append([arm.title, arm.id.precision, *steps, *speedups])
+        rows.append([arm.title, arm.id.precisions, *steps, *speedups])
     headers = ["", "precision", *(f"large, {w}" for w in costs[0][1].large_steps), "small"]
     headers += ["predicted", "measured", "floor"]
     return tabulate(rows, headers, disable_numparse=True) + (
@@ -212,7 +212,7 @@ def _growth_rows(growth: Sequence[Growth]) -> tuple[list[list[str]], list[str]]:
             for s in arm.decoding.values()
         ]
         grown = f"{arm.longest_over_shortest:.2f}"
-        rows.append([arm.title, arm.id.precision, *times, grown])
+        rows.append([arm.title, arm.id.precisions, *times, grown])
     return rows, ["", "precision", *(f"{n} tokens" for n in growth[0].decoding), "growth"]
 
 
@@ -237,7 +237,7 @@ def _throughput_rows(record: BenchmarkRecord) -> tuple[list[list[str]], list[str
     }
     rows = []
     for arm in record.throughput:
-        row = [arm.title, arm.id.precision]
+        row = [arm.title, arm.id.precisions]
         for size in sizes:
             own = arm.sentences_per_second[size]
             text = f"{own.median:.3g} [{own.low:.3g}, {own.high:.3g}]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bild.checkpoints.names import Checkpoint, resolve_model, resolve_tokenizer
+from bild.checkpoints.names import EARLY_EXIT, Checkpoint, resolve_model, resolve_tokenizer
 from bild.config import EvalConfig
 from bild.errors import BildError
 from bild.tasks.data import LoadedData, load_examples
@@ -20,7 +20,7 @@ class Models:
     """The checkpoints of an evaluation, found once and for all.
 
     Attributes:
-        task: the task, with the configuration's limits.
+        task: the task, with the configuration's own keys, prefix, metric and limits.
         large, small: the pair; no small one in mode "vanilla".
         tokenizer: the one named by the configuration or the task; None for the one beside the
             large model, with which the small model's own must agree.
@@ -60,11 +60,14 @@ def locate(config: EvalConfig) -> Sources:
     return Sources(models.task, models.large, models.small, models.tokenizer, data)
 
 
+OWN = ("source_key", "target_key", "prefix", "metric", "max_source_tokens", "max_new_tokens")
+
+
 def locate_models(config: EvalConfig) -> Models:
     """Find the checkpoints of an evaluation, without its data; the errors of `locate`."""
     task = get(config.task)
-    limits = {n: getattr(config, n) for n in ("max_source_tokens", "max_new_tokens")}
-    task = replace(task, **{n: v for n, v in limits.items() if v is not None})
+    own = {name: getattr(config, name) for name in OWN}
+    task = replace(task, **{n: v for n, v in own.items() if v is not None})
     if config.data_revision is not None and task.data is not None:
         task = replace(task, data=replace(task.data, revision=config.data_revision))
     if config.small is None or config.mode == "vanilla":
@@ -76,9 +79,14 @@ def locate_models(config: EvalConfig) -> Models:
     found = Models(
         task,
         large,
-        small=None if small is None else resolve_model(small),
+        small=None if small is None else _small(small, large),
         tokenizer=None if tokenizer is None else resolve_tokenizer(tokenizer),
     )
     if tokenizer is None:
         resolve_tokenizer(large)  # there must be one
     return found
+
+
+def _small(name: str, large: Checkpoint) -> Checkpoint:
+    """The small model; one that is a part of the large model is where that is."""
+    return resolve_model(name) if EARLY_EXIT.fullmatch(name) is None else replace(large, name=name)

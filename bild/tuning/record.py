@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bild.config import EvalConfig, GridConfig, SearchConfig
+from bild.config import BiLDConfig, EvalConfig, GridConfig, SearchConfig
 from bild.evaluation.record import (
     ArmFigures,
     DataIdentity,
@@ -206,3 +206,24 @@ class SmallModelsRecord(Record):
         found = arm_of(self.arms, kind, **fields)
         assert found is not None
         return found
+
+
+@dataclass(frozen=True)
+class RulesRecord(Record):
+    """Rules side by side on one pair (`bild.tuning.rules`).
+
+    Attributes:
+        config: what was asked for; its `bild` has the settings that all rules share.
+        metric: the task's, of `bild.tasks.metrics`.
+        timing: how seconds were taken.
+        arms: the large model alone first; of the pair one a rule, labelled with it.
+        rules: the whole settings by label.
+    """
+
+    kind: ClassVar[str] = "rules"
+
+    config: EvalConfig
+    metric: str
+    timing: Timing
+    arms: tuple[ArmFigures, ...]
+    rules: dict[str, BiLDConfig]

@@ -207,3 +207,42 @@ def test_a_run_that_ended_before_its_report_is_reported_and_not_done_again(tmp_p
     assert len(found) == 6
     go(None)
     assert len(log) == 12  # it was reported: the same command is a new run
+
+
+# ------------------------------------------------------------------------------ batches
+
+
+class Together(Counting):
+    """An arm that decodes examples together, faster."""
+
+    def run_together(self, cases):
+        self.log.append((self.kind, tuple(int(case.input_ids[0, 0]) for case in cases)))
+        assert len(cases) > 0
+        return [
+            Outcome([int(c.input_ids[0, 0]), 1], 0.5, 0.1, DecodeStats(generated_tokens=2))
+            for c in cases
+        ]
+
+
+def test_batches_are_decoded_by_each_arm_in_turn_and_resume_at_the_same_lines(tmp_path):
+    log = []
+    both = [Together(kind, log) for kind in ("vanilla", "bild")]
+    loop = Loop(ITEMS[:5], warmup=1, batch_size=2, runs=2, seed=1)
+    path = tmp_path / "samples.jsonl"
+    found = list(samples(both, loop, path))
+    assert [(s.run, s.index) for s in found] == [(r, i) for r in (0, 1) for i in range(5)]
+    assert [s.arms[both[0].id].tokens[0] for s in found] == [*range(5)] * 2
+    batches = [(0, 1), (2, 3), (4,)]
+    assert log[:2] == [("vanilla", (0, 1)), ("bild", (0, 1))]  # the warm-up
+    assert sorted(log[2:8]) == sorted((kind, b) for b in batches for kind in ("bild", "vanilla"))
+    assert {kind for kind, _ in log[2:4]} == {"bild", "vanilla"}
+    # A run that was stopped within a batch goes on with the rest of it.
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:3]), encoding="utf-8")
+    log.clear()
+    again = list(samples(both, loop, path))
+    assert [batch for kind, batch in log if kind == "bild"][1:] == [(3,), (4,), *batches]
+    assert [s.arms for s in again] == [s.arms for s in found]
+    # What is resampled for intervals is a batch, not an example.
+    assert seconds_of(found, both[0].id, 2) == [[1.0, 1.0, 0.5]] * 2
+    assert seconds_of(found, both[0].id) == [[0.5] * 5] * 2

@@ -1,6 +1,7 @@
 """Guesses change the number of forwards and nothing else."""
 
 import math
+from random import Random
 
 import pytest
 import torch
@@ -174,6 +175,20 @@ def test_the_price_of_a_guess():
     for width, seconds in ((1, 1.0), (3, 1.4), (1, 1.0), (3, 1.4)):
         prices.verified(seconds, width)
     assert (prices.small, prices.large, prices.token) == pytest.approx((0.1, 1.0, 0.2))
+
+
+def test_prices_are_told_from_noise_and_from_interruptions():
+    """Forwards of one token alone are rare behind guesses; a process that waits is no price."""
+    random, prices = Random(0), Prices()
+    for number in range(400):
+        width = random.randint(2, 8)
+        seconds = 1.0 + 0.02 * (width - 1) + random.gauss(0, 0.1)
+        prices.verified(50.0 if number % 50 == 49 else seconds, width)
+    assert prices.large == pytest.approx(1.0, abs=0.2)
+    assert prices.token < 0.08
+    for _ in range(50):
+        prices.verified(1.5, 4)  # of one width alone nothing is known of a further token
+    assert prices.large + 3 * prices.token == pytest.approx(1.5, abs=0.25)
 
 
 @pytest.mark.parametrize("value", [-1, 0.5, "often", None, True, math.nan])

@@ -180,7 +180,6 @@ KEYWORDS = [
     ({"token_healing": True}, "token_healing=True; use token_healing=False"),
     ({"past_key_values": CACHE}, "past_key_values=: each model's cache is made here"),
     ({"assistant_model": CACHE}, "assistant_model=: the model that drafts is the pair's small"),
-    ({"decoder_attention_mask": torch.ones(1, 1)}, "decoder_attention_mask=: give decoder_input"),
     ({"negative_prompt_ids": torch.ones(1, 1)}, "negative_prompt_ids=: guidance keeps a cache"),
     ({"inputs": torch.ones(1, 1)}, "inputs=: give the source as input_ids="),
     ({"custom_generate": "some/repository"}, "custom_generate=: BiLD is the decoding method"),
@@ -204,10 +203,6 @@ def test_other_keywords_are_refused_by_name(pair, source, options, message):
 def test_a_keyword_that_reaches_the_plug_in_is_refused_there(pair, source):
     with pytest.raises(BildError, match="assistant_model=: the model that drafts is the pair's"):
         by_plug_in(pair, source, assistant_model=pair.small, max_new_tokens=4)
-    prompt = {"decoder_input_ids": torch.tensor([[0, 7, 8]]), "max_new_tokens": 4}
-    mask = torch.tensor([[1, 0, 1]])
-    with pytest.raises(BildError, match="decoder_attention_mask="):
-        by_plug_in(pair, source, decoder_attention_mask=mask, **prompt)
     filled = pair.large(input_ids=source, decoder_input_ids=source, use_cache=True).past_key_values
     with pytest.raises(BildError, match="past_key_values="):
         by_plug_in(pair, source, past_key_values=filled, max_new_tokens=4)
@@ -236,6 +231,86 @@ def test_guidance_is_refused(pair, source, door):
     guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, pair.large)
     with pytest.raises(BildError, match="cannot use UnbatchedClassifierFreeGuidance"):
         door(pair, source, max_new_tokens=4, logits_processor=LogitsProcessorList([guidance]))
+
+
+# ------------------------------------------------------------------------------ padded prompts
+
+PROMPT = torch.tensor([[0, 0, 0, 9, 4]])  # the decoder start token is that of padding
+HIDDEN = torch.tensor([[0, 0, 1, 1, 1]])
+
+
+@DOORS
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_length": 12, "max_new_tokens": None},
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 2, "min_new_tokens": 9},
+        {"stopping_criteria": [lambda ids, scores: torch.tensor([ids.shape[1] == 9])]},
+    ],
+    ids=name_of,
+)
+def test_a_padded_prompt_is_decoded_as_transformers_does(pair, source, door, options):
+    options = {"max_new_tokens": 16, "decoder_input_ids": PROMPT, **options}
+    expected = pair.large.generate(source, decoder_attention_mask=HIDDEN, **options)
+    if not options.get("stopping_criteria"):
+        assert not torch.equal(expected, pair.large.generate(source, **options))
+    for config in (LARGE_ALONE, LOSSLESS):
+        found = door(pair, source, bild_config=config, decoder_attention_mask=HIDDEN, **options)
+        assert torch.equal(found, expected)
+
+
+def test_a_streamer_gets_a_padded_prompt_too(pair, source):
+    class Keep:
+        def __init__(self):
+            self.tokens = []
+
+        def put(self, value):
+            self.tokens += value.flatten().tolist()
+
+        def end(self):
+            pass
+
+    for door in (by_model, by_plug_in):
+        streamer = Keep()
+        found = door(
+            pair, source, decoder_input_ids=PROMPT, decoder_attention_mask=HIDDEN,
+            max_new_tokens=6, streamer=streamer,
+        )  # fmt: skip
+        assert streamer.tokens == found[0].tolist()
+
+
+@DOORS
+def test_a_mask_that_hides_nothing_changes_nothing_whatever_the_model(door):
+    pair, (source,) = BiLDModel(tiny_bart(3), tiny_bart(4, layers=1)), sources(3, 1)
+    options = {"max_new_tokens": 8, "decoder_input_ids": torch.tensor([[1, 7, 8]])}
+    expected = pair.large.generate(source, **options)
+    mask = torch.ones(1, 3, dtype=torch.long)
+    found = door(pair, source, bild_config=LOSSLESS, decoder_attention_mask=mask, **options)
+    assert torch.equal(found, expected)
+    mask[0, 0] = 0
+    with pytest.raises(BildError, match="hides tokens for model type 'bart', only for t5, mt5"):
+        door(pair, source, decoder_attention_mask=mask, **options)
+
+
+@DOORS
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 0, 1, 1, 1]], "must hide padding before the decoder prompt and nothing else, got"),
+        ([[1, 1, 1, 1, 0]], "must hide padding before the decoder prompt and nothing else, got"),
+        ([[0, 0, 0, 0, 0]], "must hide padding before the decoder prompt and nothing else, got"),
+        ([[1, 1]], "must have the shape of the decoder prompt, (1, 5), got (1, 2)"),
+    ],
+)
+def test_other_masks_of_a_prompt_are_refused(pair, source, door, mask, message):
+    with pytest.raises(BildError) as error:
+        door(
+            pair, source, decoder_input_ids=PROMPT, decoder_attention_mask=torch.tensor(mask),
+            max_new_tokens=4,
+        )  # fmt: skip
+    assert message in str(error.value)
 
 
 # ------------------------------------------------------------------------------ stop strings

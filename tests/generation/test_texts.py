@@ -10,8 +10,8 @@ from tiny import letters, tiny_t5
 from bild import BiLDConfig, BildError, BiLDModel
 from bild.config import EvalConfig
 from bild.evaluation.arms import Case
-from bild.evaluation.loading import load_runner
 from bild.evaluation.own import own_arms
+from bild.generation.loading import load_runner
 from bild.generation.texts import NEW_TOKENS
 from bild.tasks.sources import locate_models
 

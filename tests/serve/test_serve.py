@@ -331,13 +331,63 @@ class Slow:
         self.decoded.append(job.text)
         return Answer(job.text, STATS, None, 1, False, 0.1)
 
+    def decode_together(self, jobs):
+        return [self.decode(job) for job in jobs]
+
 
 STATS = DecodeStats()
 
 
+def test_texts_of_equal_settings_are_decoded_together():
+    class Together(Slow):
+        def __init__(self):
+            super().__init__()
+            self.batches = []
+
+        def decode_together(self, jobs):
+            self.batches.append([job.text for job in jobs])
+            if any(job.text == "bad" for job in jobs):
+                raise BildError("one of them is bad")
+            return super().decode_together(jobs)
+
+        def decode(self, job):
+            if job.text == "bad":
+                raise BildError("this is the bad one")
+            return super().decode(job)
+
+    slow = Together()
+    worker = Worker(slow, room=20, batch=3)
+    worker.put([Job("first", BILD, 4)])
+    while worker.waiting:
+        time.sleep(0.01)
+    names = [("a", 4), ("b", 8), ("c", 4), ("bad", 8), ("d", 4), ("e", 4)]
+    jobs = [Job(name, BILD, limit) for name, limit in names]
+    jobs += [Job("w", BILD, 4, writers=True), Job("s", BILD, 4, on_pieces=lambda _: None)]
+    worker.put(jobs)
+    slow.go.set()
+    worker.close()
+    assert slow.batches == [["a", "c", "d"], ["b", "bad"]]
+    assert slow.decoded == ["first", "a", "c", "d", "b", "e", "w", "s"]
+    for job in jobs:
+        if job.text == "bad":
+            with pytest.raises(BildError, match="this is the bad one"):
+                job.future.result()
+        else:
+            assert job.future.result().text == job.text
+
+
+def test_a_batch_gives_what_each_text_gives_alone(translator):
+    jobs = [Job(text, BILD, 20) for text in TEXTS[:8]]
+    together = translator.decode_together(jobs)
+    alone = [translator.decode(job) for job in jobs]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.source_tokens for a in together] == [a.source_tokens for a in alone]
+    assert len({a.text for a in alone}) > 3
+
+
 def test_what_nobody_waits_for_is_not_decoded():
     slow = Slow()
-    worker = Worker(slow.decode, room=8, longest_wait=0.2)
+    worker = Worker(slow, room=8, longest_wait=0.2)
     jobs = [Job(name, BILD, 4) for name in ("first", "abandoned", "late")]
     jobs[1].abandoned = True
     worker.put(jobs)

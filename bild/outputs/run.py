@@ -1,0 +1,174 @@
+"""Decode texts with a pair, one after the other, each finished line written down at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from bild._version import __version__
+from bild.checkpoints.identity import describe_model, describe_tokenizer
+from bild.config import BiLDConfig, EvalConfig
+from bild.files import as_json
+from bild.generation.loading import load_runner, source_tokens
+from bild.generation.pair import BiLDModel
+from bild.generation.stats import DecodeStats
+from bild.outputs.reading import PIPE, FileJob, Text, look_through, read_texts
+from bild.outputs.writing import Partial, Pipe, partial
+from bild.tasks.registry import Task
+from bild.tasks.sources import Models
+
+
+@dataclass(frozen=True)
+class Written:
+    """An output.
+
+    Attributes:
+        text: without special tokens.
+        stats: what happened.
+        truncated: the source was longer than what was read.
+    """
+
+    text: str
+    stats: DecodeStats
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A pair that is loaded, and all that decides its outputs.
+
+    Attributes:
+        pair: on its engine.
+        tokenizer: of both.
+        config: thresholds and rules.
+        task: prefix and limits.
+        work: as JSON values, what two runs must share to write the same.
+    """
+
+    pair: BiLDModel
+    tokenizer: PreTrainedTokenizerBase
+    config: BiLDConfig
+    task: Task
+    work: dict[str, Any]
+
+    @classmethod
+    def load(cls, config: EvalConfig, found: Models) -> Decoding:
+        """Load the pair.
+
+        Raises:
+            BildError: whatever cannot be loaded or does not fit, by name.
+        """
+        assert config.bild is not None
+        assert found.small is not None
+        pair, tokenizer = load_runner(config, found)
+        assert isinstance(pair, BiLDModel)
+        named = found.large if found.tokenizer is None else found.tokenizer
+        limits = ("prefix", "max_source_tokens", "max_new_tokens")
+        work = {
+            "version": __version__,
+            "large": describe_model(found.large, pair.large)["fingerprint"],
+            "small": describe_model(found.small, pair.small)["fingerprint"],
+            "tokenizer": describe_tokenizer(named)["fingerprint"],
+            "rules": config.bild.to_dict(),
+            "engine": str(pair.engine),
+            "dtype": config.dtype,
+            "forced_bos": config.forced_bos,
+            **{name: getattr(found.task, name) for name in limits},
+        }
+        return cls(pair, tokenizer, config.bild, found.task, work)
+
+    def write(self, source: str) -> Written:
+        """Decode one text; what holds nothing but spaces stays empty and is not decoded."""
+        if not source.strip():
+            return Written("", DecodeStats())
+        limit = self.task.max_source_tokens
+        ids, length = source_tokens(self.tokenizer, self.task.prefix + source, limit)
+        ids = ids.to(self.pair.device)
+        output: Any = self.pair.generate(
+            ids,
+            torch.ones_like(ids),
+            self.config,
+            max_new_tokens=self.task.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+        )
+        text: str = self.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+        return Written(text, output.stats, truncated=length > limit)
+
+
+def generate_file(decoding: Decoding, job: FileJob) -> int:
+    """Decode a file's texts in their order; go on where the same work was stopped.
+
+    Args:
+        decoding: the pair.
+        job: what is read and written.
+
+    Returns:
+        How many texts there were.
+
+    Raises:
+        BildError: an input or output that cannot be used, by name and line.
+    """
+    total, sha256 = None, None
+    if job.source != PIPE:
+        contents = look_through(job.source)
+        total, sha256 = contents.count, contents.sha256
+    texts = read_texts(job.source, job.source_form, job.source_key)
+    if job.output == PIPE:
+        pipe = Pipe()
+        _write_all(decoding, job, texts, pipe, total)
+        return pipe.done
+    names = ("source_form", "output_form", "source_key", "output_key", "stats")
+    own = {name: getattr(job, name) for name in names}
+    output = Path(job.output).expanduser()
+    # What comes through a pipe may be something else than it was the last time.
+    work = {**decoding.work, **own, "input": sha256}
+    with partial(output, work, anew=job.source == PIPE) as lines:
+        _write_all(decoding, job, islice(texts, lines.done, None), lines, total)
+        lines.move_to(output)
+    return lines.done
+
+
+def _write_all(
+    decoding: Decoding,
+    job: FileJob,
+    texts: Iterator[Text],
+    lines: Partial | Pipe,
+    total: int | None,
+) -> None:
+    silent = job.quiet or not sys.stderr.isatty()
+    bar = tqdm(total=total, initial=lines.done, unit="text", disable=silent, file=sys.stderr)
+    try:
+        with bar:
+            for text, written in zip_written(decoding, texts):
+                lines.add(as_line(job, text, written))
+                bar.update()
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"{lines.done:,} of {'?' if total is None else f'{total:,}'} texts are done")
+        raise
+
+
+def zip_written(decoding: Decoding, texts: Iterable[Text]) -> Iterator[tuple[Text, Written]]:
+    """Each text with its output, in their order."""
+    for text in texts:
+        yield text, decoding.write(text.source)
+
+
+def as_line(job: FileJob, text: Text, written: Written) -> str:
+    """An output's line; in plain text, line breaks within it become spaces."""
+    if job.output_form == "text":
+        return " ".join(written.text.splitlines())
+    record: dict[str, Any] = dict(text.record or {"source": text.source})
+    record[job.output_key] = written.text
+    if job.stats:
+        record["stats"] = {**asdict(written.stats), "truncated": written.truncated}
+    return as_json(record)
