@@ -19,6 +19,7 @@ TRAINING = (
 )  # fmt: skip
 # What each command needs, where it needs anything.
 NEEDED = {
+    "generate": (DATA, "--output", "out.jsonl"),
     "eval": ("demo",),
     "search": ("demo",),
     "compare": (
@@ -32,7 +33,7 @@ NEEDED = {
     "agreement": ("--large", "demo/large", "--small", "demo/small", "--data-file", DATA),
     "tokenizer": ("--data-file", DATA, "--output-dir", "tokenizer"),
 }  # fmt: skip
-NOT_HERE = {"completion", "plot"}  # no flag that takes a number or a model; they are tested apart
+NOT_HERE = {"completion", "doctor", "plot"}  # hardly a flag that takes a value; tested apart
 NAMES = sorted(set(COMMANDS) - NOT_HERE)
 TEXTS = (
     "", " ", "nan", "-1", "1e999", "9" * 5000, "a" * 5000, "\x1b]0;owned\x07", "\udcff",
