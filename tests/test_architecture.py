@@ -25,7 +25,7 @@ LAYERS = (
     ("checkpoints", "tasks"),
     ("engines",),
     ("generation",),
-    ("evaluation", "outputs"),
+    ("evaluation", "outputs", "doctor"),
     ("tuning", "benchmark", "training"),
     ("show", "serve"),
     ("cli", "commands", "__main__", "bild"),  # "bild" is bild/__init__.py: the public names

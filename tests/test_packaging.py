@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from commands import ROOT
 from packaging.requirements import Requirement
 from test_architecture import TREES, wing
+from toy import save_model, save_tokenizer
 
 # What may be imported as a wing is imported; other packages are, where they are used.
 EXTRAS = {
@@ -157,6 +159,28 @@ def test_the_core_alone_generates_on_the_compiled_engine(python, tmp_path):
     done = run(python, "generate.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 1
+
+
+def test_the_command_of_the_wheel_looks_at_the_machine_and_decodes_a_file(python, tmp_path):
+    """With the core's packages alone, from a folder that is no checkout."""
+    pair = tmp_path / "pair"
+    tokenizer = save_tokenizer(pair / "tokenizer")
+    for seed, name in enumerate(("large", "small")):
+        save_model(pair / name, tokenizer, seed, layers=1, decoder_layers=1)
+    command = python.with_name("bild")
+    names = ("--large", pair / "large", "--small", pair / "small")
+    done = run(command, "doctor", "--json", *names, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    levels = {f["subject"]: f["level"] for f in json.loads(done.stdout)["findings"]}
+    assert levels["self-test"] == "ok"
+    assert levels["extras"] == "note"
+    (tmp_path / "in.txt").write_text("Der Hund ist alt.\n\nDer Baum ist neu.\n")
+    done = run(command, "generate", "in.txt", "-o", "out.txt", *names, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len((tmp_path / "out.txt").read_text().split("\n")) == 4
+    done = run(command, "generate", "in.txt", "-o", "2.txt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the shipped pair comes with a checkout and is not here" in done.stderr
 
 
 @pytest.mark.parametrize(

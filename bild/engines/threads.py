@@ -24,10 +24,10 @@ def thread_count() -> int:
     A container or a batch system often grants fewer than the machine shows, and threads without a
     core of their own make everybody wait.
     """
-    return max(1, min(torch.get_num_threads(), _cores(), _quota()))
+    return max(1, min(torch.get_num_threads(), usable_cores(), quota_cores()))
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
@@ -35,7 +35,7 @@ def _cores() -> int:
 
 
 @cache
-def _quota(root: Path = CGROUPS) -> int:
+def quota_cores(root: Path = CGROUPS) -> int:
     """Whole cores of the control group's share of time; as many as there are where it has none."""
     for path in (root / "cpu.max", root / "cpu" / "cpu.cfs_quota_us"):  # version 2, version 1
         try:

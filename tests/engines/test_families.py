@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as tf
 from families import SINGLY, TOGETHER
+from reference import Cacheless, reference_decode
 from tiny import sources, tiny_bart, tiny_t5
 from transformers import DynamicCache
 
@@ -15,6 +16,7 @@ from bild.engines.probe import takes_several
 
 OPTIONS = {"max_new_tokens": 12, "bad_words_ids": [[0]]}  # padding is masked in some families
 LOSSLESS = BiLDConfig(0.0, 0.0, 4)
+GRID = [(0.9, 0.2, "verified"), (0.2, 0.5, "paper"), (0.6, 1.0, "authors")]
 
 
 def small_for(make, seed):
@@ -79,6 +81,30 @@ def test_lossless_rules_give_transformers_own_greedy_output(family):
         assert torch.equal(alone, pair.small.generate(source, do_sample=False, **OPTIONS))
     assert rolled_back > 0
     assert drafted > 0
+
+
+@pytest.mark.parametrize("family", TOGETHER)
+def test_rules_that_lose_something_give_the_oracles_output(family):
+    """Where the output is nobody's greedy one, the loop without any cache says what is right."""
+    make, interventions = TOGETHER[family], 0
+    for seed in (7, 8, 9):
+        pair = BiLDModel(make(seed), small_for(make, seed), engine="transformers")
+        ends = pair.large.generation_config
+        start, eos = ends.decoder_start_token_id, ends.eos_token_id
+        (source,) = sources(seed, 1)
+        models = Cacheless(pair.large, source), Cacheless(pair.small, source)
+        for fallback, rollback, variant in GRID:
+            expected = reference_decode(
+                *models, fallback=fallback, rollback=rollback, variant=variant, num_small_iters=4,
+                max_length=13, eos=eos, bos=start,
+            )  # fmt: skip
+            config = BiLDConfig(fallback, rollback, 4, variant=variant)
+            output = pair.generate(source, bild_config=config, max_new_tokens=12, num_beams=1)
+            assert output.sequences[0].tolist() == expected.tokens
+            assert output.stats.fallbacks == expected.fallbacks
+            assert output.stats.rollbacks == expected.rollbacks
+            interventions += expected.rollbacks + expected.fallbacks
+    assert interventions
 
 
 def test_a_model_is_tried_once():

@@ -22,8 +22,8 @@ def several(monkeypatch):
 
     def use(count: int) -> None:
         torch.set_num_threads(count)
-        monkeypatch.setattr(threads, "_cores", lambda: 64)
-        monkeypatch.setattr(threads, "_quota", lambda: 64)
+        monkeypatch.setattr(threads, "usable_cores", lambda: 64)
+        monkeypatch.setattr(threads, "quota_cores", lambda: 64)
 
     return use
 
@@ -82,10 +82,10 @@ def test_a_forked_child_goes_on(several):
 
 def test_no_more_threads_than_cores_or_quota(monkeypatch, tmp_path):
     torch.set_num_threads(6)
-    monkeypatch.setattr(threads, "_cores", lambda: 4)
-    monkeypatch.setattr(threads, "_quota", lambda: 8)
+    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads, "quota_cores", lambda: 8)
     assert threads.thread_count() == 4
-    monkeypatch.setattr(threads, "_quota", lambda: 2)
+    monkeypatch.setattr(threads, "quota_cores", lambda: 2)
     assert threads.thread_count() == 2
     torch.set_num_threads(1)
     assert threads.thread_count() == 1
@@ -108,13 +108,13 @@ def test_the_control_groups_share(tmp_path, files, cores):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text + "\n")
-    assert threads._quota.__wrapped__(tmp_path) == cores
+    assert threads.quota_cores.__wrapped__(tmp_path) == cores
 
 
 def test_a_process_ends_while_its_helpers_sleep():
     code = (
         "import torch; torch.set_num_threads(2)\n"
-        "from bild.engines import threads; threads._cores = threads._quota = lambda: 2\n"
+        "from bild.engines import threads; threads.usable_cores = threads.quota_cores = lambda: 2\n"
         "from tiny import tiny_t5; from bild import BiLDModel\n"
         "models = (tiny_t5(i, head_width=16) for i in (1, 2))\n"
         "pair = BiLDModel(*models, engine='fast', compile=True)\n"

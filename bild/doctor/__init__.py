@@ -1,0 +1,1 @@
+"""Is this machine ready, and what to do where it is not: `bild doctor`."""
