@@ -14,7 +14,8 @@ from bild._version import __version__
 if TYPE_CHECKING:
     from bild.config import BiLDConfig
     from bild.errors import BildError
-    from bild.generation.generate import BiLDOutput, bild_generate, greedy_generate
+    from bild.generation.generate import bild_generate, greedy_generate
+    from bild.generation.output import BiLDOutput
     from bild.generation.pair import BiLDModel
     from bild.generation.stats import DecodeStats
     from bild.generation.trace import Trace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BiLDConfig": "bild.config",
     "BiLDModel": "bild.generation.pair",
-    "BiLDOutput": "bild.generation.generate",
+    "BiLDOutput": "bild.generation.output",
     "BildError": "bild.errors",
     "DecodeStats": "bild.generation.stats",
     "Trace": "bild.generation.trace",

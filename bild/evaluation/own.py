@@ -13,7 +13,7 @@ from bild.config import BiLDConfig
 from bild.engines import Engine
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, BatchCase, Case, Outcome, limits
 from bild.evaluation.timing import timed
-from bild.generation.generate import BiLDOutput
+from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats

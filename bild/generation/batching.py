@@ -15,17 +15,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from bild.engines.requests import Request, answer
 from bild.errors import BildError
 from bild.generation.decoding import Steps
-from bild.generation.generate import BiLDOutput
+from bild.generation.output import states_of
 from bild.generation.plan import ENCODER_INPUTS
 from bild.generation.rewinding import Rewinding, rewinding
 from bild.generation.source import SMALL_STATES
-from bild.generation.stats import DecodeStats
 
 R = TypeVar("R")
 
@@ -144,21 +141,6 @@ def as_keywords(source: Any) -> dict[str, Any]:
     return found
 
 
-def pad_token_id(model: PreTrainedModel, keywords: Mapping[str, Any]) -> int:
-    """What stands after rows that ended before others; as transformers finds it."""
-    pad, eos = (_special_ids(model, keywords, f"{name}_token_id") for name in ("pad", "eos"))
-    return [*pad, *eos, 0][0]
-
-
-def _special_ids(model: PreTrainedModel, keywords: Mapping[str, Any], name: str) -> list[int]:
-    """The ids of a setting, from the keywords or else from the configurations."""
-    configs = keywords.get("generation_config"), model.generation_config
-    for value in (keywords.get(name), *(getattr(c, name, None) for c in configs)):
-        if value is not None:
-            return list(value) if isinstance(value, list | tuple) else [int(value)]
-    return []
-
-
 def is_batch(input_ids: Any) -> bool:
     """Whether these are the ids of several sources, (B, S)."""
     return isinstance(input_ids, Tensor) and input_ids.ndim == 2 and len(input_ids) > 1
@@ -211,61 +193,7 @@ def _row_of(name: str, value: Any, i: int, size: int) -> Any:
     if name in OF_ROWS and isinstance(value, Tensor) and len(value) == size:
         return value[i : i + 1]
     if name in ("encoder_outputs", SMALL_STATES):
-        return _states_of(value, i)
+        return states_of(value, i)
     if name == "prefix_allowed_tokens_fn":
         return lambda _, ids: value(i, ids)
     return value
-
-
-def _states_of(given: Any, i: int) -> Any:
-    """Row i of an encoder's outputs: the states, and what else has a row for each source."""
-    if isinstance(given, ModelOutput):
-        parts = {k: v[i : i + 1] for k, v in given.items() if isinstance(v, Tensor)}
-        return type(given)(**parts)
-    if isinstance(given, tuple) and given and isinstance(given[0], Tensor):
-        return (given[0][i : i + 1],)
-    return given  # refused where it is read
-
-
-def gather(outputs: list[BiLDOutput | Tensor], pad_token_id: int) -> BiLDOutput | Tensor:
-    """One output of several: rows padded on the right, as transformers pads them.
-
-    Args:
-        outputs: one a row; all of one kind.
-        pad_token_id: stands after a row that ended before others.
-    """
-    if isinstance(outputs[0], Tensor):
-        return _padded([o for o in outputs if isinstance(o, Tensor)], pad_token_id)
-    rows = [o for o in outputs if isinstance(o, BiLDOutput)]
-    stats = tuple(own for o in rows if o.row_stats is not None for own in o.row_stats)
-    return BiLDOutput(
-        sequences=_padded([o.sequences for o in rows if o.sequences is not None], pad_token_id),
-        scores=_together([o.scores for o in rows]),
-        logits=_together([o.logits for o in rows]),
-        stats=sum(stats, DecodeStats()),
-        row_stats=stats,
-        encoder_seconds=sum(o.encoder_seconds or 0.0 for o in rows),
-    )
-
-
-def _padded(rows: list[Tensor], pad_token_id: int) -> Tensor:
-    """(1, n) each -> (B, longest)."""
-    longest = max(row.shape[1] for row in rows)
-    together = rows[0].new_full((len(rows), longest), pad_token_id)
-    for i, row in enumerate(rows):
-        together[i, : row.shape[1]] = row[0]
-    return together
-
-
-def _together(rows: list[tuple[Tensor, ...] | None]) -> tuple[Tensor, ...] | None:
-    """Scores of each row, (1, V) a token -> (B, V) a token, NaN where a row has ended."""
-    kept = [row for row in rows if row is not None]
-    if not kept:
-        return None
-    longest = max(kept, key=len)
-    if not longest:
-        return ()
-    ended = torch.full_like(longest[0], torch.nan)
-    return tuple(
-        torch.cat([row[i] if i < len(row) else ended for row in kept]) for i in range(len(longest))
-    )

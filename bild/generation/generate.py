@@ -9,14 +9,20 @@ and then calls the method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation import BaseStreamer, GenerateEncoderDecoderOutput
+from transformers.generation import (
+    BaseStreamer,
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+)
 
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
@@ -26,43 +32,19 @@ from bild.generation.copying import with_copies
 from bild.generation.decoding import OnCommit, Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
 from bild.generation.lookahead import decode_ahead
+from bild.generation.output import BiLDOutput, gather, pad_token_id, states_of
 from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
 from bild.generation.rewinding import settle
 from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
 from bild.generation.stats import DecodeStats
-from bild.generation.trace import SILENT, Recorder, Trace, TraceRecorder
+from bild.generation.trace import SILENT, Recorder, TraceRecorder
 from bild.policy import Writer
 
 # What transformers' `generate` makes for a decoding method, besides inputs of the encoder.
 MADE_BY_GENERATE = ("attention_mask", "encoder_outputs", "use_cache", "logits_to_keep")
 PROMPT_MASK = "decoder_attention_mask"
 MADE_FOR_A_PLAN = ("logits_processor", "stopping_criteria", "generation_config")
-
-
-@dataclass
-class BiLDOutput(GenerateEncoderDecoderOutput):
-    """What `generate` returns with `return_dict_in_generate=True`: transformers' own, and more.
-
-    Attributes:
-        sequences: (B, prompt + generated), as transformers' own: rows that ended before others
-            are padded.
-        scores: with `output_scores`, one (B, V) tensor a generated token: the scores, after the
-            logits processors, of the model that wrote it; NaN for rows that have ended before.
-        logits: with `output_logits`, the same before the processors.
-        stats: what happened, in all rows together.
-        row_stats: what happened in each row.
-        trace: with `output_trace`, who wrote each token, and what came to nothing.
-        encoder_seconds: wall-clock seconds in which the source was read, by all models together;
-            where an encoder's outputs were there already, without it.
-
-    Its other fields (attentions, hidden states, a cache) are None.
-    """
-
-    stats: DecodeStats | None = None
-    row_stats: tuple[DecodeStats, ...] | None = None
-    trace: Trace | None = None
-    encoder_seconds: float | None = None
 
 
 def bild_generate(
@@ -92,13 +74,19 @@ def bild_generate(
         small_encoder_outputs: what the small model's encoder makes of the source, where it is there
             already; with `encoder_outputs=`, the large one's, no source ids are needed.
 
-    The other arguments are made by `generate`: decoder prompt (1, P), source ids (1, S), and in
-    `made` processors, criteria, configuration, encoder outputs and attention mask.
+    The other arguments are made by `generate`: decoder prompt (B, P), source ids (B, S), whose rows
+    are decoded one after the other, and in `made` processors, criteria, configuration, encoder
+    outputs and attention mask.
 
     Raises:
-        BildError: a batch over one, beams, sampling, or another unsupported setting, by name and
+        BildError: beams, sampling, or another unsupported setting, by name and
             value; an input that the small model's encoder does not read; a pair that does not fit.
     """
+    if len(input_ids) > 1:
+        own = partial(bild_generate, model, small_model=small_model, bild_config=bild_config)
+        made |= {"bild_streamer": bild_streamer, "output_trace": output_trace}
+        made |= {"stop_strings": stop_strings, SMALL_STATES: small_encoder_outputs}
+        return _row_by_row(own, model, input_ids, inputs_tensor, made)
     if not isinstance(small_model, PreTrainedModel):
         given = "None" if small_model is None else f"a {type(small_model).__name__}"
         raise BildError(f"bild_generate needs small_model=, a model, got {given}")
@@ -141,12 +129,69 @@ def greedy_generate(
 
     Other arguments and errors as there.
     """
+    if len(input_ids) > 1:
+        own = partial(greedy_generate, model, model_name=model_name, shared_vocab=shared_vocab)
+        made |= {"bild_streamer": bild_streamer, "output_trace": output_trace}
+        made["stop_strings"] = stop_strings
+        return _row_by_row(own, model, input_ids, inputs_tensor, made)
     models: dict[str, PreTrainedModel] = {model_name: model}
     call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
     source = call.source
     decoder.read(source.ids, source.mask, source.states[model_name])
     return decode_alone(call.plan, decoder, call.stream(bild_streamer), output_trace)
+
+
+# Logits processors that know the whole batch, of which each row would need its own.
+OF_A_BATCH = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+)
+
+
+def _row_by_row(
+    method: Callable[..., BiLDOutput | Tensor],
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    inputs_tensor: Tensor,
+    made: Mapping[str, Any],
+) -> BiLDOutput | Tensor:
+    """A decoding method over a batch, one row after the other, as transformers returns it.
+
+    Args:
+        method: of one row.
+        model: whose padding fills up rows.
+        input_ids, inputs_tensor: (B, P) and (B, S).
+        made: its other keywords.
+
+    Raises:
+        BildError: a streamer, a trace, or a processor that knows the whole batch.
+    """
+    for processor in made["logits_processor"]:
+        if isinstance(processor, OF_A_BATCH):
+            raise BildError(
+                f"bild_generate cannot use {type(processor).__name__} with a batch of "
+                f"{len(input_ids)}; use BiLDModel.generate, or one source at a time"
+            )
+    streams = {"streamer": kept_back().streamer, "bild_streamer": made["bild_streamer"]}
+    for name, value in {**streams, "output_trace": made["output_trace"]}.items():
+        if value:
+            raise BildError(f"{name}= takes one source at a time, got a batch of {len(input_ids)}")
+    found = []
+    for i in range(len(input_ids)):
+        row = dict(made)
+        for name in ("attention_mask", *ENCODER_INPUTS):
+            if isinstance(row.get(name), Tensor):
+                row[name] = row[name][i : i + 1]
+        for name in ("encoder_outputs", SMALL_STATES):
+            if row.get(name) is not None:
+                row[name] = states_of(row[name], i)
+        # An empty cache, of which each row needs its own, which its decoder makes.
+        row.pop("past_key_values", None)
+        ids = {"input_ids": input_ids[i : i + 1], "inputs_tensor": inputs_tensor[i : i + 1]}
+        found.append(method(**ids, **row))
+    return gather(found, pad_token_id(made, model))
 
 
 @dataclass(frozen=True)

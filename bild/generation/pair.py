@@ -24,14 +24,13 @@ from bild.generation.batching import (
     as_keywords,
     check_batch_size,
     decode_rows,
-    gather,
     is_batch,
-    pad_token_id,
     split_rows,
 )
 from bild.generation.copying import with_copies
 from bild.generation.decoding import Steps, answer_at_once
-from bild.generation.generate import BiLDOutput, Stream, pair_steps
+from bild.generation.generate import Stream, pair_steps
+from bild.generation.output import BiLDOutput, gather, pad_token_id
 from bild.generation.pace import Experience
 from bild.generation.single import SingleModel, greedy_rows, greedy_rows_of_many
 from bild.generation.source import make_source, without_states
@@ -274,7 +273,7 @@ class BiLDModel:
         rows = split_rows(input_ids, attention_mask, given)
         own = ({"bild_config": bild_config, "ahead": False, **row} for row in rows)
         found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
-        return gather(found, pad_token_id(self.large, generate_kwargs))
+        return gather(found, pad_token_id(generate_kwargs, self.large))
 
     def generate_many(
         self,

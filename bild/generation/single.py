@@ -17,13 +17,12 @@ from bild.generation.batching import (
     as_keywords,
     check_batch_size,
     decode_rows,
-    gather,
     is_batch,
-    pad_token_id,
     split_rows,
 )
 from bild.generation.decoding import Steps, answer_at_once
-from bild.generation.generate import BiLDOutput, Stream, single_steps
+from bild.generation.generate import Stream, single_steps
+from bild.generation.output import BiLDOutput, gather, pad_token_id
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.source import Source, make_source, without_states
 from bild.generation.texts import TokenizerHolder, describe
@@ -152,7 +151,7 @@ def greedy_rows(
     rows = split_rows(input_ids, attention_mask, generate_kwargs)
     own = ({"at_a_time": TOKENS_AT_A_TIME, **row} for row in rows)
     found = list(decode_rows(steps, own, len(rows), generate_kwargs))
-    return gather(found, pad_token_id(model, generate_kwargs))
+    return gather(found, pad_token_id(generate_kwargs, model))
 
 
 def greedy_rows_of_many(

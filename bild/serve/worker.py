@@ -22,8 +22,8 @@ from transformers.generation import BaseStreamer
 
 from bild.config import BiLDConfig
 from bild.errors import BildError
-from bild.generation.generate import BiLDOutput
 from bild.generation.loading import source_tokens
+from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import TracedToken

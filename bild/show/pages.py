@@ -119,6 +119,12 @@ def _front(results: Path, name: str) -> str:
     return f"```text\n{front_text(_load(FrontRecord, path))}\n```" if path.exists() else ""
 
 
+def _throughput(results: Path, name: str) -> str:
+    """A benchmark of batch sizes; empty where its record has not been made."""
+    there = (results / "speed" / f"{name}.json").exists()
+    return speed_summary(_benchmark(results, name)) if there else ""
+
+
 def _rules(results: Path, name: str) -> str:
     """Rules side by side; empty where their record has not been made."""
     path = results / name / "rules.json"
@@ -129,6 +135,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     "front": _front,
     "results": _runs,
     "speed": lambda results, name: speed_summary(_benchmark(results, name)),
+    "throughput": _throughput,
     TWO_FACTORS: _two_factors,
     "rules": _rules,
     "agreement": lambda results, name: agreement_table(

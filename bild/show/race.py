@@ -23,8 +23,8 @@ from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.evaluation.arms import BILD, VANILLA
 from bild.evaluation.own import OwnArm
-from bild.generation.generate import BiLDOutput
 from bild.generation.loading import load_runner, source_tokens
+from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import Trace

@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 from reference import Cacheless, reference_decode
 from tiny import EOS, PAD, sources, tiny_bart, tiny_t5
 from torch.nn.utils.rnn import pad_sequence
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from bild import BiLDConfig, BildError, BiLDModel, BiLDOutput, DecodeStats
+from bild import (
+    BiLDConfig,
+    BildError,
+    BiLDModel,
+    BiLDOutput,
+    DecodeStats,
+    bild_generate,
+    greedy_generate,
+)
 from bild.engines import build, requests
 from bild.generation.batching import run_rows
 
@@ -202,6 +211,65 @@ def test_other_families_decode_batches_too():
     pair, rows = BiLDModel(tiny_bart(3), tiny_bart(4, layers=1)), sources(3, 3)
     kwargs = {"bild_config": BiLDConfig(0.3, 0.5), "num_beams": 1, "max_new_tokens": 10}
     check(pair.generate(**padded(rows), **kwargs), [pair.generate(r, **kwargs) for r in rows])
+
+
+# ------------------------------------------------------------------------------ plugged in
+
+
+PLUGGED = {"max_new_tokens": LIMIT, "do_sample": False}
+
+
+def test_custom_generate_decodes_batches_as_the_pair_does():
+    pair, rows = pair_on({"engine": "transformers"}), sources(41, 3, longest=30)
+    config, given = BiLDConfig(0.3, 0.5), padded(rows)
+    expected = pair.generate(**given, bild_config=config, max_new_tokens=LIMIT)
+    plugged = {**PLUGGED, "custom_generate": bild_generate, "small_model": pair.small}
+    found = pair.large.generate(
+        **given, **plugged, bild_config=config, return_dict_in_generate=True, output_scores=True
+    )
+    assert torch.equal(found.sequences, expected.sequences)
+    assert [s.generated_tokens for s in found.row_stats] == [
+        s.generated_tokens for s in expected.row_stats
+    ]
+    assert found.scores[0].shape == (3, 16)
+    greedy = pair.large.generate(**given, **PLUGGED, custom_generate=greedy_generate)
+    assert torch.equal(greedy, pair.large.generate(**given, **PLUGGED))
+    for extra, message in (
+        ({"encoder_repetition_penalty": 2.0}, "cannot use EncoderRepetitionPenaltyLogitsProcessor"),
+        ({"output_trace": True}, "output_trace= takes one source at a time, got a batch of 3"),
+        ({"bild_streamer": Stub()}, "bild_streamer= takes one source at a time"),
+    ):
+        with pytest.raises(BildError, match=message):
+            pair.large.generate(**given, **plugged, **extra)
+
+
+def test_a_trainer_predicts_in_batches(tmp_path):
+    pair, rows = pair_on({"engine": "transformers"}), sources(43, 5, longest=30)
+    config = BiLDConfig(0.3, 0.5)
+    trainer = Seq2SeqTrainer(
+        pair.large,
+        Seq2SeqTrainingArguments(
+            str(tmp_path),
+            predict_with_generate=True,
+            per_device_eval_batch_size=3,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        data_collator=lambda rows: padded([torch.tensor([r["input_ids"]]) for r in rows]),
+    )
+    data = [{"input_ids": row[0].tolist()} for row in rows]
+    found = trainer.predict(
+        data,
+        custom_generate=bild_generate,
+        small_model=pair.small,
+        bild_config=config,
+        **PLUGGED,
+    ).predictions
+    for own, row in zip(found.tolist(), rows, strict=True):
+        alone = pair.generate(row, bild_config=config, max_new_tokens=LIMIT).sequences[0].tolist()
+        assert own[: len(alone)] == alone
+        assert set(own[len(alone) :]) <= {PAD, -100}
 
 
 # ------------------------------------------------------------------------------ together

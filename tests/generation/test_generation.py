@@ -345,11 +345,6 @@ def test_unsupported_settings_are_refused_by_name_and_value(pair, source, option
     assert message in str(error.value)
 
 
-def test_a_batch_is_refused(pair, source):
-    with pytest.raises(BildError, match="a batch of 2"):
-        plug_in(pair, source.repeat(2, 1))
-
-
 def test_sources_that_the_small_model_cannot_read_are_refused(pair, source):
     embedded = pair.large.get_input_embeddings()(source)
     with pytest.raises(BildError, match="needs input_ids"):
