@@ -325,7 +325,7 @@ def flags():
     return found | {n: {*module_of(n).make_parser()._option_string_actions} for n in COMMANDS}
 
 
-OTHERS = {"--multi_gpu", "--num_processes"}  # of accelerate
+OTHERS = {"--multi_gpu", "--num_processes", "--require-hashes"}  # of accelerate, of pip
 
 
 @pytest.mark.parametrize("page", PAGES)

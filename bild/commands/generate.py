@@ -35,6 +35,8 @@ from bild.parser import Parser
 from bild.tasks.registry import get
 from bild.tasks.sources import locate_models
 
+LARGEST_BATCH = 4096
+
 
 def make_parser() -> Parser:
     """The command line."""
@@ -50,6 +52,7 @@ def make_parser() -> Parser:
     add(
         "--stats", action="store_true", help="put counts into each object: fallbacks, forwards, ..."
     )
+    add("--batch-size", type=int, default=1, metavar="N", help="texts decoded at a time")
     add("--overwrite", action="store_true", help="replace a finished output")
     add("--quiet", action="store_true", help="no progress")
     add(
@@ -96,7 +99,12 @@ def read(a: Namespace) -> tuple[EvalConfig, FileJob]:
             "--stats needs JSON Lines: name the output .jsonl, or --output-format jsonl"
         )
     key = get(a.task).source_key if a.source_key is None else a.source_key
-    job = FileJob(a.input, a.output, source_form, output_form, key, a.output_key, a.stats, a.quiet)
+    if not 1 <= a.batch_size <= LARGEST_BATCH:
+        raise BildError(f"batch_size must be from 1 to {LARGEST_BATCH}, got {a.batch_size}")
+    job = FileJob(
+        *(a.input, a.output, source_form, output_form, key),
+        **read_fields(a, "output_key", "stats", "quiet", "batch_size"),
+    )
     return replace(config, bild=bild, **read_fields(a, "threads")), job
 
 

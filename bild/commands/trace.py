@@ -24,12 +24,19 @@ from bild.files import check_file, write_atomically
 from bild.parser import Parser
 
 NARROWEST = 30  # columns
+LARGEST_INPUT = 4_000_000  # bytes
 
 
 def read_sentences() -> list[str]:
     """The lines of the standard input that are not empty."""
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        read = sys.stdin.buffer.read(LARGEST_INPUT + 1)
+        if len(read) > LARGEST_INPUT:
+            raise BildError(
+                f"the standard input is longer than {LARGEST_INPUT:,} bytes; every line of it is "
+                "shown, so give fewer"
+            )
+        text = read.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BildError(
             f"the standard input is not UTF-8 ({error.reason} at byte {error.start}); "

@@ -45,6 +45,7 @@ class FileJob:
         output_key: of the output in an object.
         stats: put what happened into each object.
         quiet: no progress.
+        batch_size: texts decoded at a time; the outputs are the same.
     """
 
     source: str
@@ -55,6 +56,7 @@ class FileJob:
     output_key: str = "output"
     stats: bool = False
     quiet: bool = False
+    batch_size: int = 1
 
 
 @dataclass(frozen=True)

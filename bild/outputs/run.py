@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -87,22 +88,46 @@ class Decoding:
 
     def write(self, source: str) -> Written:
         """Decode one text; what holds nothing but spaces stays empty and is not decoded."""
-        if not source.strip():
-            return Written("", DecodeStats())
-        limit = self.task.max_source_tokens
-        ids, length = source_tokens(self.tokenizer, self.task.prefix + source, limit)
-        ids = ids.to(self.pair.device)
-        output: Any = self.pair.generate(
-            ids,
-            torch.ones_like(ids),
-            self.config,
-            max_new_tokens=self.task.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-        )
-        text: str = self.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
-        return Written(text, output.stats, truncated=length > limit)
+        return next(self.write_all([source], 1))
+
+    def write_all(self, sources: Iterable[str], batch_size: int) -> Iterator[Written]:
+        """Decode texts, so many at a time; in their order."""
+        cut: deque[bool | None] = deque()  # of each text on its way; None where it is empty
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for source in sources:
+                if not source.strip():
+                    cut.append(None)
+                    continue
+                limit = self.task.max_source_tokens
+                ids, length = source_tokens(self.tokenizer, self.task.prefix + source, limit)
+                cut.append(length > limit)
+                ids = ids.to(self.pair.device)
+                yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+        def empty() -> Iterator[Written]:
+            while cut and cut[0] is None:
+                cut.popleft()
+                yield Written("", DecodeStats())
+
+        for output in self._outputs(rows(), batch_size):
+            yield from empty()
+            truncated = bool(cut.popleft())
+            text: str = self.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+            yield Written(text, output.stats, truncated)
+        yield from empty()
+
+    def _outputs(self, rows: Iterator[dict[str, Any]], batch_size: int) -> Iterator[Any]:
+        options: dict[str, Any] = {
+            "max_new_tokens": self.task.max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "return_dict_in_generate": True,
+        }
+        if batch_size > 1:
+            many: Any = self.pair.generate_many(rows, self.config, batch_size=batch_size, **options)
+            return many
+        return (self.pair.generate(**row, bild_config=self.config, **options) for row in rows)
 
 
 def generate_file(decoding: Decoding, job: FileJob) -> int:
@@ -149,7 +174,7 @@ def _write_all(
     bar = tqdm(total=total, initial=lines.done, unit="text", disable=silent, file=sys.stderr)
     try:
         with bar:
-            for text, written in zip_written(decoding, texts):
+            for text, written in zip_written(decoding, texts, job.batch_size):
                 lines.add(as_line(job, text, written))
                 bar.update()
     except KeyboardInterrupt as stop:
@@ -157,10 +182,19 @@ def _write_all(
         raise
 
 
-def zip_written(decoding: Decoding, texts: Iterable[Text]) -> Iterator[tuple[Text, Written]]:
+def zip_written(
+    decoding: Decoding, texts: Iterable[Text], batch_size: int
+) -> Iterator[tuple[Text, Written]]:
     """Each text with its output, in their order."""
-    for text in texts:
-        yield text, decoding.write(text.source)
+    waiting: deque[Text] = deque()
+
+    def sources() -> Iterator[str]:
+        for text in texts:
+            waiting.append(text)
+            yield text.source
+
+    for written in decoding.write_all(sources(), batch_size):
+        yield waiting.popleft(), written
 
 
 def as_line(job: FileJob, text: Text, written: Written) -> str:

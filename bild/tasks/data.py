@@ -18,6 +18,8 @@ from bild.checkpoints.names import REPOSITORY_ROOT, mirror_root
 from bild.errors import BildError, first_line, require
 from bild.tasks.registry import HubData, Task
 
+LONGEST_LINE = 16_000_000  # bytes; no example is longer, and no file is read into memory to see it
+
 
 @dataclass(frozen=True)
 class Example:
@@ -191,7 +193,15 @@ def _lines(path: Path) -> Iterator[bytes]:
     """The lines of a file, which end at "\\n" alone: a text may hold other line separators."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            yield from stream
+            number = 0
+            while line := stream.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise BildError(
+                        f"{path}, line {number} is longer than {LONGEST_LINE:,} bytes; write one "
+                        "example a line"
+                    )
+                yield line
     except gzip.BadGzipFile:
         raise BildError(f"{path} is not a gzip file; rename it or compress it") from None
     except (EOFError, zlib.error):

@@ -91,6 +91,14 @@ def test_objects_keep_what_they_hold_and_tell_what_happened(bild, models, tmp_pa
         assert row["stats"]["truncated"] is False
 
 
+@pytest.mark.parametrize("size", [2, 3, 50])
+def test_several_at_a_time_are_the_same_in_the_same_order(bild, models, tmp_path, expected, size):  # noqa: F811
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("\n".join(["", SOURCES[0], "", " ", *SOURCES[1:], ""]) + "\n")
+    assert bild("generate", source, "-o", output, *models, "--batch-size", size) == (0, "", "")
+    assert output.read_text().split("\n") == ["", expected[0], "", "", *expected[1:], "", ""]
+
+
 def test_pipes_are_files_too(pair, models, tmp_path, expected):
     done = subprocess.run(
         [sys.executable, "-m", "bild", "generate", "-", "-o", "-", *map(str, models)],
@@ -142,6 +150,9 @@ class Echo:
             raise RuntimeError("the machine is gone")
         self.left -= 1
         return Written(f"<{source}>", DecodeStats(generated_tokens=3))
+
+    def write_all(self, sources, batch_size):
+        return (self.write(source) for source in sources)
 
 
 @pytest.fixture
@@ -366,6 +377,7 @@ def test_a_name_says_what_a_file_holds():
         (("-o", "out.txt", "--large", "x"), ("--large is given without --small",)),
         (("-o", "out.txt", "--search", "in.txt"), ("in.txt",)),
         (("-o", "out.txt", "--search", "in.txt", "--fallback", "1"), ("--search gives the",)),
+        (("-o", "out.txt", "--batch-size", "0"), ("batch_size", "got 0")),
         (("-o", "out.txt", "--fallback", "-1"), ("fallback_threshold", "-1")),
         (("-o", "out.txt", "--input-format", "csv"), ("'csv'", "text, jsonl")),
     ],

@@ -107,6 +107,28 @@ def test_rules_that_lose_something_give_the_oracles_output(family):
     assert interventions
 
 
+@pytest.mark.parametrize("family", ["t5", "longt5", "switch", "t5gemma"])
+def test_a_prompt_behind_hidden_tokens_where_positions_are_relative(family):
+    changed = 0
+    for seed in range(7, 19):
+        pair = BiLDModel(TOGETHER[family](seed), small_for(TOGETHER[family], seed))
+        start = pair.large.generation_config.decoder_start_token_id
+        (source,) = sources(seed, 1)
+        given = {
+            **OPTIONS,
+            "decoder_input_ids": torch.tensor([[start] * 4 + [9, 4]]),
+            "do_sample": False,
+        }
+        mask = torch.tensor([[0, 0, 0, 1, 1, 1]])
+        greedy = pair.large.generate(source, decoder_attention_mask=mask, **given)
+        output = pair.generate(
+            source, bild_config=LOSSLESS, decoder_attention_mask=mask, **given
+        ).sequences
+        assert torch.equal(output, greedy)
+        changed += not torch.equal(greedy, pair.large.generate(source, **given))
+    assert changed
+
+
 def test_a_model_is_tried_once():
     model, calls = tiny_bart(3), []
     forward = model.forward

@@ -121,6 +121,9 @@ def test_encoding_another_source_leaves_a_sequence_whole():
     assert torch.equal(decoder.feed([0, 3, 4]), expected)
 
 
+FREE = {"suppress_tokens": [1]}  # no end of sequence
+
+
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_a_pair_gives_its_sessions_back_whatever_happens(compiled):
     pair = new_pair(compiled)
@@ -140,14 +143,24 @@ def test_a_pair_gives_its_sessions_back_whatever_happens(compiled):
         def end(self):
             pass
 
+    class Stopped:
+        """As Ctrl-C in the middle of an output."""
+
+        def __call__(self, input_ids, scores):
+            if input_ids.shape[1] > 3:
+                raise KeyboardInterrupt
+            return torch.tensor([False])
+
     calls = (
+        lambda: pair.generate(source, stopping_criteria=[Stopped()], max_new_tokens=5, **FREE),
+        lambda: pair.greedy(source, stopping_criteria=[Stopped()], max_new_tokens=5, **FREE),
         lambda: pair.generate(source, streamer=Full(), max_new_tokens=5),
         lambda: pair.greedy(source, streamer=Full(), max_new_tokens=5),
         lambda: pair.generate(source, torch.zeros_like(source), max_new_tokens=5),
         lambda: pair.generate(source, bild_config="none", max_new_tokens=5),
     )
     for call in calls:
-        with pytest.raises((OSError, BildError)):
+        with pytest.raises((OSError, BildError, KeyboardInterrupt)):
             call()
         assert idle() == [1, 1]
     found = pair.generate(source, bild_config=CONFIG, max_new_tokens=20).sequences

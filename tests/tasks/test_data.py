@@ -152,6 +152,16 @@ def test_mistakes_are_named_by_file_and_line(tmp_path, content, message):
         assert "\n" not in str(error.value)
 
 
+def test_a_line_without_end_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
+    with pytest.raises(BildError, match="/dev/zero, line 1 is longer than 16,000,000 bytes"):
+        read_jsonl("/dev/zero", "de", "en")
+    monkeypatch.setattr("bild.tasks.data.LONGEST_LINE", len(GOOD))
+    bomb = write(tmp_path / "a.jsonl.gz", gzip.compress(GOOD.encode() + b" " * 10**7))
+    with pytest.raises(BildError, match="line 2 is longer"):
+        read_jsonl(bomb, "de", "en")
+    assert len(read_jsonl(write(tmp_path / "b.jsonl", GOOD * 3), "de", "en")) == 3
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
