@@ -19,7 +19,6 @@ TRAINING = (
 )  # fmt: skip
 # What each command needs, where it needs anything.
 NEEDED = {
-    "generate": (DATA, "--output", "out.jsonl"),
     "eval": ("demo",),
     "search": ("demo",),
     "compare": (
@@ -27,13 +26,15 @@ NEEDED = {
         "--test-file", DATA,
     ),
     "trace": ("Hallo.",),
+    "generate": (DATA, "-o", "out.txt"),
     "align": (*TRAINING, "--large", "demo/large"),
     "finetune": TRAINING,
     "label": ("--large", "demo/large", "--data-file", DATA, "--output", "set.jsonl"),
     "agreement": ("--large", "demo/large", "--small", "demo/small", "--data-file", DATA),
     "tokenizer": ("--data-file", DATA, "--output-dir", "tokenizer"),
 }  # fmt: skip
-NOT_HERE = {"completion", "doctor", "plot"}  # hardly a flag that takes a value; tested apart
+# Few flags that take a number or a model; they are tested apart.
+NOT_HERE = {"completion", "doctor", "plot"}
 NAMES = sorted(set(COMMANDS) - NOT_HERE)
 TEXTS = (
     "", " ", "nan", "-1", "1e999", "9" * 5000, "a" * 5000, "\x1b]0;owned\x07", "\udcff",
