@@ -43,7 +43,7 @@ MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 ENGINE_OPTIONS = ("dtype", "engine", "precision", "small_precision", "compile")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "prefix", "forced_bos", "max_source_tokens", *ENGINE_OPTIONS)
 DATA_OPTIONS = ("data_file", "warmup", "seed")
-RULE_OPTIONS = ("num_small_iters", "start", "lookahead", "acceptance", "drafting")
+RULE_OPTIONS = ("num_small_iters", "start", "lookahead", "acceptance", "drafting", "copying")
 RULE_FLAGS = {"acceptance": "--rule"}  # of fields whose flag has another name
 
 

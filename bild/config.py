@@ -56,6 +56,8 @@ class BiLDConfig:
             `bild.rules.ACCEPTANCE`, perhaps with settings, as "lenient:share=0.3", or such a rule.
         drafting: another rule in the place of fallback_threshold: a name of
             `bild.rules.FALLBACK`, likewise, as "entropy:limit=1".
+        copying: "first" to draft what followed the output's last tokens in the source, or earlier
+            in the output, before the small model is asked; "alone" to never ask it.
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -69,6 +71,7 @@ class BiLDConfig:
     lookahead: float | Literal["auto"] = 0
     acceptance: str | AcceptanceRule | None = None
     drafting: str | FallbackRule | None = None
+    copying: Literal["no", "first", "alone"] = "no"
 
     def __post_init__(self) -> None:
         for name in ("fallback_threshold", "rollback_threshold"):
@@ -91,6 +94,10 @@ class BiLDConfig:
         for name, rule in (("acceptance", _acceptance(self)), ("drafting", _drafting(self))):
             if rule is not None:
                 object.__setattr__(self, name, rule_text(rule))
+        if self.copying not in ("no", "first", "alone"):
+            raise BildError(f"copying must be one of no, first, alone, got {self.copying!r}")
+        if self.copying != "no" and ahead != 0:
+            raise BildError(f"copying={self.copying!r} does not look ahead; use lookahead=0")
         if isinstance(self.fallback_rule, Adaptive) and ahead != 0:
             raise BildError(
                 f"drafting={self.drafting!r} decides itself how far to go; use lookahead=0, "
@@ -114,6 +121,7 @@ class BiLDConfig:
         """The two rules in words, for headings: "fallback 0.4, rollback 2, verified rules"."""
         fallback, rollback = f"{self.fallback_threshold:g}", f"{self.rollback_threshold:g}"
         first = f"fallback {fallback if self.drafting is None else self.drafting}"
+        first += "" if self.copying == "no" else f", copying {self.copying}"
         if self.acceptance is None:
             return f"{first}, rollback {rollback}, {self.variant} rules"
         return f"{first}, acceptance {self.acceptance}"

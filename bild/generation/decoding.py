@@ -149,7 +149,7 @@ def decode_steps(
             limit = int(min(pace.limit, stopping.max_length - len(tokens)))
             draft, draft_ends = yield from _draft(small, y, limit, pace.rule, *told)
             pace.drafted(draft)
-            count_draft(counts, draft, draft_ends)
+            count_draft(counts, draft, draft_ends, limit)
             if draft_ends and not rule.checks_end:
                 break  # the published code ends here: the last window is never looked at
 

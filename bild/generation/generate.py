@@ -28,6 +28,7 @@ from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder
 from bild.errors import BildError
+from bild.generation.copying import with_copies
 from bild.generation.decoding import OnCommit, Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
 from bild.generation.lookahead import decode_ahead
@@ -100,7 +101,8 @@ def bild_generate(
     states = source.states.get("small") if small.has_encoder else large.encoder_outputs
     small.read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
-    return decode_with_pair(call.plan, large, small, bild_config, stream, output_trace)
+    drafter = with_copies(small, source.ids, bild_config, output_trace)
+    return decode_with_pair(call.plan, large, drafter, bild_config, stream, output_trace)
 
 
 def greedy_generate(

@@ -22,10 +22,10 @@ def judged(
     return cut, kept, spent + rule.spends(known, kept)
 
 
-def count_draft(counts: Counter[str], draft: Draft, ends: bool) -> None:
+def count_draft(counts: Counter[str], draft: Draft, ends: bool, limit: int) -> None:
     counts["drafted_tokens"] += len(draft.tokens)
     counts["fallbacks"] += draft.unsure is not None
-    counts["full_windows"] += draft.unsure is None and not ends
+    counts["full_windows"] += draft.unsure is None and not ends and len(draft.tokens) == limit
 
 
 def count_verdict(counts: Counter[str], window: int, cut: int | None) -> None:

@@ -27,6 +27,7 @@ from bild.generation.batching import (
     is_batch,
     split_rows,
 )
+from bild.generation.copying import with_copies
 from bild.generation.decoding import Steps, answer_at_once
 from bild.generation.generate import Stream, pair_steps
 from bild.generation.output import BiLDOutput, gather, pad_token_id
@@ -327,9 +328,10 @@ class BiLDModel:
             ) as small,
         ):
             stream, experience = Stream(streamer), self._experience
+            drafter = with_copies(small, source.ids, bild_config, output_trace)
             return (
                 yield from pair_steps(
-                    plan, large, small, bild_config, stream, output_trace, experience, ahead
+                    plan, large, drafter, bild_config, stream, output_trace, experience, ahead
                 )
             )
 
@@ -383,4 +385,6 @@ class BiLDModel:
 
 def _may_rest(config: BiLDConfig | None) -> bool:
     """Whether the small model may have nothing to do with an output."""
-    return isinstance(config, BiLDConfig) and isinstance(config.fallback_rule, Adaptive)
+    if not isinstance(config, BiLDConfig):
+        return False
+    return config.copying != "no" or isinstance(config.fallback_rule, Adaptive)

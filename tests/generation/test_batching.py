@@ -386,6 +386,16 @@ def test_lookahead_is_plain_in_a_batch_and_writes_the_same():
     assert found[1].stats.guesses == 0
 
 
+@pytest.mark.parametrize("options", ENGINES[:2])
+@pytest.mark.parametrize("drafting", ["adaptive", "margin", "product", "entropy"])
+def test_other_rules_of_drafting_write_the_large_models_output(options, drafting):
+    pair, rows = pair_on(options), sources(47, 5, longest=30)
+    config = BiLDConfig(0.3, 0.0, drafting=drafting)
+    found = pair.generate(**padded(rows), bild_config=config, max_new_tokens=40)
+    expected = pair.greedy(**padded(rows), max_new_tokens=40)
+    assert torch.equal(found.sequences, expected.sequences)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
