@@ -80,7 +80,8 @@ class Kind:
 
 
 def _own(kit: Kit, id: ArmId, engine: EngineName, compile: bool | None) -> PairArm:
-    bild = replace(kit.bild, lookahead="auto" if id.ahead else 0)
+    ahead = kit.bild.lookahead if kit.bild.lookahead != 0 else "auto"
+    bild = replace(kit.bild, lookahead=ahead if id.ahead else 0)
     pair = kit.pair(id.precision, engine, compile, id.small_precision)
     return PairArm(id.kind, pair, bild)
 

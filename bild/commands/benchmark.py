@@ -75,6 +75,9 @@ def make_parser() -> Parser:
     add("--task", choices=TASKS, help="of a real pair (default: demo)")
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
+    guesses = {"default": "auto", "help": "how often the arms with guesses go on behind one in a "
+               "row: a whole number or auto"}  # fmt: skip
+    add_fields(parser, BiLDConfig, "lookahead", lookahead=guesses)
     add_fields(parser, BenchmarkConfig, "guess_share", guess_share={"default": None})
     numbers = {"type": _numbers, "nargs": None, "metavar": "N,M"}
     own: dict[str, Any] = {"samples": {"default": 8}, "lengths": numbers, "batch_sizes": numbers}
@@ -127,7 +130,10 @@ def main() -> None:
     config = BenchmarkConfig(
         arms=parse_arms(KINDS if a.arms is None else a.arms, a.precisions),
         bild=BiLDConfig(
-            thresholds.fallback, thresholds.rollback, variant=chosen_variant(a.variant, task)
+            thresholds.fallback,
+            thresholds.rollback,
+            variant=chosen_variant(a.variant, task),
+            lookahead=a.lookahead,
         ),
         task=task,
         small=small,

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from random import Random
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rich.console import Console
 from rich.text import Text
@@ -50,18 +50,18 @@ class Best:
         small: folder of another small model; without it, the mode's.
         precision: of the weights.
         small_precision: of the small model's, if it is another one.
-        ahead: whether the small model goes on behind guesses (`BiLDConfig.lookahead`).
+        lookahead: how often it goes on behind guesses (`BiLDConfig.lookahead`).
     """
 
     mode: str
     small: str | None = None
     precision: str = "float32"
     small_precision: str | None = None
-    ahead: bool = False
+    lookahead: float | Literal["auto"] = 0
 
 
 # The one place that names what `make demo` and README.md show.
-BEST = Best("drafter", small_precision="int8", ahead=True)
+BEST = Best("drafter", small_precision="int8", lookahead=1)
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,13 @@ def front_config(
     drafts = best.small_precision if compiled else None  # int8 needs machine code
 
     return BenchmarkConfig(
-        arms=(ArmId(GREEDY), ours(VANILLA), ours(SMALL), ours(BILD, best.ahead, drafts)),
-        bild=BiLDConfig(thresholds.fallback, thresholds.rollback, variant=task.variant),
+        arms=(ArmId(GREEDY), ours(VANILLA), ours(SMALL), ours(BILD, best.lookahead != 0, drafts)),
+        bild=BiLDConfig(
+            thresholds.fallback,
+            thresholds.rollback,
+            variant=task.variant,
+            lookahead=best.lookahead,
+        ),
         samples=samples,
         small=task.small_model(best.mode) if best.small is None else best.small,
         threads=threads,
