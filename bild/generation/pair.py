@@ -116,8 +116,9 @@ class BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
 
         Args:
-            large, small: checkpoints; a hub id may be followed by `@` and a revision. The small
-                model may be "early-exit:N", the large one left after N layers of its decoder.
+            large, small: checkpoints, by names or paths; a hub id may be followed by `@` and a
+                revision. The small model may be "early-exit:N", the large one left after N layers
+                of its decoder.
             dtype: precision of both models.
             device: where both models go.
             engine, precision, compile, small_precision: as for `BiLDModel`.
