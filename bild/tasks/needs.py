@@ -7,7 +7,7 @@ with; so what is here after a download is found again where there is no network.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +99,7 @@ class Need:
             BildError: the hub cannot be reached, or does not have it.
         """
         kind: hub.Kind
+        choose: Callable[[Iterable[str]], list[str]]
         if self.task is not None and self.task.data is not None:
             data = self.task.data
             name, revision, kind = data.path, data.revision, "dataset"
