@@ -131,7 +131,7 @@ def _tree(snapshot: Snapshot, below: str, recursive: bool) -> list[dict[str, obj
     ] + entries
 
 
-def _info(snapshot: Snapshot) -> dict[str, object]:
+def _info(snapshot: Snapshot, with_sizes: bool) -> dict[str, object]:
     return {
         "_id": "0" * 24,
         "id": snapshot.name,
@@ -144,7 +144,10 @@ def _info(snapshot: Snapshot) -> dict[str, object]:
         "downloads": 0,
         "likes": 0,
         "lastModified": "2023-11-22T00:00:00.000Z",
-        "siblings": [{"rfilename": name} for name in snapshot.files()],
+        "siblings": [
+            {"rfilename": name} | ({"size": path.stat().st_size} if with_sizes else {})
+            for name, path in snapshot.files().items()
+        ],
     }
 
 
@@ -191,7 +194,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 raise _RefusedError(404, "NotFound")
             snapshot = hub.find(kind, name, revision)
             if what == "revision":
-                return self._json(_info(snapshot))
+                return self._json(_info(snapshot, "blobs" in query))
             if what == "tree":
                 recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
                 return self._json(_tree(snapshot, "/".join(rest[2:]), recursive))

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from bild.benchmark.config import BenchmarkConfig
 from bild.benchmark.costs import MemoryCeiling
 from bild.benchmark.figures import record_of
@@ -32,6 +30,7 @@ from bild.evaluation.folder import Identity
 from bild.evaluation.loop import Item, Loop, Sample, read_samples, reason, run_in_folder, samples
 from bild.evaluation.record import SCHEMA
 from bild.files import check_writable
+from bild.progress import progress_bar
 
 PROFILED = 4  # cases that are taken apart, in each pass
 
@@ -162,9 +161,7 @@ class _Bench:
 def _with_progress(
     found: Iterator[Sample], total: int, resumed: int, progress: bool
 ) -> Iterator[Sample]:
-    with tqdm(
-        total=total, initial=resumed, desc="benchmark", unit="case", disable=not progress
-    ) as bar:
+    with progress_bar("benchmark", total, done=resumed, unit="case", shown=progress) as bar:
         for number, sample in enumerate(found):
             if number >= resumed:
                 bar.update()

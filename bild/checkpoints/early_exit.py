@@ -15,15 +15,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bild.checkpoints.loading import load_model
-from bild.checkpoints.names import EARLY_EXIT, Checkpoint
+from bild.checkpoints.names import EARLY_EXIT, Checkpoint, CheckpointName
 from bild.errors import BildError
 
 FAMILIES = ("t5", "mt5", "umt5")
 
 
-def exit_layers(name: str | Checkpoint) -> int | None:
+def exit_layers(name: CheckpointName) -> int | None:
     """How many layers "early-exit:N" asks for; None for every other name of a small model."""
-    found = EARLY_EXIT.fullmatch(name.name if isinstance(name, Checkpoint) else name)
+    found = EARLY_EXIT.fullmatch(name.name if isinstance(name, Checkpoint) else str(name))
     return None if found is None else int(found[1])
 
 
@@ -62,7 +62,7 @@ def early_exit(large: PreTrainedModel, layers: int) -> PreTrainedModel:
 
 
 def load_small(
-    name: str | Checkpoint,
+    name: CheckpointName,
     large: PreTrainedModel,
     dtype: torch.dtype,
     device: str | torch.device,

@@ -10,7 +10,9 @@ import glob
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from bild.errors import BildError, first_line
 
 Kind = Literal["model", "dataset"]
 TIMEOUT_SECONDS = 10.0
+_unasked: ContextVar[bool] = ContextVar("_unasked", default=False)
 
 
 class NotObtainedError(Exception):
@@ -46,6 +49,16 @@ class NotObtainedError(Exception):
         """What goes after "and", without a full stop."""
         does = "does not give it" if self.answered else "cannot be reached"
         return f"{constants.ENDPOINT} {does} ({self})"
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """While it lasts the hub is not asked: what is not on this machine is not obtained."""
+    token = _unasked.set(True)
+    try:
+        yield
+    finally:
+        _unasked.reset(token)
 
 
 def cached(name: str, revision: str, kind: Kind, patterns: Sequence[str] = ()) -> Path | None:
@@ -87,13 +100,10 @@ def fetch(
     Raises:
         NotObtainedError: the hub cannot be reached, or does not have it.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     seconds = timeout_seconds()
-    info = _ask(
-        lambda: HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=seconds), seconds
-    )
-    files = choose(file.rfilename for file in info.siblings or ())
+    files = choose(file.rfilename for file in _info(name, revision, kind).siblings or ())
     if not files:
         raise NotObtainedError(f"revision {revision!r} has no such files", answered=True)
     try:
@@ -107,6 +117,45 @@ def fetch(
     except Exception as error:  # see _ask
         raise _not_obtained(error) from error
     return Path(folder)
+
+
+def lacking(
+    name: str, revision: str, kind: Kind, choose: Callable[[Iterable[str]], list[str]]
+) -> dict[str, int]:
+    """What `fetch` would download now: name -> bytes of each file that the cache lacks.
+
+    Raises:
+        NotObtainedError: as `fetch`.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    info = _info(name, revision, kind, with_sizes=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    files = choose(sizes)
+    if not files:
+        raise NotObtainedError(f"revision {revision!r} has no such files", answered=True)
+    return {
+        file: sizes[file]
+        for file in files
+        if not isinstance(
+            try_to_load_from_cache(name, file, revision=info.sha, repo_type=kind), str
+        )
+    }
+
+
+def _info(name: str, revision: str, kind: Kind, with_sizes: bool = False) -> Any:
+    """What the hub says of a repository: its commit and its files."""
+    from huggingface_hub import HfApi
+
+    if _unasked.get():
+        raise NotObtainedError("it is not asked", answered=False)
+    seconds = timeout_seconds()
+    return _ask(
+        lambda: HfApi().repo_info(
+            name, repo_type=kind, revision=revision, timeout=seconds, files_metadata=with_sizes
+        ),
+        seconds,
+    )
 
 
 def timeout_seconds() -> float:

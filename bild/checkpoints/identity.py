@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bild.checkpoints.contents import CONFIG_FILES, TOKENIZER_FILES, weight_files
-from bild.checkpoints.names import Checkpoint, resolve_model, resolve_tokenizer
+from bild.checkpoints.names import Checkpoint, CheckpointName, resolve_model, resolve_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def describe_model(checkpoint: str | Checkpoint, model: PreTrainedModel) -> dict[str, Any]:
+def describe_model(checkpoint: CheckpointName, model: PreTrainedModel) -> dict[str, Any]:
     """Id, revision, content and size of a loaded model; a folder is named by its last two parts.
 
     The content is a SHA-256 over the configuration, the settings of generation and the weights:
@@ -26,7 +26,7 @@ def describe_model(checkpoint: str | Checkpoint, model: PreTrainedModel) -> dict
     return {**_identity(found, files), "parameters": model.num_parameters()}
 
 
-def describe_tokenizer(checkpoint: str | Checkpoint) -> dict[str, Any]:
+def describe_tokenizer(checkpoint: CheckpointName) -> dict[str, Any]:
     """Id, revision and content of a tokenizer, all its files; as `describe_model`."""
     found = resolve_tokenizer(checkpoint)
     return _identity(found, [found.path / name for name in TOKENIZER_FILES])

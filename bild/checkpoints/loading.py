@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from bild.checkpoints.contents import has_tokenizer, weight_files
-from bild.checkpoints.names import Checkpoint, resolve_model, resolve_tokenizer
+from bild.checkpoints.names import Checkpoint, CheckpointName, resolve_model, resolve_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizers
 from bild.errors import BildError, first_line
 
@@ -51,7 +51,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 
 
 def load_model(
-    checkpoint: str | Checkpoint, dtype: torch.dtype, device: str | torch.device, **kwargs: Any
+    checkpoint: CheckpointName, dtype: torch.dtype, device: str | torch.device, **kwargs: Any
 ) -> PreTrainedModel:
     """One encoder-decoder model in evaluation mode.
 
@@ -102,9 +102,9 @@ def load_model(
 
 
 def load_tokenizer(
-    large: str | Checkpoint,
-    small: str | Checkpoint | None = None,
-    name: str | Checkpoint | None = None,
+    large: CheckpointName,
+    small: CheckpointName | None = None,
+    name: CheckpointName | None = None,
 ) -> PreTrainedTokenizerBase:
     """The pair's tokenizer: the one named, else the one beside the large model.
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 
@@ -47,7 +48,10 @@ class Checkpoint:
     revision: str | None
 
 
-def resolve_model(name: str | Checkpoint) -> Checkpoint:
+CheckpointName = str | os.PathLike[str] | Checkpoint  # a folder or a hub id, or what it is
+
+
+def resolve_model(name: CheckpointName) -> Checkpoint:
     """The model called `name`; downloaded, if it has to be.
 
     In this order: a folder of that name (also one relative to this repository's root, as
@@ -61,10 +65,10 @@ def resolve_model(name: str | Checkpoint) -> Checkpoint:
     Raises:
         BildError: no such folder or id, or a folder without weights; named, with the way out.
     """
-    return name if isinstance(name, Checkpoint) else _resolve(name, _MODEL)
+    return name if isinstance(name, Checkpoint) else _resolve(_as_text(name), _MODEL)
 
 
-def resolve_tokenizer(name: str | Checkpoint) -> Checkpoint:
+def resolve_tokenizer(name: CheckpointName) -> Checkpoint:
     """The tokenizer called `name`; the order of `resolve_model`.
 
     Args:
@@ -74,7 +78,7 @@ def resolve_tokenizer(name: str | Checkpoint) -> Checkpoint:
         BildError: no such folder or id, or a folder without a tokenizer.
     """
     if not isinstance(name, Checkpoint):
-        return _resolve(name, _TOKENIZER)
+        return _resolve(_as_text(name), _TOKENIZER)
     if has_tokenizer(name.path):
         return name
     if name.revision is None or Path(name.name).expanduser().is_dir():
@@ -110,6 +114,16 @@ class _Sort:
 
 _MODEL = _Sort("model", check_model, model_files)
 _TOKENIZER = _Sort("tokenizer", check_tokenizer, tokenizer_files, TOKENIZER_FILES)
+
+
+def _as_text(name: Any) -> str:
+    try:
+        text = os.fspath(name)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):  # bytes can be a path too
+        raise BildError(f"a model must be named by a folder or a hub id, got {name!r}")
+    return text
 
 
 def _resolve(name: str, sort: _Sort) -> Checkpoint:

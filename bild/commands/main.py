@@ -53,6 +53,7 @@ COMMANDS = {
     "agreement": Command("measure how often small models agree with the large one"),
     "tokenizer": Command("train a tokenizer for a pair from nothing"),
     "plot": Command("draw quality against speed from records"),
+    "download": Command("fetch what a task needs, so that all else runs without a network", True),
     "doctor": Command("look at this machine, and say what to do about what is found"),
     "completion": Command("print the completion script of a shell"),
 }

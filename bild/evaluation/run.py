@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from bild.checkpoints.identity import describe_model, describe_tokenizer, short_path
@@ -40,6 +39,7 @@ from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
+from bild.progress import progress_bar
 from bild.tasks.data import Example, LoadedData
 from bild.tasks.registry import Task, Thresholds
 from bild.tasks.sources import Sources, locate
@@ -289,7 +289,7 @@ def with_progress(
 ) -> Iterator[Sample]:
     """The samples, with a progress bar that shows speedup and rates so far."""
     figures = RunningFigures()
-    with tqdm(total=total, initial=resumed, desc=name, unit="example") as bar:
+    with progress_bar(name, total, done=resumed) as bar:
         for number, sample in enumerate(samples):
             figures.add(sample)
             if number >= resumed:

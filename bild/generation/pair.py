@@ -14,7 +14,7 @@ from transformers.generation import BaseStreamer
 from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.early_exit import exit_layers, load_small, shares_encoder
 from bild.checkpoints.loading import load_model
-from bild.checkpoints.names import Checkpoint
+from bild.checkpoints.names import CheckpointName
 from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName
@@ -101,8 +101,8 @@ class BiLDModel:
     @classmethod
     def from_pretrained(
         cls,
-        large: str | Checkpoint,
-        small: str | Checkpoint,
+        large: CheckpointName,
+        small: CheckpointName,
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -110,14 +110,15 @@ class BiLDModel:
         precision: str | None = None,
         compile: bool | None = None,
         small_precision: str | None = None,
-        tokenizer: str | Checkpoint | None = None,
+        tokenizer: CheckpointName | None = None,
         **kwargs: Any,
     ) -> BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
 
         Args:
-            large, small: checkpoints; a hub id may be followed by `@` and a revision. The small
-                model may be "early-exit:N", the large one left after N layers of its decoder.
+            large, small: checkpoints, by names or paths; a hub id may be followed by `@` and a
+                revision. The small model may be "early-exit:N", the large one left after N layers
+                of its decoder.
             dtype: precision of both models.
             device: where both models go.
             engine, precision, compile, small_precision: as for `BiLDModel`.

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.loading import load_tokenizer
-from bild.checkpoints.names import Checkpoint
+from bild.checkpoints.names import CheckpointName
 from bild.checkpoints.vocabulary import check_tokenizer_size
 from bild.errors import BildError
 
@@ -29,7 +29,7 @@ class TokenizerHolder:
         self,
         rows: int,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        checkpoints: tuple[str | Checkpoint, ...] = (),
+        checkpoints: tuple[CheckpointName, ...] = (),
     ) -> None:
         self.rows, self.checkpoints = rows, checkpoints
         self._tokenizer: PreTrainedTokenizerBase | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from bild._version import __version__
@@ -23,6 +21,7 @@ from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
 from bild.outputs.reading import PIPE, FileJob, Text, look_through, read_texts
 from bild.outputs.writing import Partial, Pipe, partial
+from bild.progress import progress_bar
 from bild.tasks.registry import Task
 from bild.tasks.sources import Models
 
@@ -170,8 +169,7 @@ def _write_all(
     lines: Partial | Pipe,
     total: int | None,
 ) -> None:
-    silent = job.quiet or not sys.stderr.isatty()
-    bar = tqdm(total=total, initial=lines.done, unit="text", disable=silent, file=sys.stderr)
+    bar = progress_bar(None, total, done=lines.done, unit="text", shown=not job.quiet)
     try:
         with bar:
             for text, written in zip_written(decoding, texts, job.batch_size):

@@ -253,17 +253,25 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
 # ------------------------------------------------------------------------------ the hub
 
 
+def parquet_pattern(data: HubData) -> str:
+    """The files of a split on the hub's parquet branch, as a pattern."""
+    return f"{data.config or 'default'}/{data.split}/*.parquet"
+
+
+def parquet_files(data: HubData, names: Iterable[str]) -> list[str]:
+    """Of the files of a data set those to download: one split of one configuration."""
+    return [name for name in names if fnmatch(name, parquet_pattern(data))]
+
+
 def _load_from_hub(task: str, data: HubData) -> tuple[list[Example], str | None]:
     """(examples, commit) of a data set in the hub's cache, or else on the hub."""
-    pattern = f"{data.config or 'default'}/{data.split}/*.parquet"
-
-    def choose(names: Iterable[str]) -> list[str]:
-        return [name for name in names if fnmatch(name, pattern)]
-
+    pattern = parquet_pattern(data)
     folder = hub.cached(data.path, data.revision, "dataset", [pattern])
     if folder is None or not list(folder.glob(pattern)):
         try:
-            folder = hub.fetch(data.path, data.revision, "dataset", choose)
+            folder = hub.fetch(
+                data.path, data.revision, "dataset", lambda names: parquet_files(data, names)
+            )
         except hub.NotObtainedError as error:
             root = os.environ.get("BILD_DATA_ROOT", "") or "not set"
             way_out = "" if error.answered else "connect to the network, "

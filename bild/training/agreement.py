@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
-from bild.checkpoints.names import resolve_model
+from bild.checkpoints.names import CheckpointName, resolve_model
 from bild.checkpoints.vocabulary import check_tokenizer_size, shared_vocab_size
 from bild.errors import BildError
 from bild.evaluation.environment import environment
 from bild.evaluation.record import DataIdentity, Interval, ModelIdentity, Models
+from bild.progress import progress_bar
 from bild.tasks.data import LoadedData
 from bild.tasks.resampling import interval, resampled_sums
 from bild.training.config import AgreementConfig
@@ -84,12 +84,12 @@ class Tally:
 
 
 def measure(
-    large: str,
-    smalls: Sequence[str],
+    large: CheckpointName,
+    smalls: Sequence[CheckpointName],
     data: LoadedData,
     config: AgreementConfig,
     *,
-    tokenizer: str | None = None,
+    tokenizer: CheckpointName | None = None,
     progress: bool = True,
 ) -> AgreementRecord:
     """Agreement of small models with a large one on held-out text.
@@ -114,7 +114,8 @@ def measure(
     described = [ModelIdentity(**describe_model(c, m)) for c, m in zip(found, loaded, strict=True)]
     models = Models(described[0], {model.id: model for model in described[1:]})
     if len(models.small) < len(smalls):
-        raise BildError(f"two of the small models are called alike: {', '.join(smalls)}")
+        names = ", ".join(checkpoint.name for checkpoint in found[1:])
+        raise BildError(f"two of the small models are called alike: {names}")
     tallies, truncated = _count(loaded, words, data, config, progress)
     return AgreementRecord(
         models=models,
@@ -153,7 +154,7 @@ def _count(
     }
     tallies = [{text: Tally() for text in TEXTS} for _ in models[1:]]
     truncated = 0
-    bar = tqdm(total=len(data.examples), desc="agreement", unit="example", disable=not progress)
+    bar = progress_bar("agreement", len(data.examples), shown=progress)
     with bar, torch.inference_mode():
         for first in range(0, len(data.examples), config.batch_size):
             batch = data.examples[first : first + config.batch_size]

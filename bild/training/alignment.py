@@ -25,7 +25,7 @@ from bild.checkpoints.contents import has_tokenizer
 from bild.checkpoints.drafter import BiLDDrafter
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
-from bild.checkpoints.names import Checkpoint, resolve_model
+from bild.checkpoints.names import Checkpoint, CheckpointName, resolve_model
 from bild.checkpoints.vocabulary import check_tokenizers, shared_vocab_size
 from bild.files import check_writable
 from bild.tasks.data import load_file
@@ -36,7 +36,9 @@ from bild.training.trainer import TokenLossTrainer, train
 # ------------------------------------------------------------------------------ sequence
 
 
-def align_by_sequence(large: str, job: TrainingJob, config: LabelConfig) -> dict[str, Any]:
+def align_by_sequence(
+    large: CheckpointName, job: TrainingJob, config: LabelConfig
+) -> dict[str, Any]:
     """Label the training sources with the large model, then train on its outputs.
 
     The calibration set stays in the output folder as `calibration.jsonl`, with its card. Both
@@ -71,7 +73,9 @@ def _require_one_tokenizer(large: Checkpoint, job: TrainingJob) -> None:
 # ------------------------------------------------------------------------------ on-policy
 
 
-def align_on_policy(large: str, job: TrainingJob, config: OnPolicyConfig) -> dict[str, Any]:
+def align_on_policy(
+    large: CheckpointName, job: TrainingJob, config: OnPolicyConfig
+) -> dict[str, Any]:
     """Train the small model towards the large one's distribution.
 
     Args:

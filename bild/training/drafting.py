@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bild.checkpoints.drafter import BiLDDrafter, check_large, make_drafter
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model
-from bild.checkpoints.names import Checkpoint, resolve_model
+from bild.checkpoints.names import Checkpoint, CheckpointName, resolve_model
 from bild.errors import BildError
 from bild.files import check_writable
 from bild.tasks.data import LoadedData, checksum, load_file
@@ -30,7 +30,7 @@ from bild.training.trainer import train
 
 
 def train_drafter(
-    large: str,
+    large: CheckpointName,
     job: TrainingJob,
     options: DrafterOptions,
     labels: LabelConfig,

@@ -25,10 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
-from bild.checkpoints.names import Checkpoint, resolve_model
+from bild.checkpoints.names import CheckpointName, resolve_model
 from bild.errors import BildError
 from bild.evaluation.environment import environment
 from bild.files import is_same_work, sole_user, write_atomically, write_json
+from bild.progress import progress_bar
 from bild.tasks.data import Example, LoadedData, checksum, read_jsonl
 from bild.training.config import LabelConfig
 from bild.training.corpus import describe_data
@@ -37,12 +38,12 @@ SCHEMA = 1
 
 
 def label(
-    large: str | Checkpoint,
+    large: CheckpointName,
     data: LoadedData,
     output: Path,
     config: LabelConfig,
     *,
-    tokenizer: str | None = None,
+    tokenizer: CheckpointName | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Write the large model's output for every source of `data`, in the data's order.
@@ -225,10 +226,8 @@ def _label_chunks(
     state.wait_for_everyone()  # nothing is written before everyone knows what is missing
     own = missing[state.process_index :: state.num_processes]
     share = [examples[start : start + config.chunk_size] for start in own]
-    bar = tqdm(
-        total=sum(map(len, share)), desc="labelling", unit="example",
-        disable=not (progress and state.is_main_process),
-    )  # fmt: skip
+    shown = progress and state.is_main_process
+    bar = progress_bar("labelling", sum(map(len, share)), shown=shown)
     with bar:
         for start, chunk in zip(own, share, strict=True):
             rows = _label_chunk(model, tokenizer, chunk, config, bar)

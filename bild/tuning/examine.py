@@ -21,6 +21,7 @@ from bild.evaluation import timing
 from bild.evaluation.arms import BILD, VANILLA, Arm
 from bild.evaluation.loop import Loop, Sample, samples
 from bild.generation.stats import DecodeStats
+from bild.progress import progress_bar
 from bild.tasks import metrics
 from bild.tasks.registry import Thresholds
 from bild.tuning.prices import Price
@@ -95,7 +96,7 @@ class Search:
         folder.mkdir(parents=True, exist_ok=True)
         total = self.plan.total
         alone = islice(self._samples(None), total)
-        self.large = list(tqdm(alone, "large alone", total, unit="example", disable=not progress))
+        self.large = list(progress_bar("large alone", total, shown=progress, over=alone))
 
     @property
     def spent(self) -> int:

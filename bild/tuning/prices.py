@@ -23,6 +23,7 @@ from statistics import median
 import torch
 from transformers import PreTrainedModel
 
+from bild.errors import BildError, first_line
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId
 from bild.evaluation.codec import decode as decode_json
 from bild.evaluation.loop import ArmSample, Sample, decode
@@ -85,13 +86,20 @@ def known_costs(
         Costs by label.
 
     Raises:
-        BildError: the file holds something else.
+        BildError: the file holds something else. It is not made anew: beside it lie examples that
+            were chosen by its prices.
     """
     if not path.exists():
         costs = measure_costs(list(works.values()), thresholds)
         write_json(path, dict(zip(works, map(asdict, costs), strict=True)))
-    known = json.loads(path.read_text(encoding="utf-8"))
-    return {label: decode_json(Costs, known[label]) for label in works}
+    try:
+        known = decode_json(dict[str, Costs], json.loads(path.read_text(encoding="utf-8")))
+        return {label: known[label] for label in works}
+    except (ValueError, KeyError, RecursionError) as error:  # also BildError and of JSON and UTF-8
+        raise BildError(
+            f"{str(path)!r} does not hold the prices of this search ({first_line(error)}); "
+            "remove it, and they are measured anew"
+        ) from None
 
 
 def measure_costs(works: Sequence[Workload], thresholds: Thresholds) -> list[Costs]:

@@ -40,6 +40,7 @@ from bild.evaluation.run import (
     identity,
 )
 from bild.files import as_read, sole_user
+from bild.progress import progress_bar
 from bild.tasks.data import LoadedData
 from bild.tasks.registry import Task, Thresholds
 from bild.tuning.examine import ArmsOf, Search, front
@@ -85,7 +86,7 @@ def propose(search: Search, first: tuple[Thresholds, ...] = (), seed: int = 0) -
 
 
 def _bar(search: Search, name: str, total: int) -> tqdm:
-    return tqdm(total=total, desc=name, unit="example", disable=not search.progress)
+    return progress_bar(name, total, shown=search.progress)
 
 
 # ------------------------------------------------------------------------------ with real models

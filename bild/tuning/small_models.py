@@ -42,6 +42,7 @@ from bild.evaluation.run import (
 )
 from bild.files import digest, sole_user
 from bild.generation.stats import DecodeStats
+from bild.progress import progress_bar
 from bild.tasks import metrics
 from bild.tasks.data import LoadedData
 from bild.tasks.registry import Thresholds
@@ -341,7 +342,7 @@ class _Comparison:
         return folder
 
     def _bar(self, name: str, total: int) -> tqdm:
-        return tqdm(total=total, desc=name, unit="example", disable=not self.progress)
+        return progress_bar(name, total, shown=self.progress)
 
 
 def _plain(config: EvalConfig) -> EvalConfig:

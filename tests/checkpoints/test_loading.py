@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_bart, tiny_marian, tiny_pegasus, tiny_t5
 from transformers import T5Config, T5ForConditionalGeneration
 
+from bild import BiLDModel
 from bild.checkpoints import loading
+from bild.checkpoints.identity import describe_model, describe_tokenizer
 from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.names import resolve_model
 from bild.errors import BildError
@@ -244,6 +247,15 @@ def pair(tmp_path):
 
 def test_the_tokenizer_beside_the_large_model(pair):
     assert load_tokenizer(*pair).get_vocab() == load_tokenizer(pair[0]).get_vocab()
+
+
+def test_a_pair_by_paths(pair):
+    large, small = map(Path, pair)
+    loaded = BiLDModel.from_pretrained(large, small, tokenizer=large)
+    assert loaded.tokenizer.get_vocab() == load_tokenizer(large, small, large).get_vocab()
+    assert BiLDModel.from_pretrained(large, small).tokenizer.is_fast
+    assert describe_model(large, loaded.large) == describe_model(pair[0], loaded.large)
+    assert describe_tokenizer(large) == describe_tokenizer(pair[0])
 
 
 @pytest.mark.parametrize("broken", ["large", "small"])

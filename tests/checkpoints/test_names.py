@@ -85,6 +85,22 @@ def test_a_folder_is_itself(tmp_path):
     assert resolve_model(str(folder)) == Checkpoint(str(folder), folder, None)
 
 
+def test_a_name_may_be_a_path(tmp_path):
+    folder = checkpoint(tmp_path / "model")
+    write(folder, tokenizer__json="{}")
+    for resolve in (resolve_model, resolve_tokenizer):
+        assert resolve(folder) == resolve(str(folder)) == Checkpoint(str(folder), folder, None)
+    with pytest.raises(BildError, match=r"folder '.*none' does not exist"):
+        resolve_model(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", [None, 3, b"model", ["model"]])
+@pytest.mark.parametrize("resolve", [resolve_model, resolve_tokenizer])
+def test_a_name_that_is_none(resolve, name):
+    with pytest.raises(BildError, match="must be named by a folder or a hub id, got"):
+        resolve(name)
+
+
 def test_a_relative_folder_is_itself():
     checkpoint(Path("mine/large"))
     assert resolve_model("mine/large") == Checkpoint("mine/large", Path("mine/large"), None)

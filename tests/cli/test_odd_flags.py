@@ -34,7 +34,7 @@ NEEDED = {
     "tokenizer": ("--data-file", DATA, "--output-dir", "tokenizer"),
 }  # fmt: skip
 # Few flags that take a number or a model; they are tested apart.
-NOT_HERE = {"completion", "doctor", "plot"}
+NOT_HERE = {"completion", "doctor", "download", "plot"}
 NAMES = sorted(set(COMMANDS) - NOT_HERE)
 TEXTS = (
     "", " ", "nan", "-1", "1e999", "9" * 5000, "a" * 5000, "\x1b]0;owned\x07", "\udcff",

@@ -308,6 +308,25 @@ def test_the_command_searches_checks_and_says_what_to_run(command, tmp_path):
     assert texts[1].items() <= texts[0].items()
 
 
+def test_damaged_prices_are_refused_in_a_sentence(command):
+    few = ("--method", "grid", "--max-eval-samples", 2, "--warmup", 0)
+    done = command(*few).require_success()
+    assert done.err == ""  # no bars where nobody watches
+    path = done.path.with_name("prices.json")
+    whole = path.read_bytes()
+    damaged = (b"", whole[:40], b"[]", b"{}", b'{"small": 3}', b'{"small": {}}', b"\xff")
+    wrong_type = whole.replace(b'"large_token": ', b'"large_token": "much", "x": ')
+    for content in (*damaged, wrong_type):
+        path.write_bytes(content)
+        again = command(*few)
+        assert again.code == 2, content
+        assert len(again.complaints) == 1, again.err
+        assert "prices.json" in again.err
+        assert "remove it" in again.err
+    path.unlink()
+    assert command(*few).require_success().path == done.path
+
+
 def test_measured_grid_times_the_large_model_beside_every_example(command):
     done = command(
         "--method", "grid", "--speed", "measured", "--warmup", 0, "--max-eval-samples", 4
