@@ -142,9 +142,17 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     tokenizer = save_tokenizer(folder / "tokenizer")
     for seed, name in enumerate(("large", "small", "small-aligned")):
-        depth = 3 if name == "large" else 1  # deep enough to be left early
+        # Deep enough to be left early; the encoder as well, for transformers' own generate makes
+        # its cache as deep as that.
+        depth = 3 if name == "large" else 1
         save_model(
-            folder / name, tokenizer, seed, layers=1, decoder_layers=depth, width=64, head_width=16
+            folder / name,
+            tokenizer,
+            seed,
+            layers=depth,
+            decoder_layers=depth,
+            width=64,
+            head_width=16,
         )
     large = load_model(str(folder / "large"), torch.float32, "cpu")
     make_drafter(large).save_pretrained(folder / "drafter")
