@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -222,11 +223,20 @@ class EvalConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        paths_as_text(self)
         if self.dtype not in DTYPES:
             raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         check_counts(self)
         if (self.bild is None) != (self.mode == "vanilla"):
             raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
+
+
+def paths_as_text(settings: Any) -> None:
+    """Let paths stand for the names of checkpoints and data; settings and records hold text."""
+    for name in ("large", "small", "tokenizer", "data_file"):
+        value = getattr(settings, name)
+        if isinstance(value, os.PathLike):
+            object.__setattr__(settings, name, os.fspath(value))
 
 
 # Of settings that are numbers of something: the least and the most. What is beyond would end in

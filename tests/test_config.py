@@ -1,8 +1,11 @@
 import math
+from pathlib import Path
 
 import pytest
 
 from bild import BiLDConfig, BildError
+from bild.benchmark.config import BenchmarkConfig
+from bild.config import EvalConfig
 
 
 @pytest.mark.parametrize(
@@ -55,3 +58,12 @@ def test_config_cannot_be_changed():
 def test_unknown_field_in_a_record_is_refused():
     with pytest.raises(BildError, match="'temperature'"):
         BiLDConfig.from_dict({"temperature": 1.0})
+
+
+def test_paths_stand_for_names_of_checkpoints_and_data():
+    names = ("large", "small", "tokenizer", "data_file")
+    for make in (
+        lambda **given: EvalConfig("demo", "unaligned", BiLDConfig(), **given),
+        lambda **given: BenchmarkConfig((), BiLDConfig(), 1, **given),
+    ):
+        assert make(**{n: Path("my") / n for n in names}) == make(**{n: f"my/{n}" for n in names})

@@ -142,7 +142,9 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     tokenizer = save_tokenizer(folder / "tokenizer")
     for seed, name in enumerate(("large", "small", "small-aligned")):
-        depth = 3 if name == "large" else 1  # deep enough to be left early
+        # Deep enough to be left early; the encoder as well, for transformers' own generate makes
+        # its cache as deep as that.
+        depth = 3 if name == "large" else 1
         save_model(
             folder / name,
             tokenizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bild.config import BiLDConfig, check_counts
+from bild.config import BiLDConfig, check_counts, paths_as_text
 from bild.errors import BildError
 from bild.evaluation.arms import ArmId
 from bild.tasks.registry import PublishedRow
@@ -59,6 +59,7 @@ class BenchmarkConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        paths_as_text(self)
         check_counts(self)
         odd = [length for length in self.lengths if not 2 <= length <= 10**6]
         if odd:

@@ -103,6 +103,20 @@ def test_a_file_of_texts_is_decoded_by_a_pair_of_ones_own(user, pair, written, t
     assert not (tmp_path / "other.txt").exists()
 
 
+def test_a_model_that_was_fine_tuned_a_moment_ago_is_one_of_the_pair(user, pair, tmp_path):
+    for name, some in (("train", PAIRS[:8]), ("validation", PAIRS[8:10])):
+        as_lines(tmp_path / f"{name}.jsonl", [{"de": s, "en": t} for s, t in some])
+    files = ("--train-file", "train.jsonl", "--validation-file", "validation.jsonl")
+    start = ("finetune", "--init-from", pair / "small", "--max-steps", 2)
+    user(*BILD, "finetune", *start, *files, "--output-dir", "tuned")
+    assert (tmp_path / "tuned" / "model.safetensors").is_file()
+    (tmp_path / "in.txt").write_text("\n".join(TEXTS) + "\n")
+    models = ("--large", pair / "large", "--small", "tuned", "--max-new-tokens", 8)
+    done = user(*BILD, "generate", "in.txt", "-o", "out.txt", *models)
+    assert done.err == ""
+    assert len((tmp_path / "out.txt").read_text().splitlines()) == len(TEXTS)
+
+
 # ------------------------------------------------------------------------------ a published row
 
 
