@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INK = "#797979"  # 4.4 to 1 on white, and on the black of dark pages
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+OLIVE = "#8A7A00"
 
 SETTINGS: dict[Any, Any] = {
     "font.size": 9.5,
@@ -54,7 +55,7 @@ KINDS = {
     "control": Look(PURPLE, "X"),
     "unaligned": Look(BLUE, "o"),
     "aligned": Look(VERMILLION, "^"),
-    "drafter": Look(GREEN, "D"),
+    "drafter": Look(OLIVE, "D"),
 }
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from commands import ROOT, environment
@@ -32,6 +33,8 @@ class Process:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell without job control starts what runs behind it deaf to Ctrl+C.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_for(self, text):
@@ -128,7 +131,9 @@ def test_at_work_one_sentence_says_how_to_go_on(program, numbers, between):
     ids=["compiled code", "a catch"],
 )
 def test_what_does_not_hear_a_signal_ends_all_the_same(program, deaf, number):
-    code, said, seconds = program(*deaf).signal(number)
+    process = program(*deaf)
+    time.sleep(0.3)  # until it does not hear
+    code, said, seconds = process.signal(number)
     assert code == CODES[number]
     assert said.startswith(f"\nstopped{GOES_ON}")
     assert said.count("stopped") == 1

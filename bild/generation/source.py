@@ -134,7 +134,7 @@ def check_states(model: PreTrainedModel, source: Source, given: Any) -> None:
     states = given[0] if isinstance(given, tuple | ModelOutput) else given
     length = source.ids.shape[1]
     encoder = model.get_encoder()
-    config = model.config if encoder is None else encoder.config
+    config = model.config if encoder is None else getattr(encoder, "config", None)  # FSMT's: none
     width = getattr(config, "source_width" if encoder is None else "hidden_size", None)
     right = isinstance(states, Tensor) and states.ndim == 3 and states.shape[0] == 1
     if right and not source.inputs:  # an image may add states of its own

@@ -153,7 +153,7 @@ def test_the_machine_code_does_nothing_with_nothing():
     session.begin(torch.empty(0, 32), 16)
     assert session.feed(0, []).shape == (0, 16)
     assert session.draft(0, [], 3, 0.0, ()) == ([], [], None)
-    assert session.verify(0, [], [], 0) == ([], [], [])
+    assert session.verify(0, [], [], 0)[:3] == ([], [], [])
     encoder.library.bild_t5_encode(encoder.struct, session._session, None, 0, 16, None, None)
 
 
