@@ -337,7 +337,6 @@ def _compared(a: RunRecord, b: RunRecord) -> list[tuple[str, Any, Any]]:
         "source limits": [r.config.max_source_tokens for r in runs],
         "engines": [r.large.built for r in runs],
         "precisions": [r.large.id.precision for r in runs],
-        "small models' precisions": [r.config.small_precision for r in runs],
         "devices": [r.env.device for r in runs],
         "processors": [r.env.processor for r in runs],
         "graphics cards": [r.env.gpu for r in runs],

@@ -99,7 +99,7 @@ def two_factors(records: Sequence[BenchmarkRecord]) -> str:
                     " / ".join(m.id for m in (record.models.large, *record.models.small.values())),
                     pair.built,
                     interval(alone.ratio.seconds, "x"),
-                    "BiLD with guesses" if pair.id.ahead else "BiLD",
+                    _method(pair.id),
                     interval(pair.ratio.seconds, "x"),
                     f"**{interval(pair.ratio_alone.seconds, 'x')}**",
                 ]
@@ -107,6 +107,12 @@ def two_factors(records: Sequence[BenchmarkRecord]) -> str:
     headers = ["pair", "engine", "large model alone", "method", "with it", "what it adds"]
     notes = dict.fromkeys(_footnote(record) for record in records)
     return f"{_markdown(rows, headers)}\n\nOver transformers' greedy decoding. {' '.join(notes)}"
+
+
+def _method(pair: ArmId) -> str:
+    guesses = " with guesses" if pair.ahead else ""
+    drafts = "" if pair.small_precision is None else f", drafts in {pair.small_precision}"
+    return f"BiLD{guesses}{drafts}"
 
 
 def _footnote(record: BenchmarkRecord) -> str:

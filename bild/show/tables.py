@@ -155,7 +155,9 @@ def _name(record: RunRecord) -> str:
     published = asked.acceptance_rule == RULES[PUBLISHED](asked.rollback_threshold)
     rules = "" if published else f", {asked.variant} rules"
     thresholds = f"{asked.fallback_threshold:g}, {asked.rollback_threshold:g}"
-    return f"BiLD {record.config.mode} ({thresholds}){rules}"
+    drafts = record.config.small_precision
+    how = "" if drafts is None else f", drafts in {drafts}"
+    return f"BiLD {record.config.mode} ({thresholds}){rules}{how}"
 
 
 def small_models_table(record: SmallModelsRecord) -> str:
