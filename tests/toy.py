@@ -42,6 +42,16 @@ def save_model(folder: Path, tokenizer: Path, seed: int, **shape) -> Path:
     return folder
 
 
+def save_pair(folder: Path) -> Path:
+    """A large and a small model of one size that the compiled engine runs, in folders so named."""
+    tokenizer = save_tokenizer(folder / "tokenizer")
+    for seed, name in enumerate(("large", "small")):
+        save_model(
+            folder / name, tokenizer, seed, layers=1, decoder_layers=1, width=64, head_width=16
+        )
+    return folder
+
+
 def save_data(path: Path, pairs=PAIRS) -> LoadedData:
     """Write pairs as JSON Lines and load them."""
     lines = (json.dumps({"de": s, "en": t}, ensure_ascii=False) for s, t in pairs)

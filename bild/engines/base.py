@@ -225,9 +225,14 @@ class Decoder(ABC):
         return judge(rows, rows, drafted)
 
 
-def states_for(small: Decoder, large: Decoder) -> Any:
-    """What a small model is given of a source that a large one has read; None: it encodes it."""
-    return None if small.has_encoder else large.encoder_outputs
+def states_for(small: Decoder, large: Decoder, own: Any = None) -> Any:
+    """What a small model is given of a source that a large one has read; None: it encodes it.
+
+    Args:
+        small, large: the pair.
+        own: what the small model's encoder has made of the source already, if it has one.
+    """
+    return own if small.has_encoder else large.encoder_outputs
 
 
 def draft_tokens(

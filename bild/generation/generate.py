@@ -26,7 +26,7 @@ from transformers.generation import (
 
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
-from bild.engines import Decoder, HuggingFaceDecoder
+from bild.engines import Decoder, HuggingFaceDecoder, states_for
 from bild.errors import BildError
 from bild.generation.copying import with_copies
 from bild.generation.decoding import OnCommit, Output, Steps, alone, decode_steps, greedy_steps
@@ -98,7 +98,7 @@ def bild_generate(
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
     source = call.source
     large.read(source.ids, source.mask, source.states["large"])
-    states = source.states.get("small") if small.has_encoder else large.encoder_outputs
+    states = states_for(small, large, source.states.get("small"))
     small.read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
     drafter = with_copies(small, source.ids, bild_config, output_trace)

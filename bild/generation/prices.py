@@ -24,8 +24,11 @@ class Sums:
 
     def add(self, x: float, y: float) -> None:
         """One more point."""
-        for name, value in (("weight", 1.0), ("x", x), ("y", y), ("xx", x * x), ("xy", x * y)):
-            setattr(self, name, REMEMBERED * getattr(self, name) + value)
+        self.weight = REMEMBERED * self.weight + 1
+        self.x = REMEMBERED * self.x + x
+        self.y = REMEMBERED * self.y + y
+        self.xx = REMEMBERED * self.xx + x * x
+        self.xy = REMEMBERED * self.xy + x * y
 
     def line(self) -> tuple[float, float]:
         """(height at 0, slope) of the line of least squares; neither is negative."""

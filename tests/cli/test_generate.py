@@ -16,7 +16,7 @@ import pytest
 import torch
 from commands import ROOT, environment
 from test_command import bild, refused  # noqa: F401  (bild is a fixture)
-from toy import PAIRS, save_model, save_tokenizer
+from toy import PAIRS, save_pair
 from transformers import AutoTokenizer
 
 from bild import BiLDConfig, BildError, BiLDModel
@@ -33,12 +33,7 @@ RULES = BiLDConfig(0.6, 2.0)
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pair")
-    tokenizer = save_tokenizer(folder / "tokenizer")
-    for seed, name in enumerate(("large", "small")):
-        save_model(
-            folder / name, tokenizer, seed, layers=1, decoder_layers=1, width=64, head_width=16
-        )
-    return folder
+    return save_pair(folder)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import sys
 import pytest
 from commands import ROOT, environment, run_command
 from mirror import examples
-from toy import PAIRS, save_model, save_tokenizer
+from toy import PAIRS, save_pair
 
 from bild import BiLDConfig, BiLDModel
 
@@ -28,12 +28,7 @@ RULES = BiLDConfig(0.6, 2.0)
 def pair(tmp_path_factory):
     """What somebody has fine-tuned: two folders with a tokenizer each."""
     folder = tmp_path_factory.mktemp("mine")
-    tokenizer = save_tokenizer(folder / "tokenizer")
-    for seed, name in enumerate(("large", "small")):
-        save_model(
-            folder / name, tokenizer, seed, layers=1, decoder_layers=1, width=64, head_width=16
-        )
-    return folder
+    return save_pair(folder)
 
 
 @pytest.fixture(scope="module")
