@@ -118,12 +118,13 @@ def tell(notes: tuple[str, ...] = ()) -> None:
         return
     after = f" ({'; '.join(notes)})" if notes else ""
     more = f"{RESUMES}:\n{command()}" if _State.resumes else ""
-    # Not print: a signal may have come in the middle of one.
     text = f"\nstopped{after}{more}\n"
-    try:
+    # Not print, nor its buffer if that is in use: the signal may have come in the middle of one.
+    with suppress(OSError, ValueError, RuntimeError, AttributeError):
         sys.stderr.flush()
+    try:
         os.write(sys.stderr.fileno(), text.encode("utf-8", "backslashreplace"))
-    except (OSError, ValueError, RuntimeError, AttributeError):  # a stderr that is no file
+    except (OSError, ValueError, AttributeError):  # a stderr that is no file
         print(text, end="", file=sys.stderr)
 
 
@@ -160,8 +161,10 @@ def _watch(readable: int) -> None:
 
 
 def _leave(number: int) -> NoReturn:
-    tell()
-    os._exit(128 + number)
+    try:
+        tell()
+    finally:  # whatever became of the sentence
+        os._exit(128 + number)
 
 
 def _forget() -> None:

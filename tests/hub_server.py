@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import time
 import urllib.parse
@@ -52,7 +53,7 @@ class HubServer:
         self.delays: list[float] = []
         self.failing: str | None = None
         self._snapshots: dict[tuple[str, str], dict[str, Snapshot]] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         # Another host, as on the hub: its clients treat redirects within one host differently.
         self.files_url = f"http://localhost:{self._server.server_port}"
@@ -149,6 +150,14 @@ def _info(snapshot: Snapshot, with_sizes: bool) -> dict[str, object]:
             for name, path in snapshot.files().items()
         ],
     }
+
+
+class _Server(ThreadingHTTPServer):
+    """A client that hangs up before its answer is no fault of this side: nothing on stderr."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:

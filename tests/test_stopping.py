@@ -121,6 +121,27 @@ def test_at_work_one_sentence_says_how_to_go_on(program, numbers, between):
     assert seconds < 2
 
 
+class InUse:
+    """A stderr that is being written to: its own methods refuse, its file does not."""
+
+    def __init__(self, file):
+        self.fileno = file.fileno
+
+    def flush(self):
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    write = flush
+
+
+def test_a_signal_in_the_middle_of_a_print_is_told_all_the_same(monkeypatch, tmp_path):
+    with (tmp_path / "stderr").open("w") as file:
+        monkeypatch.setattr(sys, "stderr", InUse(file))
+        monkeypatch.setattr(sys, "argv", ["program.py"])
+        with stopping.watched(resumes=True):
+            stopping.tell()
+    assert (tmp_path / "stderr").read_text() == f"\nstopped{GOES_ON}python program.py\n"
+
+
 @pytest.mark.parametrize("number", [INT, TERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
     "deaf",
