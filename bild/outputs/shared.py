@@ -22,7 +22,7 @@ from bild.errors import BildError
 from bild.files import as_json
 from bild.outputs.reading import FileJob, Text, read_texts
 from bild.outputs.writing import check_same, gathering, partial, partial_of
-from bild.processes import agree, launch
+from bild.processes import agree, launch, part
 from bild.sharing import Queue
 
 UNIT = 16  # lines that a process takes at a time
@@ -71,6 +71,7 @@ def decode_together(
             seen(min(total, queue.done * UNIT))
             for _ in _decode_own(decode, job, output, work, queue):
                 seen(min(total, queue.done * UNIT))
+            part()
         except KeyboardInterrupt as stop:
             stop.add_note(f"about {min(total, queue.done * UNIT):,} of {total:,} texts are done")
             raise

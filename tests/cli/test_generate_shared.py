@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import run_command, run_here
-from launching import run_processes
+from launching import run_processes, together
 from test_generate import Echo, generate_file
 from toy import PAIRS, save_pair
 
@@ -31,12 +31,14 @@ def job(tmp_path):
     return FileJob(str(source), str(tmp_path / "out.txt"), quiet=True)
 
 
-def writing(job, killed=None, work=None):
-    """What a process does; (rank, text) is where one is killed."""
+def writing(job, count=1, killed=None, work=None):
+    """What a process does; one of a rank is killed when it has decoded so many texts."""
 
     def process(rank):
         class Killed(Echo):
             def write(self, source):
+                if self.left == 10**9:  # each has lines then
+                    together(Path(job.output).parent / f"together-{count}", rank, count)
                 if killed is not None and rank == killed[0] and self.left == 10**9 - killed[1]:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return super().write(source)
@@ -67,18 +69,17 @@ def test_processes_write_the_bytes_of_one(job, tmp_path, count, changes):
     job = replace(job, **changes)
     alone = replace(job, output=str(tmp_path / f"alone-{Path(job.output).name}"))
     generate_file(Echo(), alone)
-    assert run_processes(count, writing(job)) == [0] * count
+    assert run_processes(count, writing(job, count)) == [0] * count
     assert Path(job.output).read_bytes() == Path(alone.output).read_bytes()
     assert [p.name for p in tmp_path.glob("*partial*")] == []
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_loses_nothing(job, victim):
-    codes = run_processes(3, writing(job, killed=(victim, 5)))
+    codes = run_processes(3, writing(job, 3, killed=(victim, 5)))
     assert codes[1 - victim] == codes[2] == 0
-    if codes[victim]:
-        assert codes[victim] == -signal.SIGKILL
-    if victim == 0 and codes[0]:  # the others have finished its share; nothing is decoded again
+    assert codes[victim] == -signal.SIGKILL
+    if victim == 0:  # the others have finished its share; nothing is decoded again
         assert not Path(job.output).exists()
         assert generate_file(Echo(0), job) == COUNT
     assert Path(job.output).read_text() == WHOLE
@@ -88,18 +89,17 @@ def test_a_killed_process_loses_nothing(job, victim):
 def test_any_number_of_processes_goes_on(job):
     with pytest.raises(RuntimeError):
         generate_file(Echo(20), job)
-    run_processes(2, writing(job, killed=(0, 3)))
-    run_processes(2, writing(job, killed=(0, 3)))
-    if not Path(job.output).exists():
-        generate_file(Echo(), job)
+    assert run_processes(2, writing(job, 2, killed=(1, 3))) == [0, -signal.SIGKILL]
+    assert Path(job.output).read_text() == WHOLE
+    Path(job.output).unlink()
+    assert run_processes(3, writing(job, 3, killed=(0, 3))) == [-signal.SIGKILL, 0, 0]
+    generate_file(Echo(0), job)
     assert Path(job.output).read_text() == WHOLE
     assert beside(job) == [""]
 
 
 def test_whatever_a_kill_leaves_of_a_process_file_is_gone_on_with(job):
     shard, queue = (Path(f"{job.output}.partial-{name}") for name in ("1", "queue"))
-    run_processes(1, writing(replace(job)))
-    Path(job.output).unlink()
     with pytest.raises(RuntimeError):
         generate_file(Echo(0), job)
     first = partial_of(Path(job.output)).read_bytes()
@@ -145,7 +145,7 @@ def test_a_line_that_no_process_wrote_is_named(job, line):
 
 @pytest.mark.parametrize("name", ["source", "output"])
 def test_pipes_are_not_shared(job, name):
-    codes = run_processes(2, writing(replace(job, **{name: "-"}), None))
+    codes = run_processes(2, writing(replace(job, **{name: "-"})))
     assert codes == [2, 2]
 
 
