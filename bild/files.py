@@ -257,7 +257,7 @@ def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
 
 
 def append_lines(
-    path: Path, entries: Iterable[Line], as_line: Callable[[Line], str]
+    path: Path, entries: Iterable[Line], as_line: Callable[[Line], str], *, flush: bool = False
 ) -> Iterator[Line]:
     """The entries, each a line at the end of the file before it is handed on.
 
@@ -267,6 +267,7 @@ def append_lines(
         path: made where it is missing.
         entries: what is appended.
         as_line: an entry as a line of JSON.
+        flush: wait for each line to be on the disk, where other machines see it.
 
     Raises:
         BildError: as `write_atomically`.
@@ -280,6 +281,8 @@ def append_lines(
         for entry in entries:
             with writing(path):
                 _write_all(log, as_line(entry).encode("utf-8") + b"\n")
+                if flush:
+                    os.fsync(log)
             yield entry
     finally:
         os.close(log)
