@@ -30,7 +30,8 @@ from bild.errors import BildError
 from bild.evaluation.environment import environment
 from bild.files import is_same_work, sole_user, write_atomically, write_json
 from bild.progress import progress_bar
-from bild.tasks.data import Example, LoadedData, checksum, read_jsonl
+from bild.tasks.data import LoadedData, checksum
+from bild.tasks.reading import Example, read_jsonl
 from bild.training.config import LabelConfig
 from bild.training.corpus import describe_data
 
