@@ -19,7 +19,7 @@ from commands import ROOT
 LAYERS = (
     (
         *("errors", "_version", "config", "files", "yaml_files", "flags", "parser", "pictures"),
-        *("progress", "visible"),
+        *("processes", "progress", "sharing", "visible"),
         *("policy", "acceptance", "fallback", "rules", "stopping"),
     ),
     ("checkpoints", "tasks"),

@@ -269,14 +269,8 @@ def check_large(drafter: BiLDDrafter, large: PreTrainedModel) -> None:
     Raises:
         BildError: another family, width or encoder.
     """
-    check_readable(large)
-    config = drafter.config
-    if large.config.d_model != config.source_width:
-        raise BildError(
-            f"the drafter reads an encoder of width {config.source_width}, but the large model's "
-            f"is {large.config.d_model}; use the large model that it was trained for"
-        )
-    known, found = config.encoder_sizes, encoder_sizes(large)
+    _check_width(drafter, large)
+    known, found = drafter.config.encoder_sizes, encoder_sizes(large)
     if known is None:
         raise BildError("the drafter's config.json lacks encoder_sizes; copy the whole checkpoint")
     if len(known) != len(found) or any(
@@ -285,6 +279,26 @@ def check_large(drafter: BiLDDrafter, large: PreTrainedModel) -> None:
         raise BildError(
             "the drafter was trained for another large model, whose encoder has other weights; "
             "use that one, or train a drafter for this one: scripts/align.py --method drafter"
+        )
+
+
+def hand_over(drafter: BiLDDrafter, large: PreTrainedModel) -> None:
+    """Make a drafter that of another large model, for which it is about to be trained.
+
+    Raises:
+        BildError: another family or width.
+    """
+    _check_width(drafter, large)
+    drafter.config.encoder_sizes = encoder_sizes(large)
+
+
+def _check_width(drafter: BiLDDrafter, large: PreTrainedModel) -> None:
+    check_readable(large)
+    width = drafter.config.source_width
+    if large.config.d_model != width:
+        raise BildError(
+            f"the drafter reads an encoder of width {width}, but the large model's is "
+            f"{large.config.d_model}; use the large model that it was trained for"
         )
 
 

@@ -6,6 +6,7 @@ must be one of the model that its config.json describes, and the other way round
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from bild.checkpoints.contents import has_tokenizer, weight_files
 from bild.checkpoints.names import Checkpoint, CheckpointName, resolve_model, resolve_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizers
 from bild.errors import BildError, first_line
+from bild.processes import launch
 
 # A model may have so many more parameters than its weights have bytes: position tables that are
 # computed are in no file. Far beyond that, config.json is of another model.
@@ -231,11 +233,17 @@ def _words(error: BaseException, most: int = 300) -> str:
 def find_device(name: str) -> torch.device:
     """The device called "cpu", "cuda", "cuda:1", ...; "auto" is a GPU when there is one.
 
+    Of several processes on a machine each gets the GPU of its number, counted round.
+
     Raises:
         BildError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+        name = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+    here = launch()
+    if name == "cuda" and here.count > 1 and torch.cuda.is_available():
+        name = f"cuda:{here.local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -37,6 +37,7 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
+from bild.processes import launch
 from bild.tasks.registry import MODES
 from bild.tasks.sources import locate
 
@@ -94,7 +95,7 @@ def main() -> None:
 
     quiet_loading()
     work = prepare(config, sources)
-    if not is_silent(a):
+    if not is_silent(a) and launch().is_first:
         print(work.heading, flush=True)
 
     def report(record: RunRecord, samples: Sequence[Sample], path: Path) -> None:

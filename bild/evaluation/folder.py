@@ -145,6 +145,23 @@ def own_folder(parent: Path, name: str, identity: Identity) -> Path:
     return folder
 
 
+def difference_of(run: Path, identity: Identity) -> str:
+    """Where the work or the place of a run's folder differ from these; empty where nowhere."""
+    known = _identity(run / "identity")
+    if known is None:
+        return "no identity that this version reads"
+    work = Identity(work={}, place=identity.work).difference(known["work"])
+    return work or identity.difference(known["place"])
+
+
+def is_at_work(run: Path) -> bool:
+    """Whether a process has a run's folder locked."""
+    lock = _locked(run)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
 def _new_folder(folder: Path, identity: Identity) -> tuple[Path, FileLock]:
     """A folder named by the time of day, and its lock.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bild.checkpoints.drafter import BiLDDrafter, check_large, make_drafter
+from bild.checkpoints.drafter import BiLDDrafter, hand_over, make_drafter
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model
 from bild.checkpoints.names import Checkpoint, CheckpointName, resolve_model
@@ -40,7 +40,8 @@ def train_drafter(
 
     Args:
         large: folder or hub id of the large model.
-        job: the training; `init_from` names a drafter of this large model to go on with.
+        job: the training; `init_from` names a drafter to go on with, of this large model or of
+            another of the same width.
         options: the drafter's shape, and what it is trained on.
         labels: how the large model writes the targets.
         config: divergence, and how often the drafter writes its own targets.
@@ -107,7 +108,7 @@ def _start(
             f"{job.init_from!r} is a {model.config.model_type}, not a drafter; leave --init-from "
             "out, or use another --method"
         )
-    check_large(model, large)
+    hand_over(model, large)  # most of what it knows holds for a large model that was trained on
     return model
 
 

@@ -13,7 +13,8 @@ from records import environment, run_record, search_record
 from bild import BildError
 from bild.evaluation.arms import ArmId
 from bild.evaluation.codec import decode, encode
-from bild.evaluation.record import RunRecord, comparable
+from bild.evaluation.comparable import comparable
+from bild.evaluation.record import RunRecord
 from bild.tasks.registry import Thresholds
 from bild.tuning.record import SearchRecord
 

@@ -431,6 +431,21 @@ def test_a_drafter_goes_on_from_a_drafter_and_from_nothing_else(job, pair, tmp_p
         )
 
 
+def test_a_drafter_of_another_large_model_of_this_width_becomes_this_ones(job, pair, tmp_path):
+    save_model(tmp_path / "tuned", pair / "large", seed=4)
+    tuned = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "tuned")
+    make_drafter(tuned).save_pretrained(tmp_path / "other")
+    work = replace(drafter_job(job, pair, "taken over"), init_from=str(tmp_path / "other"))
+    options = DrafterOptions(train_on="references")
+    train_drafter(str(pair / "large"), work, options, LabelConfig(), OnPolicyConfig(own_share=0))
+    pair_of = BiLDModel.from_pretrained
+    assert isinstance(pair_of(str(pair / "large"), str(work.output_dir)).small, BiLDDrafter)
+    with pytest.raises(BildError, match="trained for another large model"):
+        pair_of(str(tmp_path / "tuned"), str(work.output_dir))
+    with pytest.raises(BildError, match="trained for another large model"):
+        pair_of(str(pair / "large"), str(tmp_path / "other"))
+
+
 def test_a_drafter_cannot_be_chosen_by_what_it_writes(job, pair):
     work = drafter_job(job, pair, "best", preset=replace(PRESET, best_by="bleu"))
     with pytest.raises(BildError, match="--best-by last"):
