@@ -359,4 +359,5 @@ def check_record(path: Path | None, config: object = None) -> None:
             )
 
 
-PATHS = ("large", "small", "tokenizer", "data_file")  # of a configuration; records shorten them
+# Of a configuration; records shorten them.
+PATHS = ("large", "small", "tokenizer", "data_file", "target_file")

@@ -31,7 +31,8 @@ from bild.evaluation.environment import environment
 from bild.files import is_same_work, read_lines, sole_user, write_atomically, write_json
 from bild.json_files import read_json
 from bild.progress import progress_bar
-from bild.tasks.data import Example, LoadedData, checksum, read_jsonl
+from bild.tasks.data import LoadedData, checksum
+from bild.tasks.reading import Example, read_jsonl
 from bild.training.config import LabelConfig
 from bild.training.corpus import describe_data
 
