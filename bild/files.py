@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 from filelock import FileLock, Timeout
 
 from bild.errors import BildError
+from bild.json_files import read_json
 
 if sys.platform != "win32":
     import fcntl
@@ -256,7 +257,7 @@ def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
 
 
 def append_lines(
-    path: Path, entries: Iterable[Line], as_line: Callable[[Line], str]
+    path: Path, entries: Iterable[Line], as_line: Callable[[Line], str], *, flush: bool = False
 ) -> Iterator[Line]:
     """The entries, each a line at the end of the file before it is handed on.
 
@@ -266,6 +267,7 @@ def append_lines(
         path: made where it is missing.
         entries: what is appended.
         as_line: an entry as a line of JSON.
+        flush: wait for each line to be on the disk, where other machines see it.
 
     Raises:
         BildError: as `write_atomically`.
@@ -279,6 +281,8 @@ def append_lines(
         for entry in entries:
             with writing(path):
                 _write_all(log, as_line(entry).encode("utf-8") + b"\n")
+                if flush:
+                    os.fsync(log)
             yield entry
     finally:
         os.close(log)
@@ -352,10 +356,7 @@ def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BildError(f"cannot read {path} ({error}); remove it to start anew") from None
+    begun = read_json(path, "remove it to start anew")
     for name, value in leaves(as_read(work)):
         known: Any = begun
         for key in name:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from bild.evaluation.arms import BILD, SMALL, VANILLA
+from bild.evaluation.comparable import comparable
 from bild.evaluation.environment import Environment
 from bild.evaluation.record import (
     ArmFigures,
@@ -16,7 +17,6 @@ from bild.evaluation.record import (
     Quality,
     RunRecord,
     arm_of,
-    comparable,
 )
 from bild.policy import PUBLISHED, RULES
 from bild.show.examples import ARM_NAMES, examples_text, typical
