@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 
 from bild.errors import BildError
+from bild.json_files import read_json
 
 if sys.platform != "win32":
     import fcntl
@@ -94,6 +95,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         BildError: it cannot be written, or something else than a file stands there.
     """
+    with replacing(path) as stream:
+        stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its place when the block has succeeded.
+
+    Raises:
+        BildError: as `write_atomically`.
+    """
     check_kind(path)
     with writing(path):
         sweep(path.parent)
@@ -103,7 +115,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         try:
             with os.fdopen(file, "wb") as stream:
                 _hold(file)
-                stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+                yield stream
                 stream.flush()
                 os.fsync(file)
                 os.replace(scratch, path)
@@ -245,7 +257,7 @@ def read_lines(path: Path, parse: Callable[[str], Line]) -> list[Line]:
 
 
 def append_lines(
-    path: Path, entries: Iterable[Line], as_line: Callable[[Line], str]
+    path: Path, entries: Iterable[Line], as_line: Callable[[Line], str], *, flush: bool = False
 ) -> Iterator[Line]:
     """The entries, each a line at the end of the file before it is handed on.
 
@@ -255,6 +267,7 @@ def append_lines(
         path: made where it is missing.
         entries: what is appended.
         as_line: an entry as a line of JSON.
+        flush: wait for each line to be on the disk, where other machines see it.
 
     Raises:
         BildError: as `write_atomically`.
@@ -268,6 +281,8 @@ def append_lines(
         for entry in entries:
             with writing(path):
                 _write_all(log, as_line(entry).encode("utf-8") + b"\n")
+                if flush:
+                    os.fsync(log)
             yield entry
     finally:
         os.close(log)
@@ -341,10 +356,7 @@ def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BildError(f"cannot read {path} ({error}); remove it to start anew") from None
+    begun = read_json(path, "remove it to start anew")
     for name, value in leaves(as_read(work)):
         known: Any = begun
         for key in name:

@@ -1,7 +1,7 @@
 """Compare rules for drafting and accepting on one pair: quality against seconds.
 
     python scripts/compare_rules.py demo
-    python scripts/compare_rules.py demo aligned --threads 1 --repeat 3 --record out/rules.json
+    python scripts/compare_rules.py demo drafter --threads 1 --repeat 2 --record out/rules.json
     python scripts/compare_rules.py demo --rules exact lenient:share=0.2 --draftings adaptive
     python scripts/compare_rules.py demo --rules bild:threshold=1 bild:threshold=2 --draftings
 

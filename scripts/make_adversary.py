@@ -15,7 +15,7 @@ from pathlib import Path
 from bild.cli import quiet_loading, run
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
-from bild.files import check_writable
+from bild.files import check_writable, moved_when_done, sole_user, writing
 from bild.parser import Parser
 from bild.tasks.registry import MODES, TASKS
 from bild.tasks.sources import locate
@@ -43,8 +43,11 @@ def main() -> None:
         raise BildError(f"{type(model).__name__} has no last norm to turn round; only T5 has")
     with torch.no_grad():
         norm.weight.neg_()
-    model.save_pretrained(a.folder)
-    load_tokenizer(found.large, found.small, found.tokenizer).save_pretrained(a.folder)
+    tokenizer = load_tokenizer(found.large, found.small, found.tokenizer)
+    alone = sole_user(a.folder, "maker of models")
+    with alone, writing(a.folder), moved_when_done(a.folder) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
     print(a.folder)
 
 

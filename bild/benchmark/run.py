@@ -27,7 +27,8 @@ from bild.evaluation.arms import ArmId
 from bild.evaluation.codec import encode
 from bild.evaluation.environment import environment, peak_memory
 from bild.evaluation.folder import Identity
-from bild.evaluation.loop import Item, Loop, Sample, read_samples, reason, run_in_folder, samples
+from bild.evaluation.in_folder import run_in_folder
+from bild.evaluation.loop import Item, Loop, Sample, read_samples, reason, samples
 from bild.evaluation.record import SCHEMA
 from bild.files import check_writable
 from bild.progress import progress_bar

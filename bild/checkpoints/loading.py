@@ -6,6 +6,7 @@ must be one of the model that its config.json describes, and the other way round
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from bild.checkpoints.contents import has_tokenizer, weight_files
 from bild.checkpoints.names import Checkpoint, CheckpointName, resolve_model, resolve_tokenizer
 from bild.checkpoints.vocabulary import check_tokenizers
 from bild.errors import BildError, first_line
+from bild.processes import launch
 
 # A model may have so many more parameters than its weights have bytes: position tables that are
 # computed are in no file. Far beyond that, config.json is of another model.
@@ -47,11 +49,17 @@ WAYS_OUT = {
     "variant": "rename its files to the usual names",
     "gguf_file": "convert it to safetensors",
 }
+ALWAYS = ("weights_only", "use_safetensors")  # keywords that may not be turned off
 FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 
 
 def load_model(
-    checkpoint: CheckpointName, dtype: torch.dtype, device: str | torch.device, **kwargs: Any
+    checkpoint: CheckpointName,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    *,
+    allow_pickle: bool = False,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """One encoder-decoder model in evaluation mode.
 
@@ -59,6 +67,8 @@ def load_model(
         checkpoint: a folder, a mirrored id, a hub id, or what one of them was resolved to.
         dtype: of its weights.
         device: where it goes.
+        allow_pickle: take weights that are no safetensors, as `resolve_model`; what they may hold
+            is restricted even then (`weights_only=True`).
         **kwargs: passed on to transformers' `from_pretrained`.
 
     Raises:
@@ -68,7 +78,13 @@ def load_model(
     for keyword, way_out in WAYS_OUT.items():
         if kwargs.get(keyword):
             raise BildError(f"{keyword}={kwargs[keyword]!r} is not supported here: {way_out}")
-    found = resolve_model(checkpoint)
+    for keyword in ALWAYS:
+        if kwargs.get(keyword, True) is False:
+            raise BildError(
+                f"{keyword}=False is not supported here: no code in a file of weights is run"
+            )
+    found = resolve_model(checkpoint, allow_pickle)
+    safe = all(f.suffix != ".bin" for f in weight_files(found.path))
     try:
         if (found.path / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(found.path)  # below, one that is broken counts as none
@@ -81,6 +97,8 @@ def load_model(
                 "output_loading_info": True,
                 "ignore_mismatched_sizes": True,  # they are refused below, by name
                 "trust_remote_code": False,
+                "use_safetensors": safe,
+                "weights_only": True,
             },
         )
     except BildError:
@@ -231,11 +249,17 @@ def _words(error: BaseException, most: int = 300) -> str:
 def find_device(name: str) -> torch.device:
     """The device called "cpu", "cuda", "cuda:1", ...; "auto" is a GPU when there is one.
 
+    Of several processes on a machine each gets the GPU of its number, counted round.
+
     Raises:
         BildError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+        name = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+    here = launch()
+    if name == "cuda" and here.count > 1 and torch.cuda.is_available():
+        name = f"cuda:{here.local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -4,6 +4,7 @@
     bild eval iwslt2017 aligned 0.9 3 888 --device cuda
     bild eval xsum vanilla --max-eval-samples 100
     bild eval demo unaligned --large my/large --small my/small --data-file my.jsonl
+    bild eval --task-file my/task.yaml unaligned 0.6 2
     bild eval demo --rule typical:eps=0.3,delta=0.09 --drafting margin:least=0.3
     bild eval demo --repeat 3 --threads 2 --record results/my/run.json
 
@@ -36,6 +37,7 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
+from bild.processes import launch
 from bild.tasks.registry import MODES
 from bild.tasks.sources import locate
 
@@ -61,12 +63,16 @@ def make_parser() -> Parser:
 
 
 def parse() -> tuple[EvalConfig, Namespace]:
-    a = make_parser().parse_args()
+    parser = make_parser()
+    a = parser.parse_args()
     for place, name in (("first", "fallback"), ("second", "rollback"), ("third", "max_samples")):
         given, flagged = getattr(a, place), getattr(a, name)
-        if None not in (given, flagged) and given != flagged:
+        if given is None:
+            continue
+        # A file's value is no second one: what stands on the command line wins.
+        if flagged not in (None, given, parser.get_default(name)):
             raise BildError(f"two values of {name} were given, {given:g} and {flagged:g}; keep one")
-        setattr(a, name, flagged if given is None else given)
+        setattr(a, name, given)
     thresholds = chosen_thresholds(a.task, a.mode, a.fallback, a.rollback)
     bild = BiLDConfig(**thresholds, **rule_options(a))  # also where no small model is: its checks
     config = EvalConfig(
@@ -89,7 +95,7 @@ def main() -> None:
 
     quiet_loading()
     work = prepare(config, sources)
-    if not is_silent(a):
+    if not is_silent(a) and launch().is_first:
         print(work.heading, flush=True)
 
     def report(record: RunRecord, samples: Sequence[Sample], path: Path) -> None:

@@ -8,7 +8,14 @@ from dataclasses import asdict
 from bild.evaluation import timing
 from bild.evaluation.arms import BILD, VANILLA, ArmId
 from bild.evaluation.loop import Sample
-from bild.evaluation.record import ArmFigures, Interval, Quality, Rates, Speed
+from bild.evaluation.record import (
+    ArmFigures,
+    Interval,
+    ProcessFigures,
+    Quality,
+    Rates,
+    Speed,
+)
 from bild.generation.stats import DecodeStats
 from bild.tasks import metrics
 
@@ -109,6 +116,20 @@ def speed_ratio(
     """`timing.speedup` of an arm over another one; batches are what is resampled."""
     theirs, own = (seconds_of(samples, a, batch_size) for a in (baseline, arm))
     return Interval(*timing.speedup(theirs, own))
+
+
+def process_figures(samples: Sequence[Sample]) -> tuple[ProcessFigures, ...]:
+    """What each process did; nothing where one did it all."""
+    if not any(s.process for s in samples):
+        return ()
+    figures = []
+    for process in sorted({s.process for s in samples}):
+        own = [s for s in samples if s.process == process]
+        arms = own[0].arms
+        seconds = {str(arm): sum(s.arms[arm].seconds for s in own) for arm in arms}
+        warmup = {str(arm): sum(s.warmup_seconds.get(arm, 0.0) for s in own) for arm in arms}
+        figures.append(ProcessFigures(process, len(own), seconds, warmup))
+    return tuple(figures)
 
 
 def passes(samples: Sequence[Sample]) -> int:

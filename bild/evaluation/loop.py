@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from bild.errors import BildError, first_line
 from bild.evaluation.arms import Arm, ArmId, BatchArm, Case
 from bild.evaluation.codec import decode as decode_json
-from bild.evaluation.folder import Identity, open_run
-from bild.evaluation.record import Record
-from bild.files import append_lines, as_json, check_writable, read_lines
+from bild.files import append_lines, as_json, read_lines
 from bild.generation.stats import DecodeStats
 
 EXCLUDED_FROM_TIME = ("loading", "tokenization", "detokenization", "scoring", "warm-up")
-
-R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,7 @@ class Sample:
         failed: arms that could not, and why; they stay out from then on.
         warmup_seconds: on the first line of a process: what the untimed examples took each arm.
         beside: what else was measured with this example.
+        process: number of the one of several processes that decoded it; 0 where it was alone.
     """
 
     index: int
@@ -90,6 +88,7 @@ class Sample:
     failed: dict[ArmId, str] = field(default_factory=dict)
     warmup_seconds: dict[ArmId, float] = field(default_factory=dict)
     beside: dict[str, Any] = field(default_factory=dict)
+    process: int = 0
 
     BY_ARM = ("arms", "failed", "warmup_seconds")
 
@@ -103,6 +102,8 @@ class Sample:
         for name in self.BY_ARM:
             fields[name] = {str(arm): v for arm, v in fields[name].items()}
         fields["arms"] = {name: asdict(arm) for name, arm in fields["arms"].items()}
+        if not self.process:
+            del fields["process"]
         return as_json(fields)
 
     @classmethod
@@ -133,6 +134,7 @@ class _Line:
     failed: dict[str, str]
     warmup_seconds: dict[str, float]
     beside: dict[str, Any]
+    process: int = 0
 
 
 # ------------------------------------------------------------------------------ the loop
@@ -176,6 +178,12 @@ class Loop:
         index = number % len(self.items)
         return self.items[index : index + self.batch_size - index % self.batch_size]
 
+    def starts(self, number: int) -> Iterator[int]:
+        """The numbers of the lines at which batches begin, from this one on."""
+        while number < self.total:
+            yield number
+            number += len(self.batch(number))
+
 
 def order(count: int, number: int, seed: int) -> list[int]:
     """The order of `count` arms for the line of this number: random, and fair to who is first.
@@ -211,30 +219,32 @@ def samples(
     ids = [arm.id for arm in arms] if ids is None else ids
     known = read_samples(path, ids, loop)
     yield from known
-    fresh = decode(arms, loop, len(known), failed, ids)
+    fresh = decode(arms, loop, loop.starts(len(known)), failed, ids)
     yield from append_lines(path, fresh, Sample.to_json)
 
 
 def decode(
     arms: Sequence[Arm],
     loop: Loop,
-    start: int = 0,
+    starts: Iterable[int] | None = None,
     failed: Mapping[ArmId, str] | None = None,
     ids: Sequence[ArmId] | None = None,
+    process: int = 0,
 ) -> Iterator[Sample]:
-    """Decode from a line's number on. Arguments as `samples`."""
-    if start >= loop.total:
+    """Decode batch by batch. `starts` as of `Loop`, None for all; the others as of `samples`."""
+    waiting = iter(loop.starts(0) if starts is None else starts)
+    first = next(waiting, None)
+    if first is None:  # nothing to warm up for
         return
     running = {arm.id: arm for arm in arms}
     assert len(running) == len(arms), "two arms have one id"
     out = {} if failed is None else dict(failed)
     ids = list(running) if ids is None else ids
     warmup_seconds = _warm_up(running, loop, out)
-    number = start
-    while number < loop.total:
-        batch = loop.batch(number)
+    for start in chain([first], waiting):
+        batch = loop.batch(start)
         done: dict[ArmId, list[ArmSample]] = {}
-        for place in order(len(ids), number // loop.batch_size, loop.seed):
+        for place in order(len(ids), start // loop.batch_size, loop.seed):
             if ids[place] in running:
                 found = _try(running, ids[place], batch, loop, out)
                 if found is not None:
@@ -243,9 +253,10 @@ def decode(
             reasons = "; ".join(f"{arm}: {why}" for arm, why in out.items())
             raise BildError(f"no arm can run: {reasons}")
         for place, item in enumerate(batch):
+            run, index = divmod(start + place, len(loop.items))
             yield Sample(
-                index=number % len(loop.items),
-                run=number // len(loop.items),
+                index=index,
+                run=run,
                 source=item.source,
                 reference=item.reference,
                 source_tokens=item.case.input_ids.shape[1],
@@ -254,9 +265,9 @@ def decode(
                 failed=dict(out),
                 warmup_seconds=warmup_seconds,
                 beside={} if loop.beside is None else loop.beside(item, list(done)),
+                process=process,
             )
             warmup_seconds = {}
-            number += 1
 
 
 def _warm_up(running: dict[ArmId, Arm], loop: Loop, failed: dict[ArmId, str]) -> dict[ArmId, float]:
@@ -332,63 +343,29 @@ def read_samples(path: Path, ids: Sequence[ArmId], loop: Loop) -> list[Sample]:
                 f"of pass {run} belongs: lines are missing, doubled or swapped; move the file "
                 "away to start anew"
             )
-        item = loop.items[index]
-        for what in ("source", "reference"):
-            if getattr(sample, what) != getattr(item, what):
-                raise BildError(
-                    f"{line} has another {what} than example {index} of the data; move the file "
-                    "away to start anew"
-                )
-        missing = [arm for arm in ids if arm not in sample.arms and arm not in sample.failed]
-        if missing:
-            raise BildError(f"{line} lacks the arm {str(missing[0])!r}; move the file away")
+        check_sample(sample, line, ids, loop)
     return known
 
 
-# ------------------------------------------------------------------------------ a run in its folder
-
-
-def run_in_folder(
-    folder: Path,
-    identity: Identity,
-    kind: type[R],
-    decode_into: Callable[[Path], Iterator[Sample]],
-    summarize: Callable[[list[Sample]], R],
-    report: Callable[[R, list[Sample], Path], None] | None = None,
-) -> tuple[R, Path]:
-    """A run in a new folder of `folder`, or in an unfinished one of the same identity.
-
-    One that was finished but never reported is reported, not done again.
+def check_sample(sample: Sample, line: str, ids: Sequence[ArmId], loop: Loop) -> None:
+    """Refuse a line that does not say of its example what this run would.
 
     Args:
-        folder: of the runs of a task.
-        identity: of this run.
-        kind: of its record.
-        decode_into: yields the samples, given the path of samples.jsonl.
-        summarize: makes the record of all of them.
-        report: shows record, samples and the path of run.json.
-
-    Returns:
-        The record and the path of its run.json.
+        sample: what it says.
+        line: what it is called.
+        ids: of the run's arms.
+        loop: of the run.
 
     Raises:
-        BildError: a folder that cannot be written; as `samples`.
+        BildError: it is of another source or reference, or lacks an arm.
     """
-    check_writable(folder)
-    with open_run(folder, identity) as run:
-        path = run.path / "run.json"
-        found: list[Sample] = []
-        try:
-            found.extend(decode_into(run.path / "samples.jsonl"))
-        except KeyboardInterrupt as stop:
-            stop.add_note(f"{len(found)} examples are done and kept in {run.path}")
-            raise
-        if run.finished:
-            record = kind.load(path)
-        else:
-            record = summarize(found)
-            record.save(path)
-        if report is not None:
-            report(record, found, path)
-        run.reported()
-    return record, path
+    item = loop.items[sample.index]
+    for what in ("source", "reference"):
+        if getattr(sample, what) != getattr(item, what):
+            raise BildError(
+                f"{line} has another {what} than example {sample.index} of the data; move the file "
+                "away to start anew"
+            )
+    missing = [arm for arm in ids if arm not in sample.arms and arm not in sample.failed]
+    if missing:
+        raise BildError(f"{line} lacks the arm {str(missing[0])!r}; move the file away")

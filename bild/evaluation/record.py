@@ -6,7 +6,6 @@ Times are seconds, rates are per 100 generated tokens, scores are 0 to 100, inte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from bild.evaluation.codec import decode, encode
 from bild.evaluation.environment import Environment, is_tracked, require_clean_tree
 from bild.files import check_file, leaves, write_json
 from bild.generation.stats import DecodeStats
+from bild.json_files import read_json
 
 SCHEMA = 2
 
@@ -179,6 +179,23 @@ class ArmFigures:
     identical: float | None = None
 
 
+@dataclass(frozen=True)
+class ProcessFigures:
+    """What one of several processes of a run did.
+
+    Attributes:
+        process: its number; 0 for one that began the run alone.
+        samples: lines of samples.jsonl that it decoded.
+        seconds: that each arm took for them.
+        warmup_seconds: that each arm took for the untimed examples.
+    """
+
+    process: int
+    samples: int
+    seconds: dict[str, float]
+    warmup_seconds: dict[str, float]
+
+
 def arm_of(arms: Sequence[ArmFigures], kind: str, **fields: Any) -> ArmFigures | None:
     """The first arm of this kind, and with these values in its id; None where there is none."""
     for arm in arms:
@@ -243,6 +260,7 @@ class RunRecord(Record):
         metric: the task's, of `bild.tasks.metrics`.
         timing: how seconds were taken.
         arms: the large model alone first.
+        processes: those that shared the examples; none of a run of one process.
     """
 
     kind: ClassVar[str] = "run"
@@ -251,6 +269,8 @@ class RunRecord(Record):
     metric: str
     timing: Timing
     arms: tuple[ArmFigures, ...]
+    _: KW_ONLY
+    processes: tuple[ProcessFigures, ...] = ()
 
     def arm(self, kind: str) -> ArmFigures | None:
         """The arm of this kind; None where it did not run."""
@@ -302,54 +322,9 @@ def read_record(path: Path) -> dict[str, Any]:
         BildError: it cannot be read, or is not a JSON object.
     """
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BildError(f"cannot read the record {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise BildError(f"{path} is not a record: it holds no object")
-    return content
-
-
-# ------------------------------------------------------------------------------ side by side
-
-
-def comparable(a: RunRecord, b: RunRecord) -> None:
-    """Refuse two runs whose scores or speeds must not be set side by side.
-
-    Raises:
-        BildError: they differ in data, large model, tokenizer, metric, limits, engine, precision,
-            machine, threads, versions or commit; both values are named.
-    """
-    for what, left, right in _compared(a, b):
-        if left != right:
-            raise BildError(f"these runs cannot be compared: their {what} differ, {left} / {right}")
-
-
-def _compared(a: RunRecord, b: RunRecord) -> list[tuple[str, Any, Any]]:
-    """(name, value of a, value of b) of all that must be equal."""
-    runs = (a, b)
-    values: dict[str, list[Any]] = {
-        "data": [r.data.sha256 for r in runs],
-        "large models": [r.models.large.fingerprint for r in runs],
-        "tokenizers": [r.models.tokenizer and r.models.tokenizer.fingerprint for r in runs],
-        "metrics": [r.large.quality[r.metric].signature for r in runs],
-        "output limits": [r.config.max_new_tokens for r in runs],
-        "source limits": [r.config.max_source_tokens for r in runs],
-        "engines": [r.large.built for r in runs],
-        "precisions": [r.large.id.precision for r in runs],
-        "devices": [r.env.device for r in runs],
-        "processors": [r.env.processor for r in runs],
-        "graphics cards": [r.env.gpu for r in runs],
-        "threads": [r.env.threads for r in runs],
-        "wait policies": [r.env.wait_policy for r in runs],
-        "Python versions": [r.env.python for r in runs],
-        "passes": [r.timing.runs for r in runs],
-        "commits": [r.env.commit for r in runs],
-        "sources of the package": [r.env.code for r in runs],
-    }
-    for name in dict.fromkeys([*a.env.versions, *b.env.versions]):
-        values[f"{name} versions"] = [r.env.versions.get(name) for r in runs]
-    return [(name, left, right) for name, (left, right) in values.items()]
+        return read_json(path, "name a record of this project")
+    except BildError as error:
+        raise BildError(f"cannot read the record: {error}") from None
 
 
 # ------------------------------------------------------------------------------ --record
@@ -384,4 +359,5 @@ def check_record(path: Path | None, config: object = None) -> None:
             )
 
 
-PATHS = ("large", "small", "tokenizer", "data_file")  # of a configuration; records shorten them
+# Of a configuration; records shorten them.
+PATHS = ("large", "small", "tokenizer", "data_file", "target_file")

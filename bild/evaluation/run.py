@@ -6,6 +6,7 @@ What is timed, and in which order: `bild.evaluation.loop`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from bild.config import EvalConfig
 from bild.evaluation import loop as looping
 from bild.evaluation.arms import BILD, VANILLA, Arm, Case
 from bild.evaluation.environment import Environment, environment, peak_memory
-from bild.evaluation.figures import arm_figures, interval_covers
+from bild.evaluation.figures import arm_figures, interval_covers, process_figures
 from bild.evaluation.folder import Identity
+from bild.evaluation.in_folder import run_in_folder
 from bild.evaluation.loop import EXCLUDED_FROM_TIME, Item, Loop, Sample
 from bild.evaluation.own import OwnArm, own_arms
 from bild.evaluation.record import (
@@ -34,13 +36,23 @@ from bild.evaluation.record import (
     RunRecord,
     Timing,
 )
+from bild.evaluation.shared import (
+    Seen,
+    decode_together,
+    help_decode,
+    is_shared,
+    read_shared,
+    wait_for_record,
+)
 from bild.files import check_writable
 from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
+from bild.processes import launch
 from bild.progress import progress_bar
-from bild.tasks.data import Example, LoadedData
+from bild.tasks.data import LoadedData
+from bild.tasks.reading import Example
 from bild.tasks.registry import Task, Thresholds
 from bild.tasks.sources import Sources, locate
 
@@ -174,7 +186,8 @@ def evaluate(
 
     Every finished example is written at once. A run that was stopped goes on at the next call
     with the same settings, data and models, on the same machine by the same code; elsewhere a new
-    one begins, and a sentence says why.
+    one begins, and a sentence says why. The processes of `accelerate launch` share the examples
+    (`bild.evaluation.shared`), and all of them return the one record.
 
     Args:
         config: what to evaluate.
@@ -202,10 +215,18 @@ def evaluate_loaded(
     set_seed(work.config.seed)
     arms, loop = work.arms(), work.loop()
     env = environment(work.large.device)
+    own = identity(work, arms, env)
+    if not launch().is_first:
+        path = wait_for_record(help_decode(arms, loop, own))
+        return RunRecord.load(path), path
     resumed = 0
 
     def decode_into(path: Path) -> Iterator[Sample]:
         nonlocal resumed
+        if is_shared(path):
+            resumed = len(read_shared(path, [arm.id for arm in arms], loop))
+            with _watched(loop.total, resumed, work.config.task, progress) as seen:
+                return iter(decode_together(arms, loop, path, seen))
         resumed = len(looping.read_samples(path, [arm.id for arm in arms], loop))
         found = looping.samples(arms, loop, path)
         return with_progress(found, loop.total, resumed, work.config.task) if progress else found
@@ -215,8 +236,7 @@ def evaluate_loaded(
         return record_of(work, arms, samples, replace(env, resumed_after=resumed, peak_memory=peak))
 
     folder = output_dir / work.config.task
-    own = identity(work, arms, env)
-    return looping.run_in_folder(folder, own, RunRecord, decode_into, summarize, report)
+    return run_in_folder(folder, own, RunRecord, decode_into, summarize, report)
 
 
 def identity(work: Workload, arms: Sequence[Arm], env: Environment) -> Identity:
@@ -230,25 +250,36 @@ def identity(work: Workload, arms: Sequence[Arm], env: Environment) -> Identity:
             "data": work.data.sha256,
             "schema": SCHEMA,
         },
-        place={**env.place(), "arms": {str(arm.id): arm.built for arm in arms}},
+        place={
+            **env.place(),
+            **_same_device(env),
+            "arms": {str(arm.id): arm.built for arm in arms},
+        },
     )
+
+
+def _same_device(env: Environment) -> dict[str, str]:
+    """One name for the GPUs of several processes: that of a lone one."""
+    is_one_of_many = launch().count > 1 and env.device.startswith("cuda")
+    return {"device": "cuda:0"} if is_one_of_many else {}
 
 
 def record_of(
     work: Workload, arms: Sequence[Arm], samples: list[Sample], env: Environment
 ) -> RunRecord:
     """The record of a finished run that was made in the environment `env`."""
-    metric = work.task.metric
+    metric, processes = work.task.metric, process_figures(samples)
     return RunRecord(
         models=work.models,
         data=describe_data(work.data, samples),
         env=env,
         config=describe_config(work.config, work.task),
         metric=metric,
-        timing=describe_timing(work.config),
+        timing=describe_timing(work.config, len(processes)),
         arms=arm_figures(
             samples, {arm.id: arm.built for arm in arms}, [metric], work.config.batch_size
         ),
+        processes=processes,
     )
 
 
@@ -259,11 +290,13 @@ def describe_config(config: EvalConfig, task: Task) -> EvalConfig:
     return replace(config, **found)
 
 
-def describe_timing(config: EvalConfig) -> Timing:
-    """How an evaluation takes seconds."""
+def describe_timing(config: EvalConfig, processes: int = 0) -> Timing:
+    """How an evaluation takes seconds, where several processes shared it that many."""
     covers = interval_covers(config.repeat)
     if config.batch_size > 1:
         covers += f"; by batches of {config.batch_size}, whose seconds their examples share evenly"
+    if processes:
+        covers += f"; shared by {processes} process(es), whose seconds are added up"
     return Timing(EXCLUDED_FROM_TIME, config.warmup, config.repeat, covers)
 
 
@@ -296,6 +329,20 @@ def with_progress(
                 bar.set_postfix_str(str(figures), refresh=False)
                 bar.update()
             yield sample
+
+
+@contextmanager
+def _watched(total: int, resumed: int, name: str, shown: bool) -> Iterator[Seen]:
+    """Told of each example that is decoded here, and how many are by all: a progress bar."""
+    figures = RunningFigures()
+    with progress_bar(name, total, done=resumed, shown=shown) as bar:
+
+        def seen(sample: Sample, done: int) -> None:
+            figures.add(sample)
+            bar.set_postfix_str(str(figures), refresh=False)
+            bar.update(max(0, done - bar.n))
+
+        yield seen
 
 
 class RunningFigures:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bild.errors import BildError
-from bild.files import NO_LINKS, UNFINISHED, as_json, as_read, check_file, leaves, writing
+from bild.files import NO_LINKS, as_json, as_read, check_file, leaves, replacing, writing
 
 if sys.platform != "win32":
     import fcntl
@@ -62,27 +61,18 @@ class Partial:
 
     def move_to(self, output: Path) -> None:
         """Write all lines to their place, whole or not at all, gzip where the name says so."""
-        scratch = output.with_name(f"{UNFINISHED}{output.name[:40]}-{secrets.token_hex(8)}")
         with writing(output):
-            file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666)
-            try:
-                with os.fdopen(file, "wb") as stream:
-                    self._stream.flush()
-                    self._stream.seek(0)
-                    self._stream.readline()
-                    if output.suffix == ".gz":
-                        # No name and no time of day: equal texts make equal files.
-                        with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
-                            shutil.copyfileobj(self._stream, packed, BLOCK)
-                    else:
-                        shutil.copyfileobj(self._stream, stream, BLOCK)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(scratch, output)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(scratch)
-                raise
+            self._stream.flush()
+        with replacing(output) as stream:
+            self._stream.seek(0)
+            self._stream.readline()
+            if output.suffix == ".gz":
+                # No name and no time of day: equal texts make equal files.
+                with gzip.GzipFile("", "wb", fileobj=stream, mtime=0) as packed:
+                    shutil.copyfileobj(self._stream, packed, BLOCK)
+            else:
+                shutil.copyfileobj(self._stream, stream, BLOCK)
+        with writing(self._path):
             os.unlink(self._path)
 
 

@@ -15,7 +15,7 @@ from bild.files import write_atomically
 from bild.show.front import FrontRecord, front_text
 from bild.show.rules import rules_table
 from bild.show.speed_tables import speed_summary, two_factors
-from bild.show.tables import agreement_table, results_table, small_models_table
+from bild.show.tables import agreement_table, paper_table, results_table, small_models_table
 from bild.training.record import AgreementRecord
 from bild.tuning.record import RulesRecord, SmallModelsRecord
 
@@ -138,6 +138,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     "throughput": _throughput,
     TWO_FACTORS: _two_factors,
     "rules": _rules,
+    "published": lambda _, task: paper_table(task),
     "agreement": lambda results, name: agreement_table(
         _load(AgreementRecord, results / name / "agreement.json")
     ),

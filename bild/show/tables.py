@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from bild.evaluation.arms import BILD, SMALL, VANILLA
+from bild.evaluation.comparable import comparable
 from bild.evaluation.environment import Environment
 from bild.evaluation.record import (
     ArmFigures,
@@ -16,7 +17,6 @@ from bild.evaluation.record import (
     Quality,
     RunRecord,
     arm_of,
-    comparable,
 )
 from bild.policy import PUBLISHED, RULES
 from bild.show.examples import ARM_NAMES, examples_text, typical
@@ -27,6 +27,10 @@ from bild.tuning.record import SearchRecord, SmallModelsRecord
 
 if TYPE_CHECKING:
     from bild.evaluation.loop import Sample
+
+PUBLISHED_COLUMNS = (
+    "fallback", "rollback", "score", "speedup", "fallback %", "rollback %", "on",
+)  # fmt: skip
 
 
 def run_text(record: RunRecord, samples: Sequence[Sample]) -> str:
@@ -274,9 +278,17 @@ def published_table(task: str, mode: str) -> str:
         return ""
     return tabulate(
         [_published_row(r) for r in rows],
-        ["published", "fallback", "rollback", "score", "speedup", "fallback %", "rollback %", "on"],
+        ["published", *PUBLISHED_COLUMNS],
         disable_numparse=True,
     )
+
+
+def paper_table(task: str) -> str:
+    """A Markdown table of the paper's own rows of a task, to stand under one's own."""
+    rows = [r for r in get(task).published if r.source == "paper"]
+    cells = [[r.mode, *_published_row(r)[1:]] for r in rows]
+    headers = ["paper", *PUBLISHED_COLUMNS]
+    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
 def agreement_table(record: AgreementRecord) -> str:

@@ -13,6 +13,7 @@ from bild.evaluation import loop as looping
 from bild.evaluation.arms import BILD, SMALL, VANILLA
 from bild.evaluation.environment import environment, peak_memory
 from bild.evaluation.figures import arm_figures
+from bild.evaluation.in_folder import run_in_folder
 from bild.evaluation.loop import Sample
 from bild.evaluation.own import OwnArm
 from bild.evaluation.run import (
@@ -110,4 +111,4 @@ def compare_rules(
 
     folder = output_dir / work.config.task / "rules"
     own = identity(work, arms, env)
-    return looping.run_in_folder(folder, own, RulesRecord, decode_into, summarize)
+    return run_in_folder(folder, own, RulesRecord, decode_into, summarize)

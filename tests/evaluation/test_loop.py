@@ -16,7 +16,8 @@ from bild import BildError, DecodeStats
 from bild.evaluation.arms import ArmId, Case, Outcome
 from bild.evaluation.figures import seconds_of, speed_figures, texts_of
 from bild.evaluation.folder import Identity
-from bild.evaluation.loop import Item, Loop, Sample, order, run_in_folder, samples
+from bild.evaluation.in_folder import run_in_folder
+from bild.evaluation.loop import Item, Loop, Sample, order, samples
 from bild.evaluation.record import RunRecord
 
 ITEMS = [Item(f"source {i}", f"reference {i}", Case(torch.tensor([[i]]), 5)) for i in range(6)]

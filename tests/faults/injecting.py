@@ -2,6 +2,7 @@
 
     python tests/faults/injecting.py --kills 1000          # of all scripts, in turn
     python tests/faults/injecting.py --kills 50 --only finetune align
+    python tests/faults/injecting.py --record results/faults.json    # counts, script by script
 
 A script is broken off at one of its changes to files: killed before it or half-way through it, or
 the disk is full from there on. The same command is given again until it ends, and must leave what
@@ -19,16 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
+from bild.evaluation.environment import environment, require_clean_tree
+from bild.files import write_json
 from faults import scripts
+from faults.record import HOW, injected, summary, table
 
 HERE = Path(__file__).parent
-HOW = ("before", "half", "full")
 KILLED = -9
 
 
@@ -39,6 +44,21 @@ def build_shim(folder: Path, compiler: str) -> Path:
     command = [compiler, "-x", "c", "-O1", "-fPIC", "-shared", "-o", shim, source, "-ldl"]
     subprocess.run(list(map(str, command)), check=True)
     return shim
+
+
+@dataclass
+class Outcome:
+    """What became of one trial: faults one after the other, then the same command until its end.
+
+    Attributes:
+        injected: faults that happened; a run may end before the change that is asked for.
+        wrong: what should not be; empty when nothing was lost.
+        seconds: that the last run took, the one that was not broken off.
+    """
+
+    injected: int = 0
+    wrong: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Injector:
@@ -97,27 +117,32 @@ class Injector:
             self._whole[name] = scripts.result(folder), done["count"]
         return self._whole[name]
 
-    def complaints(self, name: str, how: str, points: list[int]) -> list[str]:
-        """What is wrong after faults at these changes, a run each, and runs until one ends."""
+    def trial(self, name: str, how: str, points: list[int]) -> Outcome:
+        """Faults at these changes, a run each, then the run that ends."""
         expected, _ = self.whole(name)
         folder = self.folder / "trial"
         shutil.rmtree(folder, ignore_errors=True)
-        wrong = []
+        outcome = Outcome()
+        wrong = outcome.wrong
         for at in points:
             broken = self.run(name, folder, how, at)
-            if broken["code"] == 0 and how != "full":
+            if broken["code"] == 0 and broken["count"] < at:
                 break  # it ended before
+            outcome.injected += 1
             wrong += _judge(broken, how)
         again = self.run(name, folder)
+        outcome.seconds = again["seconds"]
         if again["code"] != 0:
-            return [*wrong, f"the same command ends with {again['code']}: {again['said'][-1500:]}"]
+            wrong.append(f"the same command ends with {again['code']}: {again['said'][-1500:]}")
+            return outcome
         found = scripts.result(folder)
         for place in sorted(expected.keys() | found.keys()):
             if place not in found or place not in expected:
                 wrong.append(f"{place} is {'missing' if place in expected else 'too many'}")
             elif expected[place] != found[place]:
                 wrong.append(f"{place} differs")
-        return wrong + [f"{place} is left over" for place in scripts.left_over(folder)]
+        wrong += [f"{place} is left over" for place in scripts.left_over(folder)]
+        return outcome
 
 
 def _judge(broken: dict[str, Any], how: str) -> list[str]:
@@ -136,36 +161,68 @@ def _judge(broken: dict[str, Any], how: str) -> list[str]:
     return wrong
 
 
+def inject(injector: Injector, names: list[str], kills: int, seconds: float, seed: int) -> dict:
+    """Faults drawn by chance, the scripts in turn, until there are so many or the time is over.
+
+    Returns:
+        By script: its changes to files, its faults by kind, trials, complaints, and in seconds what
+        an undisturbed run takes and what the last one of a trial took.
+    """
+    drawn = random.Random(seed)
+    end = time.monotonic() + seconds
+    found: dict[str, dict[str, Any]] = {}
+    while injected(found) < kills:
+        for name in names:
+            if time.monotonic() > end:
+                return found
+            _, changes = injector.whole(name)
+            if name not in found:
+                found[name] = {
+                    "changes": changes,
+                    "seconds": injector.run(name, injector.folder / "timed" / name)["seconds"],
+                    "faults": dict.fromkeys(HOW, 0),
+                    "trials": 0,
+                    "complaints": [],
+                    "recovery": [],
+                }
+            mine = found[name]
+            how = drawn.choice(HOW)
+            points = [drawn.randint(1, changes) for _ in range(drawn.choice((1, 1, 3)))]
+            outcome = injector.trial(name, how, points)
+            mine["faults"][how] += outcome.injected
+            mine["trials"] += 1
+            mine["recovery"].append(round(outcome.seconds, 3))
+            for complaint in outcome.wrong:
+                said = f"{how} at {points} of {changes}: {complaint}"
+                mine["complaints"].append(said)
+                print(f"{name} {said}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=1000, help="injected faults in all")
+    parser.add_argument("--minutes", type=float, default=24 * 60, help="end after so many")
     parser.add_argument("--only", nargs="+", help="scripts (default: all that write)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, help="JSON file for what was counted")
     a = parser.parse_args()
-    drawn = random.Random(a.seed)
-    counts: Counter[str] = Counter()
-    bad = 0
+    if a.record is not None:
+        require_clean_tree(a.record)
     with tempfile.TemporaryDirectory() as folder:
         injector = Injector(Path(folder))
         names = a.only or list(injector.commands)
         start = time.monotonic()
-        while sum(counts.values()) < a.kills:
-            for name in names:
-                _, changes = injector.whole(name)
-                how = drawn.choice(HOW)
-                points = [drawn.randint(1, changes) for _ in range(drawn.choice((1, 1, 3)))]
-                wrong = injector.complaints(name, how, points)
-                counts[f"{name} {how}"] += len(points)
-                bad += bool(wrong)
-                for complaint in wrong:
-                    print(f"{name} {how} at {points} of {changes}: {complaint}", flush=True)
+        found = inject(injector, names, a.kills, 60 * a.minutes, a.seed)
         injector.close()
-    for what, count in sorted(counts.items()):
-        print(f"{what:32} {count:5}")
-    print(
-        f"{sum(counts.values())} faults, {bad} with a complaint, {time.monotonic() - start:.0f} s"
-    )
-    sys.exit(bad > 0)
+    found = {name: summary(script) for name, script in found.items()}
+    print(table(found))
+    print(f"{time.monotonic() - start:.0f} s")
+    if a.record is not None:
+        asked = {"kills": a.kills, "minutes": a.minutes, "seed": a.seed}
+        env = asdict(environment(torch.device("cpu")))
+        write_json(a.record, {"asked": asked, "env": env, "scripts": found})
+    sys.exit(any(s["complaints"] for s in found.values()))
 
 
 if __name__ == "__main__":

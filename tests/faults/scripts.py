@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from records import run_record
 from toy import PAIRS, save_data, save_model, save_tokenizer
 
 # What a clock, a machine or the moment decides, and what tells of a stop itself.
@@ -34,6 +35,8 @@ def prepare(stage: Path) -> None:
     save_data(stage / "train.jsonl", PAIRS[:32])
     save_data(stage / "few.jsonl", PAIRS[:6])
     save_data(stage / "validation.jsonl", PAIRS[32:])
+    (stage / "records").mkdir()
+    run_record().save(stage / "records" / "run.json")
 
 
 def commands(stage: Path) -> dict[str, list[str]]:
@@ -81,6 +84,16 @@ def commands(stage: Path) -> dict[str, list[str]]:
             "--corpus", train, "--output-dir", "data", "--held-out", "4", "--vocab-size", "44",
         ],
         "check_duplicates": [few, "--corpus", validation, "--record", "record.json"],
+        "generate": [
+            few, "-o", "outputs.jsonl", "--large", large, "--small", small, "--source-key", "de",
+            "--stats", "--overwrite",
+        ],
+        "compare_rules": [
+            "demo", *pair, *short, "--rules", "exact", "lenient:share=0.2", "--draftings",
+            "entropy:limit=1",
+        ],
+        "plot_tradeoff": [str(stage / "records"), "--output-dir", "plots"],
+        "make_adversary": ["demo", "adversary"],
         "show_trace": [
             "Der Hund ist alt.", "--large", large, "--small", small, "--max-new-tokens", "6",
             "--html", "trace.html", "--svg", "trace.svg",

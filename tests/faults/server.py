@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HOW = {"count": 0, "before": 0, "half": 1, "full": 2}
 SECONDS = 120  # of a trial
 MODULES = (
-    "optuna", "scipy", "bild.benchmark.run", "bild.show.html", "bild.show.plots", "bild.show.race",
-    "bild.show.reliability", "bild.show.speed_tables", "bild.show.tables",
+    "optuna", "scipy", "bild.benchmark.run", "bild.outputs.run", "bild.show.html",
+    "bild.show.plots", "bild.show.race", "bild.show.reliability", "bild.show.speed_tables",
+    "bild.show.tables",
     "bild.training.agreement", "bild.training.alignment", "bild.tuning.search",
-    "bild.tuning.small_models",
+    "bild.tuning.rules", "bild.tuning.small_models",
 )  # fmt: skip
 
 
@@ -58,11 +59,17 @@ def child(trial: dict, log: Path, shim: ctypes.CDLL) -> int:
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = io.TextIOWrapper(io.FileIO(number, "w", closefd=False), write_through=True)
         setattr(sys, name, stream)
-    sys.argv = [str(ROOT / "scripts" / f"{trial['script']}.py"), *trial["arguments"]]
+    script = ROOT / "scripts" / f"{trial['script']}.py"
+    # What is no script of its own is a command of `bild`.
+    command = [str(script)] if script.exists() else ["bild", trial["script"]]
+    sys.argv = [*command, *trial["arguments"]]
     at = 0 if trial["how"] == "count" else trial["at"]
     shim.fault_arm(os.fsencode(trial["folder"]), at, HOW[trial["how"]])
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        if script.exists():
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            runpy.run_module("bild", run_name="__main__")
     except SystemExit as end:
         code = 0 if end.code is None else end.code
     except BaseException:

@@ -21,6 +21,10 @@ PLAN = {
     "train_tokenizer": (("before", 2), ("half", 2), ("full", 2)),
     "make_demo_data": (("before", 2), ("half", 2), ("full", 2)),
     "check_duplicates": (("half", 1), ("full", 1)),
+    "generate": (("before", 2), ("half", 2), ("full", 1)),
+    "compare_rules": (("half", 2), ("full", 1)),
+    "plot_tradeoff": (("half", 1), ("full", 1)),
+    "make_adversary": (("half", 2), ("full", 1)),
     "show_trace": (("half", 1), ("full", 1)),
 }
 
@@ -47,7 +51,7 @@ def test_broken_off_it_goes_on_and_ends_as_if_nothing_had_been(injector, name, h
     # All kills but the first in one chain: a run that was stopped is stopped again.
     for chain in (points[:1], points[1:]):
         if chain:
-            assert injector.complaints(name, how, chain) == []
+            assert injector.trial(name, how, chain).wrong == []
 
 
 def test_faults_are_injected(injector):

@@ -12,7 +12,8 @@ from bild import BildError
 from bild.benchmark.config import BenchmarkConfig
 from bild.benchmark.record import BenchmarkArm, BenchmarkRecord, Ratio, Spread
 from bild.evaluation.arms import ArmId
-from bild.show.tables import published_table, results_table, run_table
+from bild.show.tables import paper_table, published_table, results_table, run_table
+from bild.tasks.registry import get
 
 
 def test_run_table_shows_every_arm_with_its_interval():
@@ -183,3 +184,12 @@ def test_a_marker_that_names_no_table_is_refused(monkeypatch, tmp_path, marker):
     page.write_text(f"<!-- {marker} -->\n<!-- end -->\n")
     with pytest.raises(BildError, match=marker.split(":")[0]):
         make_tables(monkeypatch, "--pages", page, "--results", tmp_path)
+
+
+def test_the_papers_rows_of_a_task_stand_by_mode():
+    lines = paper_table("iwslt2017").splitlines()
+    assert lines[0].split()[1] == "paper"
+    modes = [line.split()[1] for line in lines[2:]]
+    assert modes == [r.mode for r in get("iwslt2017").published if r.source == "paper"]
+    assert set(modes) == {"unaligned", "aligned"}
+    assert all("reproduction" not in line for line in lines)

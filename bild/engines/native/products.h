@@ -297,7 +297,7 @@ inline void block(const Matrix& w, int64_t n, const Input& x, int t0, float* out
   }
 }
 
-// All tokens, T at a time; rows G groups at a time, then fewer. The sums fill the registers: a
+// A few tokens, T at a time; rows G groups at a time, then fewer. The sums fill the registers: a
 // weight is then loaded once for T products, an input once for G.
 template <int type, int G, int T>
 void panels(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
@@ -308,20 +308,50 @@ void panels(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* 
   if constexpr (G > 1) panels<type, (G > 4 ? 4 : 1), T>(w, n, end, x, out, out_stride, add);
 }
 
+// The widest block as a function of its own: inlined beside others it runs out of registers.
+template <int type, int G>
+[[gnu::noinline]] void widest_block(const Matrix& w, int64_t n, const Input& x, int t0, float* out,
+                                    int64_t out_stride, bool add) {
+  block<type, G, kTogether>(w, n, x, t0, out, out_stride, add);
+}
+
+// All tokens by G groups of rows from n, in as few passes as `kTogether` allows, each about as wide
+// as the others: a block wider than what is left would repeat the last token.
+template <int type, int G>
+void passes(const Matrix& w, int64_t n, const Input& x, float* out, int64_t out_stride, bool add) {
+  for (int t = 0; t < x.tokens;) {
+    const int left = x.tokens - t, count = (left + kTogether - 1) / kTogether;
+    const int width = (left + count - 1) / count;
+    if (width <= 6) {
+      block<type, G, 6>(w, n, x, t, out, out_stride, add);
+      t += 6;
+    } else if (width <= 8) {
+      block<type, G, 8>(w, n, x, t, out, out_stride, add);
+      t += 8;
+    } else if (width <= 10) {
+      block<type, G, 10>(w, n, x, t, out, out_stride, add);
+      t += 10;
+    } else {
+      widest_block<type, G>(w, n, x, t, out, out_stride, add);
+      t += kTogether;
+    }
+  }
+}
+
 template <int type>
 void product(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
              int64_t out_stride, bool add) {
   if (x.tokens <= 0) return;
-  const int passes = (x.tokens + kTogether - 1) / kTogether;
-  const int tokens = (x.tokens + passes - 1) / passes;
-  const auto with = tokens == 1   ? panels<type, 8, 1>
-                    : tokens == 2 ? panels<type, 8, 2>
-                    : tokens <= 4 ? panels<type, 4, 4>
-                    : tokens <= 6 ? panels<type, 4, 6>
-                    : tokens <= 8 ? panels<type, 2, 8>
-                    : tokens <= 10 ? panels<type, 2, 10>
-                                   : panels<type, 2, kTogether>;
-  with(w, begin, end, x, out, out_stride, add);
+  if (x.tokens <= 6) {
+    const auto with = x.tokens == 1   ? panels<type, 8, 1>
+                      : x.tokens == 2 ? panels<type, 8, 2>
+                      : x.tokens <= 4 ? panels<type, 4, 4>
+                                      : panels<type, 4, 6>;
+    return with(w, begin, end, x, out, out_stride, add);
+  }
+  int64_t n = begin;
+  for (; n + 2 * kLanes <= end; n += 2 * kLanes) passes<type, 2>(w, n, x, out, out_stride, add);
+  if (n < end) passes<type, 1>(w, n, x, out, out_stride, add);
 }
 
 // Rows begin..end of W x, multiples of 16, for every token, to (or added to) out (T, out_stride).
