@@ -155,11 +155,6 @@ def measure(
         counted = do_together(parts, work, batches.total, batches.count, seen)
     if counted is None:
         return None
-    tallies = [{text: Tally() for text in TEXTS} for _ in smalls]
-    for batch in counted:
-        for tally, own in zip(tallies, batch["tallies"], strict=True):
-            for text in TEXTS:
-                tally[text].add_counted(own[text])
     record = AgreementRecord(
         models=models,
         data=DataIdentity(
@@ -173,16 +168,26 @@ def measure(
         ),
         env=env,
         config=config,
-        results=tuple(
-            tally[text].result(name, text)
-            for name, tally in zip(models.small, tallies, strict=True)
-            for text in TEXTS
-        ),
+        results=_results(list(models.small), counted),
     )
     if report is not None:
         report(record)
     shutil.rmtree(parts, ignore_errors=True)
     return record
+
+
+def _results(names: Sequence[str], counted: Sequence[dict[str, Any]]) -> tuple[Agreement, ...]:
+    """Of each small model on each text, over all batches in their order."""
+    tallies = [{text: Tally() for text in TEXTS} for _ in names]
+    for batch in counted:
+        for tally, own in zip(tallies, batch["tallies"], strict=True):
+            for text in TEXTS:
+                tally[text].add_counted(own[text])
+    return tuple(
+        tally[text].result(name, text)
+        for name, tally in zip(names, tallies, strict=True)
+        for text in TEXTS
+    )
 
 
 class _Batches:
