@@ -269,11 +269,11 @@ class BiLDModel:
         """
         given = {"streamer": streamer, "output_trace": output_trace, **generate_kwargs}
         if not is_batch(input_ids):
-            return answer_at_once(self._steps(input_ids, attention_mask, bild_config, **given))
+            return answer_at_once(self.steps(input_ids, attention_mask, bild_config, **given))
         assert input_ids is not None
         rows = split_rows(input_ids, attention_mask, given)
         own = ({"bild_config": bild_config, "ahead": False, **row} for row in rows)
-        found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
+        found = list(decode_rows(self.steps, own, len(rows), generate_kwargs))
         return gather(found, pad_token_id(generate_kwargs, self.large))
 
     def generate_many(
@@ -305,9 +305,9 @@ class BiLDModel:
         check_batch_size(batch_size, generate_kwargs)
         shared = {"bild_config": bild_config, "ahead": False, **generate_kwargs}
         rows = ({**shared, **as_keywords(source)} for source in sources)
-        return decode_rows(self._steps, rows, batch_size, generate_kwargs)
+        return decode_rows(self.steps, rows, batch_size, generate_kwargs)
 
-    def _steps(
+    def steps(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -318,7 +318,7 @@ class BiLDModel:
         ahead: bool = True,
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`generate` of one row."""
+        """`generate` of one row, as a generator of what it asks (`bild.generation.batching`)."""
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
         plan = self.models["large"].plan(source, without_states(models, generate_kwargs))
