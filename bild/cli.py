@@ -21,7 +21,7 @@ from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError, is_no_room
 from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
-from bild.parser import Parser, TaskFiles
+from bild.parser import Parser, TaskFiles, add_allow_pickle
 from bild.policy import RULES
 from bild.tasks.registry import MODES, OWN, Thresholds, get, task_names
 from bild.visible import sentence
@@ -222,6 +222,7 @@ def add_model_options(parser: argparse.ArgumentParser, several_small: bool = Fal
         device={"type": device_name},
     )
     parser.add_argument("--variant", choices=tuple(RULES), help="rules (default: the task's)")
+    add_allow_pickle(parser)
 
 
 def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
@@ -346,6 +347,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "preset's)",
     )
     add_fields(parser, TrainingJob, *TRAINING_OPTIONS, save_dtype={"default": "float16"})
+    add_allow_pickle(parser)
 
 
 def training_job(a: argparse.Namespace) -> TrainingJob:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from bild.errors import BildError
 from bild.visible import sentence
 from bild.yaml_files import Entry, read_yaml, yes_or_no
 
+ALLOW_PICKLE = "BILD_ALLOW_PICKLE"  # 1: what --allow-pickle says, for a whole environment
 LONGEST_NAME = 255  # bytes of a part of a path
 SENTENCES = ("sentence", "prefix")  # arguments that are no names
 NOT_IN_FILES = ("help", "config")
@@ -65,6 +67,8 @@ class Parser(argparse.ArgumentParser):
         except BildError as error:
             self.exit(2, f"error: {sentence(error)}\n")
         found = super().parse_args(given, namespace)
+        if getattr(found, "allow_pickle", False):
+            os.environ[ALLOW_PICKLE] = "1"  # for all that this process and its children load
         if task is not None and found.task != task:
             self.error(f"give --task {found.task} or --task-file, not both")
         for name, value in vars(found).items():
@@ -201,6 +205,16 @@ class Parser(argparse.ArgumentParser):
         for each in read:
             self._check_value(action, each)
         return read if several else read[0]
+
+
+def add_allow_pickle(parser: argparse.ArgumentParser) -> None:
+    """The flag of every command that loads models."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="load weights that are no safetensors too: a pickle can hold code that runs as it is "
+        "read, so take only those of somebody you trust",
+    )
 
 
 def _file_of(given: Sequence[str], flag: str) -> Path | None:
