@@ -18,7 +18,10 @@ SEARCH_STEPS = {
 }
 Dtype = Literal["float32", "bfloat16", "float16"]
 Metric = Literal["bleu", "rouge1", "rouge2", "rougeL", "rougeLsum"]
+BleuTokenize = Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"]
 Precision = Literal["float32", "bfloat16", "int8"]
+Copying = Literal["no", "first", "alone"]
+Sampling = Literal["speculative", "block", "bild"]
 DTYPES = get_args(Dtype)
 HIGHEST_CONFIDENCE = 0.999  # a few hundred examples do not tell how rare still rarer errors are
 
@@ -60,6 +63,9 @@ class BiLDConfig:
             `bild.rules.FALLBACK`, likewise, as "entropy:limit=1".
         copying: "first" to draft what followed the output's last tokens in the source, or earlier
             in the output, before the small model is asked; "alone" to never ask it.
+        sampling: what becomes of drafts with `do_sample=True`. "speculative" and "block" are exact:
+            outputs are distributed as the large model's own samples, and no rollback threshold
+            counts; "bild" cuts where a drawn token is over the rollback threshold.
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -73,7 +79,8 @@ class BiLDConfig:
     lookahead: float | Literal["auto"] = 0
     acceptance: str | AcceptanceRule | None = None
     drafting: str | FallbackRule | None = None
-    copying: Literal["no", "first", "alone"] = "no"
+    copying: Copying = "no"
+    sampling: Sampling = "speculative"
 
     def __post_init__(self) -> None:
         for name in ("fallback_threshold", "rollback_threshold"):
@@ -88,7 +95,9 @@ class BiLDConfig:
             raise BildError(
                 f"lookahead must be auto, a whole number from 0 to 999, or inf, got {ahead!r}"
             )
-        for name, choices in (("variant", tuple(RULES)), ("start", get_args(Writer))):
+        words = {"start": Writer, "copying": Copying, "sampling": Sampling}
+        known = {"variant": tuple(RULES), **{name: get_args(kind) for name, kind in words.items()}}
+        for name, choices in known.items():
             value = getattr(self, name)
             if value not in choices:
                 raise BildError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
@@ -96,8 +105,6 @@ class BiLDConfig:
         for name, rule in (("acceptance", _acceptance(self)), ("drafting", _drafting(self))):
             if rule is not None:
                 object.__setattr__(self, name, rule_text(rule))
-        if self.copying not in ("no", "first", "alone"):
-            raise BildError(f"copying must be one of no, first, alone, got {self.copying!r}")
         if self.copying != "no" and ahead != 0:
             raise BildError(f"copying={self.copying!r} does not look ahead; use lookahead=0")
         if isinstance(self.fallback_rule, Adaptive) and ahead != 0:
@@ -169,11 +176,16 @@ class EvalConfig:
         small: folder or hub id of the small model, or "early-exit:N", the large model left after N
             layers of its decoder; without it, the task's of the mode.
         tokenizer: folder or hub id; without it, the task's, or the given large model's.
-        data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
+        data_file: JSON Lines, a JSON list (.json) or a table (.tsv) with the task's keys, .gz or
+            not; with target_file plain text, a source a line; without it, the task's data.
+        target_file: plain text, line by line the references of data_file.
         data_revision: branch or commit of the task's data set on the hub; without it, the task's.
-        source_key, target_key: keys of a record of data_file; without them, the task's.
+        source_key, target_key: keys of a record of data_file, or columns of a table, by name or
+            by number from 1; without them, the task's.
         prefix: put before every source; without it, the task's.
         metric: that outputs are scored with; without it, the task's.
+        bleu_tokenize: how BLEU parts a text into words; without it, "13a", for languages with
+            spaces; "zh", "ja-mecab", "ko-mecab" and "char" for others.
         forced_bos: token that every output begins with, as a target language; without it, the
             models' own setting.
         max_source_tokens: longer sources are cut; without it, the task's limit.
@@ -202,11 +214,13 @@ class EvalConfig:
     small: str | None = None
     tokenizer: str | None = None
     data_file: str | None = None
+    target_file: str | None = None
     data_revision: str | None = None
     source_key: str | None = None
     target_key: str | None = None
     prefix: str | None = None
     metric: Metric | None = None
+    bleu_tokenize: BleuTokenize | None = None
     forced_bos: str | None = None
     max_source_tokens: int | None = None
     max_new_tokens: int | None = None
@@ -228,14 +242,18 @@ class EvalConfig:
         if self.dtype not in DTYPES:
             raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         check_counts(self)
+        if self.target_file is not None and self.data_file is None:
+            raise BildError(
+                f"--target-file {self.target_file} needs --data-file, whose references it holds"
+            )
         if (self.bild is None) != (self.mode == "vanilla"):
             raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
 
 
 def paths_as_text(settings: Any) -> None:
     """Let paths stand for the names of checkpoints and data; settings and records hold text."""
-    for name in ("large", "small", "tokenizer", "data_file"):
-        value = getattr(settings, name)
+    for name in ("large", "small", "tokenizer", "data_file", "target_file"):
+        value = getattr(settings, name, None)
         if isinstance(value, os.PathLike):
             object.__setattr__(settings, name, os.fspath(value))
 

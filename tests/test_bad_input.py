@@ -265,14 +265,18 @@ def test_damaged_weights(refuse, mirror, tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
-def test_damaged_binary_weights(refuse, mirror, tmp_path, content):
+def test_damaged_binary_weights(refuse, mirror, tmp_path, monkeypatch, content):
     folder = shutil.copytree(mirror.model(TASK), tmp_path / "damaged")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(content)
-    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+    assert "a pickle" in refuse(TASK, "vanilla", "--large", folder)
+    monkeypatch.setenv("BILD_ALLOW_PICKLE", "0")  # what the flag sets is undone
+    said = refuse(TASK, "vanilla", "--large", folder, "--allow-pickle")
+    assert "cannot load the model" in said
+    assert str(folder) in said
 
 
-def test_binary_weights_that_run_code_are_refused(refuse, mirror, tmp_path):
+def test_binary_weights_that_run_code_are_refused(refuse, mirror, tmp_path, monkeypatch):
     class Payload:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
@@ -280,7 +284,9 @@ def test_binary_weights_that_run_code_are_refused(refuse, mirror, tmp_path):
     folder = shutil.copytree(mirror.model(TASK), tmp_path / "hostile")
     (folder / "model.safetensors").unlink()
     torch.save({"shared.weight": Payload()}, folder / "pytorch_model.bin")
-    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+    assert "a pickle" in refuse(TASK, "vanilla", "--large", folder)
+    monkeypatch.setenv("BILD_ALLOW_PICKLE", "0")
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder, "--allow-pickle")
     assert not (tmp_path / "ran").exists()
 
 
@@ -731,3 +737,34 @@ def test_a_process_ends_at_once_with_one_line(tmp_path, arguments, needle):
     assert done.err.count("\n") == 1
     assert needle in done.err
     assert done.seconds < 3
+
+
+# ------------------------------------------------------------------------------ no memory
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_where_memory_is_short_the_settings_are_named_and_examples_are_kept(
+    evaluate, monkeypatch, tmp_path, error
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, error)
+        done = evaluate(TASK, "unaligned", to=tmp_path / "runs")
+    assert done.code == 2
+    (sentence,) = done.complaints
+    assert sentence.startswith("error: no memory is left (")
+    assert "more" not in sentence.partition(")")[0]
+    assert "; lower --batch-size, --max-source-tokens, --max-new-tokens; take --dtype" in sentence
+    assert " or --device cpu; what is finished is kept" in sentence
+    assert "Traceback" not in done.err
+    (folder,) = (tmp_path / "runs" / TASK).iterdir()
+    assert (folder / "samples.jsonl").read_text().count("\n") == 2
+    again = evaluate(TASK, "unaligned", to=tmp_path / "runs").require_success()
+    assert again.path.parent == folder
+    assert again.record().env.resumed_after == 2
