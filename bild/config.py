@@ -356,10 +356,13 @@ class GridConfig:
 
     Attributes:
         fallbacks, rollbacks: thresholds of the grid, at least 0 and finite; in order, each once.
+        on_test: decode with all of them on the test examples too, not only with those that were
+            chosen; a picture of the grid is then one of the test examples.
     """
 
     fallbacks: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     rollbacks: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    on_test: bool = True
 
     def __post_init__(self) -> None:
         for name in ("fallbacks", "rollbacks"):
