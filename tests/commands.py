@@ -23,6 +23,9 @@ from bild.evaluation.record import RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9"
+# Seconds of a process that is refused before torch is imported, on a machine that is busy; a client
+# of the hub that tries again takes 25, the libraries as many as that where all cores are in use.
+AT_ONCE = 12
 
 # The scripts that go on where they were stopped, which their last line says.
 RESUMING = {

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bild._version import __version__
-from bild.cli import run
+from bild.cli import run, show_any_text
 from bild.errors import BildError
 
 
@@ -66,6 +66,7 @@ def module_of(name: str) -> Any:
 
 def main() -> None:
     """The console command `bild`."""
+    show_any_text()
     match sys.argv[1:]:
         case [] | ["-h" | "--help", *_]:
             print(help_text())
