@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from bild.cli import add_data_keys, quiet_loading
+from bild.cli import add_data_keys, add_output_flags, is_silent, quiet_loading, tell
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
@@ -38,6 +38,7 @@ def make_parser() -> Parser:
     add("--record", type=Path, metavar="FILE.json", help="also write record and picture here")
     add_data_keys(parser)
     add_fields(parser, AgreementConfig, *NAMES)
+    add_output_flags(parser)
     add_allow_pickle(parser)
     return parser
 
@@ -58,10 +59,10 @@ def main() -> None:
     from bild.training.agreement import measure
 
     quiet_loading()
-    record = measure(a.large, a.small, data, config, tokenizer=a.tokenizer)
+    shown = not is_silent(a)
+    record = measure(a.large, a.small, data, config, tokenizer=a.tokenizer, progress=shown)
     for path in (a.output_dir / "agreement.json", a.record):
         if path is not None:
             record.save(path)
             save(draw_reliability(record.results), path.with_suffix(".svg"), "Reliability")
-    print(agreement_table(record))
-    print(f"\n{a.output_dir / 'agreement.json'}")
+    tell(a, record, a.output_dir / "agreement.json", agreement_table(record))
