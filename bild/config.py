@@ -55,7 +55,8 @@ class BiLDConfig:
         lookahead: how many times in a row the small model may go on behind a guess of what the
             large one will write where it hands over (`bild.generation.lookahead`): the output is
             the same, with fewer large forwards. 0 for never, as the paper; inf for no limit;
-            "auto" for as long as it pays, by the clock.
+            "auto" for as long as it pays, by the clock. With lossless settings a guess may also
+            stand at the end, at no further forward.
         acceptance: another paper's rule in the place of rollback_threshold and variant: a name of
             `bild.rules.ACCEPTANCE`, perhaps with settings, as "lenient:share=0.3", or such a rule.
         drafting: another rule in the place of fallback_threshold: a name of

@@ -14,6 +14,7 @@ from bild.config import BiLDConfig
 from bild.engines import Decoder
 from bild.engines.t5_rounds import NativeRounds, RoundRules, rounds_of
 from bild.generation.decoding import OnCommit, Output, Stopping, refuse_nan, stats_of
+from bild.generation.lookahead import may_end_with_guess
 from bild.generation.prices import Prices
 from bild.generation.stats import DecodeStats
 from bild.policy import AcceptanceRule, DistanceRule, MaxProbability
@@ -54,6 +55,7 @@ def round_rules(config: BiLDConfig) -> RoundRules | None:
         starts_small=config.start == "small",
         window=config.num_small_iters,
         guesses=math.inf if config.lookahead == "auto" else config.lookahead,
+        last_guess=may_end_with_guess(config),
     )
 
 

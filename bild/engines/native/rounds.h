@@ -32,6 +32,7 @@ struct Rounds {
   int32_t window;      // tokens that the small model may write in a row
   int32_t lookahead;   // guesses behind which it may go on in a round, and
   double least;        // only while their chance is above this
+  int32_t last_guess;  // whether a turn may end with a guess, the large model writing behind it
   int32_t first_far_only, checks_end, large_after_cut;
   int32_t small_turn;  // whether the small model writes next
   int32_t ended;       // whether the output has
@@ -142,7 +143,10 @@ class Rounding {
         window.full = !window.unsure && !ends_;
       }
       windows_.push_back(window);
-      if (ends_ || r.count + 1 >= r.max_length || !may_guess(chance)) return true;
+      // Behind a token that fills the output nothing could be drafted.
+      if (ends_ || r.count + 1 >= r.max_length) return true;
+      bool goes_on = may_guess(chance);
+      if (!goes_on && !(r.last_guess && window.unsure)) return true;
       int32_t guess = window.unsure ? written_[window.tokens] : 0;
       if (!window.unsure) {
         int32_t kept;
@@ -152,11 +156,12 @@ class Rounding {
         if (last != last) return refuse(2, r.count);
       }
       chance *= last;
-      if (!may_guess(chance)) return true;
+      goes_on = goes_on && may_guess(chance);
+      if (!goes_on && !r.last_guess) return true;
       places_.push_back(r.count);
       r.tokens[r.count++] = guess;
       ends_ = over();
-      if (ends_) return true;
+      if (ends_ || !goes_on) return true;
     }
   }
 
