@@ -30,7 +30,7 @@ AT_ONCE = 12
 # The scripts that go on where they were stopped, which their last line says.
 RESUMING = {
     "align", "benchmark", "compare_rules", "compare_small_models", "demo", "finetune",
-    "make_calibration", "make_results", "run_eval", "search_thresholds",
+    "make_calibration", "make_results", "measure_agreement", "run_eval", "search_thresholds",
 }  # fmt: skip
 
 # As tqdm writes it: "xsum:  50%|###  | 2/4 [00:00<00:00, 2.25example/s, ...]" and nothing after it.
