@@ -171,7 +171,7 @@ class NativeSession:
     def __init__(self, encoder: NativeStack | None, decoder: NativeStack) -> None:
         self._encoder = encoder
         self.model = decoder
-        self._library = decoder.library
+        self.library = decoder.library
         self._struct = CModel.from_buffer_copy(decoder.struct)
         # The source is read by every forward, beside the weights: in half precision with them.
         kept = "float32" if decoder.precision == "float32" else "bfloat16"
@@ -191,10 +191,10 @@ class NativeSession:
         struct = CModel.from_buffer_copy(stack.struct)
         struct.threads, struct.layers = thread_count(), layers
         states = buffer(size, stack.weights.width)
-        floats = self._library.bild_t5_encode_floats(struct, size, positions)
+        floats = self.library.bild_t5_encode_floats(struct, size, positions)
         self._session.scratch = self._scratch.address(floats)
         mask = None if hidden is None else buffer(size).zero_().masked_fill_(hidden, -torch.inf)
-        self._library.bild_t5_encode(
+        self.library.bild_t5_encode(
             *(struct, self._session, stack.ids(tokens.tolist()), size, positions),
             *(None if mask is None else mask.data_ptr(), states.data_ptr()),
         )
@@ -213,13 +213,13 @@ class NativeSession:
         session.cross_keys, session.cross_values = (r.address(numbers) for r in self._cross)
         self._reserve(1)
         self._make_room()
-        self._library.bild_t5_begin(self._struct, session, states.data_ptr())
+        self.library.bild_t5_begin(self._struct, session, states.data_ptr())
 
     def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
         """Logits (T, V) of `tokens`, fed after the first `length` cached ones."""
         self.move_to(length, len(tokens))
         logits = buffer(len(tokens), padded(self._struct.vocabulary))
-        self._library.bild_t5_feed(
+        self.library.bild_t5_feed(
             self._struct, self._session, self.model.ids(tokens), len(tokens), logits.data_ptr()
         )
         scores = logits[:, : self._struct.vocabulary]
@@ -240,7 +240,7 @@ class NativeSession:
         self.move_to(length, len(pending) + limit)
         written, probabilities = (Int * limit)(), (Double * limit)()
         written_count = Int()
-        count = self._library.bild_t5_draft(
+        count = self.library.bild_t5_draft(
             *(self._struct, self._session, self.model.ids(pending), len(pending)),
             *(limit, threshold, ints(eos_token_ids), len(eos_token_ids)),
             *(written, probabilities, ctypes.byref(written_count)),
@@ -258,7 +258,7 @@ class NativeSession:
         rows = len(pending) - first_row
         tokens, probabilities = (Int * rows)(), (Double * rows)()
         distances = (Double * len(drafted))()
-        self._library.bild_t5_verify(
+        self.library.bild_t5_verify(
             *(self._struct, self._session, self.model.ids(pending), len(pending)),
             *(ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
         )
@@ -276,6 +276,11 @@ class NativeSession:
             pending=self.model.ids(pending),
             count=len(pending),
         )
+
+    @property
+    def length(self) -> int:
+        """Tokens cached, as the library has left them."""
+        return int(self._session.length)
 
     @property
     def positions(self) -> int:
@@ -305,7 +310,7 @@ class NativeSession:
 
     def _make_room(self) -> None:
         """Scratch memory for the present source, capacity and number of threads."""
-        floats = self._library.bild_t5_scratch_floats(self._struct, self._session)
+        floats = self.library.bild_t5_scratch_floats(self._struct, self._session)
         self._session.scratch = self._scratch.address(floats)
 
 

@@ -88,7 +88,38 @@ class CTogether(ctypes.Structure):
     )
 
 
-STRUCTURES = (CMatrix, CLayer, CModel, CSession, CAsk, CTogether)
+class CRoundTime(ctypes.Structure):
+    _fields_ = (
+        *((n, Double) for n in ("drafted", "verified")),
+        *((n, Int) for n in ("forwards", "width")),
+    )
+
+
+ROUND_COUNTS = (
+    *("fallbacks", "rollbacks", "rolled_back_tokens", "drafted_tokens", "full_windows"),
+    *("verifications", "verified_tokens", "guesses", "guesses_held"),
+)
+
+
+class CRounds(ctypes.Structure):
+    _fields_ = (
+        *((n, ctypes.POINTER(CModel)) for n in ("large_model", "small_model")),
+        *((n, ctypes.POINTER(CSession)) for n in ("large", "small")),
+        ("tokens", ctypes.POINTER(Int)),
+        ("times", ctypes.POINTER(CRoundTime)),
+        ("eos", ctypes.POINTER(Int)),
+        *((n, Int) for n in ("eos_count", "count", "checked", "max_length", "at_least")),
+        *((n, Double) for n in ("fallback", "rollback")),
+        *((n, Int) for n in ("window", "lookahead")),
+        ("least", Double),
+        *((n, Int) for n in ("first_far_only", "checks_end", "large_after_cut")),
+        *((n, Int) for n in ("small_turn", "ended", "rounds")),
+        *((n, Int) for n in ("large_forwards", "small_forwards", "large_fed", "small_fed")),
+        *((n, Int) for n in ("damaged", "position", *ROUND_COUNTS)),
+    )
+
+
+STRUCTURES = (CMatrix, CLayer, CModel, CSession, CAsk, CTogether, CRoundTime, CRounds)
 
 
 def load() -> ctypes.CDLL:
@@ -122,6 +153,7 @@ def load() -> ctypes.CDLL:
         *(Pointer, Pointer, Pointer),
     )
     calls.bild_t5_verify.restype = None
+    calls.bild_t5_rounds.argtypes, calls.bild_t5_rounds.restype = (ctypes.POINTER(CRounds),), None
     calls.bild_t5_together_floats.argtypes = (model, Int, Int)
     calls.bild_t5_together_floats.restype = ctypes.c_int64
     for what in ("feed", "draft", "verify"):

@@ -36,6 +36,7 @@ from bild.generation.output import BiLDOutput, gather, pad_token_id, states_of
 from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
 from bild.generation.rewinding import settle
+from bild.generation.rounds import decode_rounds, make_rounds
 from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import SILENT, Recorder, TraceRecorder
@@ -300,7 +301,8 @@ def pair_steps(
     """`decode_steps` by a plan; both decoders have been given the source.
 
     Where the configuration looks ahead it is `decode_ahead`, unless something reads scores, a
-    trace is asked for, which tells of plain rounds, or `ahead` forbids it.
+    trace is asked for, which tells of plain rounds, or `ahead` forbids it. Where an engine can make
+    whole rounds it does, on the same conditions: in a batch rows share forwards instead.
     """
     config = BiLDConfig() if bild_config is None else bild_config
     if not isinstance(config, BiLDConfig):
@@ -308,9 +310,12 @@ def pair_steps(
         raise BildError(f"bild_config must be a BiLDConfig, got {bild_config!r}{way_out}")
     experience = Experience() if experience is None else experience
     arguments = _Arguments(plan, Stream() if stream is None else stream, output_trace)
-    if ahead and config.lookahead != 0 and not (plan.reads_scores or output_trace):
-        prices = experience.prices
-        prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
+    prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
+    prices, unseen = experience.prices, ahead and not (plan.reads_scores or output_trace)
+    rounds = make_rounds(large, small, prompt, config, stopping) if unseen else None
+    if rounds is not None:
+        written = decode_rounds(rounds, large, small, prompt, config, prices, on_commit)
+    elif unseen and config.lookahead != 0:
         written = decode_ahead(large, small, prompt, config, stopping, prices, on_commit)
     else:
         written = yield from decode_steps(

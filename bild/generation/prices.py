@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 REMEMBERED = 0.98  # of what was measured before, with every further point
+UNKNOWN_CHANCE = 0.5  # that a guess must have at least, while prices are not known
 WINDOW = 2.0  # drafted tokens that usually stand between two hand-overs
 
 
@@ -72,12 +73,16 @@ class Prices:
         self.large, self.token = self._sums.line()
 
     def worth_it(self, chance: float) -> bool:
-        """Whether to go on behind a guess that holds, with all before it, with this chance.
+        """Whether to go on behind a guess that holds, with all before it, with this chance."""
+        return chance > self.least_chance()
 
-        It saves the fixed part of a large forward if it holds; if not, what a window costs.
+    def least_chance(self) -> float:
+        """The chance above which it pays to go on behind a guess; 1 where it never does.
+
+        A guess saves the fixed part of a large forward if it holds; if not, what a window costs.
         """
         if self.seen < 4 or not self.large or not self.small:
-            return chance >= 0.5
+            return UNKNOWN_CHANCE
         saved = self.large - self.token
         lost = (WINDOW + 1) * (self.small + self.token)
-        return chance * saved > (1 - chance) * lost
+        return lost / (saved + lost) if saved > 0 else 1.0

@@ -9,6 +9,7 @@ engine is given is an element too short, which a sanitizer must see.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
@@ -18,6 +19,7 @@ from tiny import sources, tiny_t5
 
 from bild import BiLDConfig, BiLDModel
 from bild.engines import build, t5_native
+from bild.policy import RULES
 
 SANITIZERS = (
     *("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"),
@@ -64,10 +66,15 @@ def main(seconds: float, short: bool) -> None:
         )  # fmt: skip
         models += 1
         for source in sources(drawn.randrange(10**6), 4, same["vocab"], drawn.choice((3, 12, 60))):
-            config = BiLDConfig(drawn.uniform(0, 1), drawn.choice((0.0, 1.0, 4.0)))
+            config = BiLDConfig(
+                drawn.uniform(0, 1), drawn.choice((0.0, 1.0, 4.0)), drawn.choice((1, 10, math.inf)),
+                drawn.choice(sorted(RULES)), lookahead=drawn.choice((0, 1, math.inf)),
+            )  # fmt: skip
             pair.generate(
-                input_ids=source, bild_config=config, max_new_tokens=drawn.choice((1, 9, 150))
-            )
+                input_ids=source, bild_config=config, max_new_tokens=drawn.choice((1, 9, 150)),
+                # A trace is made by the loop in Python, all else in whole rounds.
+                output_trace=(traced := drawn.random() < 0.4), return_dict_in_generate=traced,
+            )  # fmt: skip
             outputs += 1
     print(f"{models} models, {outputs} outputs")
 

@@ -461,6 +461,8 @@ bool write(const Best& best, int32_t i, int32_t limit, double threshold, const i
 
 }  // namespace
 
+#include "rounds.h"
+
 extern "C" {
 
 // The optional flags this was compiled with.
@@ -469,7 +471,8 @@ const char* bild_flags() { return BILD_FLAGS; }
 // What the caller has to know the same: sizes of the structures above, and two limits.
 void bild_t5_layout(int32_t* layout) {
   const int32_t sizes[] = {sizeof(Matrix), sizeof(Layer),    sizeof(Model), sizeof(Session),
-                           sizeof(Ask),    sizeof(Together), kLanes,        kMaxTokens};
+                           sizeof(Ask),    sizeof(Together), sizeof(RoundTime),
+                           sizeof(Rounds), kLanes,           kMaxTokens};
   std::memcpy(layout, sizes, sizeof sizes);
 }
 

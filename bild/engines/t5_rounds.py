@@ -1,0 +1,182 @@
+"""Whole rounds of BiLD in one call of the library: draft, verify, cut, commit, roll back.
+
+Which token goes where is decided as `bild.generation.lookahead` does it, by `native/rounds.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bild.checkpoints.drafter import BiLDDrafter
+from bild.engines.base import Decoder
+from bild.engines.t5 import NativeT5Decoder
+from bild.engines.t5_native import ints
+from bild.engines.t5_structs import ROUND_COUNTS, CRounds, CRoundTime, Int
+
+LONGEST = 512  # tokens of a round; memory is there for the longest that may come
+
+
+@dataclass(frozen=True)
+class RoundRules:
+    """What decides of rounds that need no more than probabilities and distances.
+
+    Attributes:
+        fallback: the small model hands over where its highest probability is below this.
+        rollback: nats; the large model takes over at a token farther from it than this that is
+            not its choice. -inf for at every token that is not its choice.
+        first_far_only: as of `bild.policy.DistanceRule`.
+        checks_end, large_after_cut: as of `bild.policy.AcceptanceRule`.
+        starts_small: whether the small model makes the first token.
+        window: tokens that it may write in a row; inf for no limit.
+        guesses: behind which it may go on, in a round; inf for no limit.
+    """
+
+    fallback: float
+    rollback: float
+    first_far_only: bool
+    checks_end: bool
+    large_after_cut: bool
+    starts_small: bool
+    window: float
+    guesses: float
+
+
+class RoundTime(NamedTuple):
+    """Seconds of one round: of its drafts, in so many small forwards; and of the large forward, of
+    so many tokens (0: none was made)."""
+
+    drafted: float
+    forwards: int
+    verified: float
+    width: int
+
+
+def rounds_of(
+    large: Decoder,
+    small: Decoder,
+    prompt: Sequence[int],
+    rules: RoundRules,
+    max_length: int,
+    eos_token_ids: Collection[int],
+) -> NativeRounds | None:
+    """Rounds of one output; None where these decoders cannot make them in one call.
+
+    Args:
+        large, small: a pair that has read its source and has been fed nothing.
+        prompt: decoder tokens to start from, at least one.
+        rules: what decides.
+        max_length: tokens at most, the prompt included.
+        eos_token_ids: the output ends with one of these.
+    """
+    if not (isinstance(large, NativeT5Decoder) and isinstance(small, NativeT5Decoder)):
+        return None
+    # t5.cpp verifies with whole heads alone; and neither may write what the other does not know.
+    if isinstance(large.engine.model, BiLDDrafter) or large.vocab_size != small.vocab_size:
+        return None
+    longest = min((rules.guesses + 1) * (rules.window + 1), max_length - len(prompt))
+    if longest > LONGEST:
+        return None
+    return NativeRounds(large, small, prompt, rules, max_length, eos_token_ids)
+
+
+class NativeRounds:
+    """Rounds of one output on two sessions; arguments as of `rounds_of`.
+
+    Attributes:
+        ended: whether the output is whole.
+        damaged: where scores are NaN: of which decoder, and the output position; else None.
+        times: of the rounds of the last call.
+    """
+
+    def __init__(
+        self,
+        large: NativeT5Decoder,
+        small: NativeT5Decoder,
+        prompt: Sequence[int],
+        rules: RoundRules,
+        max_length: int,
+        eos_token_ids: Collection[int],
+    ) -> None:
+        self._large, self._small = large, small
+        rest = max(0, max_length - len(prompt))
+        self._longest = int(min((rules.guesses + 1) * (rules.window + 1), rest))
+        self._room = 0
+        self._tokens = ints(prompt)
+        self._rounds = CRounds(
+            eos=ints(eos_token_ids),
+            eos_count=len(eos_token_ids),
+            count=len(prompt),
+            checked=len(prompt),
+            max_length=max_length,
+            fallback=rules.fallback,
+            rollback=rules.rollback,
+            window=int(min(rules.window, rest)),
+            lookahead=int(min(rules.guesses, rest)),
+            first_far_only=rules.first_far_only,
+            checks_end=rules.checks_end,
+            large_after_cut=rules.large_after_cut,
+            small_turn=rules.starts_small,
+            ended=not rest,
+        )
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._rounds.ended)
+
+    @property
+    def damaged(self) -> tuple[Decoder, int] | None:
+        if not self._rounds.damaged:
+            return None
+        return (self._large, self._small)[self._rounds.damaged - 1], self._rounds.position
+
+    @property
+    def times(self) -> list[RoundTime]:
+        rounds = self._times[: self._rounds.rounds]
+        return [RoundTime(t.drafted, t.forwards, t.verified, t.width) for t in rounds]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was counted so far, by the names of `DecodeStats`."""
+        return {name: getattr(self._rounds, name) for name in ROUND_COUNTS}
+
+    def run(self, at_least: int, least_chance: float = -1.0) -> list[int]:
+        """Rounds until the output ends, or so many tokens more can no longer change.
+
+        Args:
+            at_least: tokens.
+            least_chance: the small model goes on behind a guess only while the chance that all
+                guesses of its turn hold is above this.
+
+        Returns:
+            The tokens that this call wrote, in order.
+        """
+        rounds, before = self._rounds, self._rounds.count
+        more = at_least - 1 + self._longest
+        self._make_room(before + more, at_least)
+        for name, decoder in (("large", self._large), ("small", self._small)):
+            ask = decoder.session.ask(decoder.length, self._tokens[decoder.length : before], more)
+            setattr(rounds, name, ask.session)
+            setattr(rounds, f"{name}_model", ask.model)
+        rounds.at_least, rounds.least, rounds.rounds = at_least, least_chance, 0
+        rounds.large_forwards = rounds.small_forwards = rounds.large_fed = rounds.small_fed = 0
+        self._large.session.library.bild_t5_rounds(rounds)
+        for decoder, forwards, fed in (
+            (self._large, rounds.large_forwards, rounds.large_fed),
+            (self._small, rounds.small_forwards, rounds.small_fed),
+        ):
+            decoder.count(fed, forwards)
+            decoder.rollback_to(decoder.session.length)
+        return self._tokens[before : rounds.count]
+
+    def _make_room(self, tokens: int, at_least: int) -> None:
+        """For so many tokens of the output, and rounds that commit one each."""
+        if self._room < tokens:
+            self._room = 2 * tokens
+            known = self._tokens[: self._rounds.count]
+            self._tokens = (Int * self._room)(*known)
+            self._rounds.tokens = ctypes.cast(self._tokens, ctypes.POINTER(Int))
+        self._times = (CRoundTime * at_least)()
+        self._rounds.times = ctypes.cast(self._times, ctypes.POINTER(CRoundTime))

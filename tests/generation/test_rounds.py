@@ -1,0 +1,270 @@
+"""Whole rounds in one call of the engine write and count what the loops in Python do."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import EOS, sources, tiny_t5
+from transformers.generation import MaxTimeCriteria, StoppingCriteriaList
+
+from bild import BiLDConfig, BildError, BiLDModel
+from bild.checkpoints.drafter import make_drafter
+from bild.engines.t5_rounds import LONGEST, NativeRounds
+from bild.generation.decoding import Stopping, decode
+from bild.generation.lookahead import decode_ahead
+from bild.generation.pace import Experience
+from bild.generation.prices import Prices
+from bild.generation.rounds import decode_rounds, make_rounds, round_rules
+from bild.generation.source import Source
+from bild.policy import RULES, DistanceRule, MaxProbability
+from bild.rules import FALLBACK
+
+SHORTLIST = torch.tensor([1, 3, 4, 5, 8, 9, 11, 15])
+
+
+@cache
+def tiny_pair(seed=0, noise=0.3, precision="float32", drafts=False):
+    large = tiny_t5(seed, width=32, head_width=16)
+    if drafts:
+        small = make_drafter(large, shortlist=SHORTLIST)
+    else:
+        small = tiny_t5(seed, width=32, head_width=16, noise=noise)
+    return BiLDModel(large, small, engine="fast", compile=True, precision=precision)
+
+
+@contextmanager
+def reading(pair, source):
+    own = Source(source)
+    with (
+        pair.models["large"].reading(own) as large,
+        pair.models["small"].reading(own, pair._states_for_small(large)) as small,
+    ):
+        yield large, small
+
+
+def in_one_call(pair, source, config, stopping, prompt=(0,), at_a_time=16, on_commit=None):
+    with reading(pair, source) as (large, small):
+        rounds = make_rounds(large, small, prompt, config, stopping)
+        assert rounds is not None
+        arguments = large, small, prompt, config, Prices(), on_commit, at_a_time
+        output, stats = decode_rounds(rounds, *arguments)
+        return output.tokens, stats, large.length, small.length
+
+
+def by_the_loop(pair, source, config, stopping, prompt=(0,), on_commit=None):
+    with reading(pair, source) as (large, small):
+        if config.lookahead:
+            arguments = large, small, prompt, config, stopping, Prices(), on_commit
+            output, stats = decode_ahead(*arguments)
+        else:
+            output, stats = decode(large, small, prompt, config, stopping, on_commit=on_commit)
+        return output.tokens, stats, large.length, small.length
+
+
+configs = st.builds(
+    BiLDConfig,
+    fallback_threshold=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.1]),
+    rollback_threshold=st.sampled_from([0.0, 0.3, 0.69, 1.0, 3.0, math.inf]),
+    num_small_iters=st.sampled_from([0, 1, 3, 10, math.inf]),
+    variant=st.sampled_from(sorted(RULES)),
+    start=st.sampled_from(["large", "small"]),
+    lookahead=st.sampled_from([0, 1, 2, math.inf]),
+    acceptance=st.sampled_from([None, None, "exact"]),
+)
+
+
+@settings(max_examples=60)
+@given(
+    config=configs,
+    seed=st.integers(0, 5),
+    noise=st.sampled_from([0.05, 0.3, 1.0]),
+    precision=st.sampled_from(["float32", "bfloat16", "int8"]),
+    drafts=st.booleans(),
+    limit=st.integers(0, 24),
+    prompt=st.sampled_from([(0,), (0, 5), (0, 7, 3)]),
+    ends=st.sampled_from([(EOS,), (EOS, 4, 9), ()]),
+    at_a_time=st.sampled_from([1, 2, 5, 16]),
+)
+def test_rounds_are_those_of_the_loop(
+    config, seed, noise, precision, drafts, limit, prompt, ends, at_a_time
+):
+    pair = tiny_pair(seed, noise, precision, drafts)
+    stopping = Stopping(len(prompt) + limit, frozenset(ends))
+    for source in sources(seed, 2):
+        expected = by_the_loop(pair, source, config, stopping, prompt)
+        assert in_one_call(pair, source, config, stopping, prompt, at_a_time) == expected
+
+
+@settings(max_examples=30)
+@given(config=configs, seed=st.integers(0, 5), limit=st.integers(0, 20))
+def test_tokens_are_told_of_round_by_round(config, seed, limit):
+    pair, (source,) = tiny_pair(seed), sources(seed, 1)
+    stopping = Stopping(1 + limit, frozenset({EOS}))
+    told, expected = [], []
+    found = in_one_call(pair, source, config, stopping, on_commit=told.append)
+    assert found == by_the_loop(pair, source, config, stopping, on_commit=expected.append)
+    assert told == expected
+
+
+def test_memory_grows_with_an_output():
+    pair, (source,) = tiny_pair(2), sources(2, 1)
+    for lookahead in (0, 2, math.inf):
+        config = BiLDConfig(0.3, 1.0, lookahead=lookahead)
+        stopping = Stopping(400)
+        found = in_one_call(pair, source, config, stopping)
+        assert found == by_the_loop(pair, source, config, stopping)
+        assert len(found[0]) == 400
+
+
+def test_as_long_as_it_pays_the_output_is_the_same_and_prices_are_learned():
+    pair, prices = tiny_pair(3), Prices()
+    config, stopping = BiLDConfig(0.3, 1.0, lookahead="auto"), Stopping(60)
+    for source in sources(3, 3):
+        with reading(pair, source) as (large, small):
+            rounds = make_rounds(large, small, [0], config, stopping)
+            output, stats = decode_rounds(rounds, large, small, [0], config, prices)
+        plain = by_the_loop(pair, source, BiLDConfig(0.3, 1.0), stopping)
+        assert output.tokens == plain[0]
+        assert stats.guesses >= stats.guesses_held
+    assert prices.seen >= 4
+    assert prices.small > 0
+    assert prices.large > 0
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+@pytest.mark.parametrize("damaged", ["large", "small"])
+@pytest.mark.parametrize("lookahead", [0, 2])
+@pytest.mark.parametrize("start", ["large", "small"])
+def test_damage_is_reported_where_it_is(drafts, damaged, lookahead, start):
+    """Scores become NaN in the middle of an output: by a position that has no other effect."""
+    pair = BiLDModel(*damaged_pair(damaged, drafts), engine="fast", compile=True)
+    (source,) = sources(1, 1)
+    config, stopping = BiLDConfig(0.2, 1.0, 3, start=start, lookahead=lookahead), Stopping(200)
+    messages = []
+    for decode_ in (in_one_call, by_the_loop):
+        with pytest.raises(BildError, match=f"the {damaged} model's scores are NaN") as error:
+            decode_(pair, source, config, stopping)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def damaged_pair(which, drafts):
+    large = tiny_t5(1, width=32, head_width=16)
+    small = make_drafter(large) if drafts else tiny_t5(1, width=32, head_width=16, noise=0.3)
+    model = large if which == "large" else small
+    attention = model.get_decoder().block[0].layer[0].SelfAttention
+    with torch.no_grad():  # of the farthest keys
+        attention.relative_attention_bias.weight[31].fill_(math.nan)
+    return large, small
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BiLDConfig(drafting="adaptive"),
+        BiLDConfig(drafting="product"),
+        BiLDConfig(acceptance="lenient"),
+    ],
+    ids=lambda config: config.described,
+)
+def test_other_rules_are_left_to_the_loop(config):
+    assert round_rules(config) is None
+
+
+@dataclass(frozen=True)
+class Bolder(MaxProbability):
+    def should_stop(self, step):
+        return False
+
+
+@dataclass(frozen=True)
+class Milder(DistanceRule):
+    def first_cut(self, window):
+        return None
+
+
+def test_a_class_made_of_a_known_rule_is_left_to_the_loop(monkeypatch):
+    monkeypatch.setitem(FALLBACK, "bolder", Bolder)
+    monkeypatch.setitem(RULES, "milder", Milder)
+    assert round_rules(BiLDConfig()) is not None
+    assert round_rules(BiLDConfig(drafting="bolder")) is None
+    assert round_rules(BiLDConfig(variant="milder")) is None
+
+
+class Counted:
+    """How often rounds were asked for in one call."""
+
+    def __init__(self, monkeypatch):
+        self.calls = 0
+        run = NativeRounds.run
+
+        def counted(rounds, *arguments):
+            self.calls += 1
+            return run(rounds, *arguments)
+
+        monkeypatch.setattr(NativeRounds, "run", counted)
+
+
+KEPT_FROM = {
+    "trace": {"output_trace": True},
+    "scores": {"output_scores": True},
+    "processors": {"no_repeat_ngram_size": 2},
+    "criteria": {"stopping_criteria": StoppingCriteriaList([MaxTimeCriteria(9999.0)])},
+    "copying": {"bild_config": BiLDConfig(copying="first")},
+}
+
+
+@pytest.mark.parametrize("case", KEPT_FROM)
+def test_where_something_looks_in_between_the_loop_decodes(case, monkeypatch):
+    pair, (source,), counted = tiny_pair(3), sources(3, 1), Counted(monkeypatch)
+    options = {"bild_config": BiLDConfig(0.3, 1.0), "max_new_tokens": 8}
+    pair.generate(source, **options)
+    assert counted.calls == 1
+    pair.generate(source, **{**options, **KEPT_FROM[case]})
+    assert counted.calls == 1
+
+
+def test_rows_of_a_batch_share_forwards_instead(monkeypatch):
+    pair, counted = tiny_pair(3), Counted(monkeypatch)
+    source = torch.tensor([[3, 4, 5, 1], [7, 6, 2, 1]])
+    pair.generate(source, bild_config=BiLDConfig(0.3, 1.0), max_new_tokens=8)
+    assert counted.calls == 0
+
+
+def test_pairs_that_cannot_are_left_to_the_loop():
+    config, stopping, (source,) = BiLDConfig(0.3, 1.0), Stopping(20), sources(3, 1)
+    large, small = (tiny_t5(3, width=32, head_width=16) for _ in "ls")
+    for options in ({"engine": "transformers"}, {"engine": "fast", "compile": False}):
+        with reading(BiLDModel(large, small, **options), source) as decoders:
+            assert make_rounds(*decoders, [0], config, stopping) is None
+    with reading(BiLDModel(large, small, engine="fast", compile=True), source) as (first, second):
+        assert make_rounds(first, second, [0], config, stopping) is not None
+        # A round without a limit could need any amount of memory.
+        unlimited = BiLDConfig(0.3, 1.0, lookahead=math.inf)
+        assert make_rounds(first, second, [0], unlimited, Stopping(1 + LONGEST)) is not None
+        assert make_rounds(first, second, [0], unlimited, Stopping(2 + LONGEST)) is None
+        second.vocab_size -= 1
+        assert make_rounds(first, second, [0], config, stopping) is None
+
+
+def test_a_token_that_no_model_knows_is_refused_as_by_the_loop():
+    pair, (source,) = tiny_pair(3), sources(3, 1)
+    messages = []
+    for decode_ in (in_one_call, by_the_loop):
+        with pytest.raises(BildError) as error:
+            decode_(pair, source, BiLDConfig(0.3, 1.0), Stopping(20), (0, 99))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_what_a_pair_has_learned_of_prices_outlives_an_output():
+    pair, (source,) = tiny_pair(3), sources(3, 1)
+    pair._experience = Experience()
+    config = BiLDConfig(0.3, 1.0, lookahead="auto")
+    pair.generate(source, bild_config=config, max_new_tokens=8)
+    assert pair._experience.prices.seen > 0
