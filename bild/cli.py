@@ -21,8 +21,9 @@ from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError, is_no_room
 from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
+from bild.parser import Parser, TaskFiles, add_allow_pickle
 from bild.policy import RULES
-from bild.tasks.registry import MODES, TASKS, Thresholds, get
+from bild.tasks.registry import MODES, OWN, Thresholds, get, task_names
 from bild.visible import sentence
 
 if TYPE_CHECKING:
@@ -38,20 +39,66 @@ ENVIRONMENT = (
 )  # fmt: skip
 
 TASK_OPTIONS = ("task", "mode")
-RUN_OPTIONS = ("max_samples", "data_revision", "threads", "source_key", "target_key", "metric")
+RUN_OPTIONS = (
+    "max_samples", "data_revision", "threads", "source_key", "target_key", "metric",
+    "bleu_tokenize",
+)  # fmt: skip
 MODEL_OPTIONS = ("large", "small", "tokenizer", "max_new_tokens", "device")
 ENGINE_OPTIONS = ("dtype", "engine", "precision", "small_precision", "compile")
 PAIR_OPTIONS = (*MODEL_OPTIONS, "prefix", "forced_bos", "max_source_tokens", *ENGINE_OPTIONS)
-DATA_OPTIONS = ("data_file", "warmup", "seed")
+DATA_OPTIONS = ("data_file", "target_file", "warmup", "seed")
 RULE_OPTIONS = ("num_small_iters", "start", "lookahead", "acceptance", "drafting", "copying")
 RULE_FLAGS = {"acceptance": "--rule"}  # of fields whose flag has another name
 
 
-def add_task(parser: argparse.ArgumentParser, modes: tuple[str, ...]) -> None:
-    """The first two arguments of every script that decodes a data set: a task and a mode."""
+# What a file of --task-file may say besides the task's name, in the words of the flags.
+FILES_OF_TASKS = ("data_file", "target_file", "large", "small", "tokenizer")
+SAID_OF_TASKS = (
+    *FILES_OF_TASKS, "source_key", "target_key", "prefix", "metric", "bleu_tokenize", "forced_bos",
+    "max_source_tokens", "max_new_tokens", "variant", "fallback", "rollback",
+)  # fmt: skip
+
+
+def add_task(parser: Parser, modes: tuple[str, ...], *, skipped: tuple[str, ...] = ()) -> None:
+    """The first arguments of every script that decodes a data set: a task and a mode.
+
+    Args:
+        parser: gets them.
+        modes: with one alone, no mode is asked for.
+        skipped: of `SAID_OF_TASKS`, what means something else in this script.
+    """
     add = parser.add_argument
-    add("task", choices=TASKS, help="whose data, models and limits to take")
+    add("task", choices=task_names(), help="whose data, models and limits to take")
+    add_task_file(parser, skipped)
+    if len(modes) == 1:
+        parser.set_defaults(mode=modes[0])
+        return
     add("mode", nargs="?", default="unaligned", choices=modes, help="which small model")
+
+
+def add_task_file(
+    parser: Parser, skipped: tuple[str, ...] = (), refused: tuple[str, ...] = ()
+) -> None:
+    """--task-file, which stands for a task; arguments as of `add_task`, and `refused` settings."""
+    parser.add_argument(
+        "--task-file",
+        type=Path,
+        metavar="FILE",
+        help="YAML that describes a task of yours (docs/own-data.md), instead of a task's name",
+    )
+    keys = tuple(key for key in SAID_OF_TASKS if key not in refused)
+    parser.task_files = TaskFiles(OWN.name, keys, FILES_OF_TASKS, skipped, place_of)
+
+
+def place_of(folder: Path, key: str, text: str) -> str:
+    """A path in a task's file as it is seen from here.
+
+    Data lie beside the file, or where an absolute path says; so may models, and a name that is no
+    folder there is a hub id.
+    """
+    beside = folder / Path(text).expanduser()
+    is_data = key.replace("-", "_").endswith("file")
+    return str(beside) if is_data or beside.is_dir() else text
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, several_small: bool = False) -> None:
@@ -140,10 +187,13 @@ def chosen_thresholds(
     }
 
 
-def add_pair_flags(parser: argparse.ArgumentParser) -> None:
+def add_pair_flags(parser: Parser) -> None:
     """Flags that choose a pair and its thresholds, for `pair_config`; by default the shipped."""
     add = parser.add_argument
-    add("--task", default="demo", choices=TASKS, help="whose pair, prefix and limits to take")
+    add(
+        "--task", default="demo", choices=task_names(), help="whose pair, prefix and limits to take"
+    )
+    add_task_file(parser)
     add("--mode", default="unaligned", choices=MODES[1:], help="which of its small models")
     add_thresholds(parser)
     _add_pair_options(parser)
@@ -172,6 +222,7 @@ def add_model_options(parser: argparse.ArgumentParser, several_small: bool = Fal
         device={"type": device_name},
     )
     parser.add_argument("--variant", choices=tuple(RULES), help="rules (default: the task's)")
+    add_allow_pickle(parser)
 
 
 def _add_pair_options(parser: argparse.ArgumentParser, several_small: bool = False) -> None:
@@ -296,6 +347,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "preset's)",
     )
     add_fields(parser, TrainingJob, *TRAINING_OPTIONS, save_dtype={"default": "float16"})
+    add_allow_pickle(parser)
 
 
 def training_job(a: argparse.Namespace) -> TrainingJob:

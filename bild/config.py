@@ -18,6 +18,7 @@ SEARCH_STEPS = {
 }
 Dtype = Literal["float32", "bfloat16", "float16"]
 Metric = Literal["bleu", "rouge1", "rouge2", "rougeL", "rougeLsum"]
+BleuTokenize = Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"]
 Precision = Literal["float32", "bfloat16", "int8"]
 DTYPES = get_args(Dtype)
 HIGHEST_CONFIDENCE = 0.999  # a few hundred examples do not tell how rare still rarer errors are
@@ -168,11 +169,16 @@ class EvalConfig:
         small: folder or hub id of the small model, or "early-exit:N", the large model left after N
             layers of its decoder; without it, the task's of the mode.
         tokenizer: folder or hub id; without it, the task's, or the given large model's.
-        data_file: JSON Lines (.gz) with the task's keys; without it, the task's data.
+        data_file: JSON Lines, a JSON list (.json) or a table (.tsv) with the task's keys, .gz or
+            not; with target_file plain text, a source a line; without it, the task's data.
+        target_file: plain text, line by line the references of data_file.
         data_revision: branch or commit of the task's data set on the hub; without it, the task's.
-        source_key, target_key: keys of a record of data_file; without them, the task's.
+        source_key, target_key: keys of a record of data_file, or columns of a table, by name or
+            by number from 1; without them, the task's.
         prefix: put before every source; without it, the task's.
         metric: that outputs are scored with; without it, the task's.
+        bleu_tokenize: how BLEU parts a text into words; without it, "13a", for languages with
+            spaces; "zh", "ja-mecab", "ko-mecab" and "char" for others.
         forced_bos: token that every output begins with, as a target language; without it, the
             models' own setting.
         max_source_tokens: longer sources are cut; without it, the task's limit.
@@ -201,11 +207,13 @@ class EvalConfig:
     small: str | None = None
     tokenizer: str | None = None
     data_file: str | None = None
+    target_file: str | None = None
     data_revision: str | None = None
     source_key: str | None = None
     target_key: str | None = None
     prefix: str | None = None
     metric: Metric | None = None
+    bleu_tokenize: BleuTokenize | None = None
     forced_bos: str | None = None
     max_source_tokens: int | None = None
     max_new_tokens: int | None = None
@@ -227,14 +235,18 @@ class EvalConfig:
         if self.dtype not in DTYPES:
             raise BildError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         check_counts(self)
+        if self.target_file is not None and self.data_file is None:
+            raise BildError(
+                f"--target-file {self.target_file} needs --data-file, whose references it holds"
+            )
         if (self.bild is None) != (self.mode == "vanilla"):
             raise BildError(f"mode {self.mode!r} does not go with thresholds {self.bild}")
 
 
 def paths_as_text(settings: Any) -> None:
     """Let paths stand for the names of checkpoints and data; settings and records hold text."""
-    for name in ("large", "small", "tokenizer", "data_file"):
-        value = getattr(settings, name)
+    for name in ("large", "small", "tokenizer", "data_file", "target_file"):
+        value = getattr(settings, name, None)
         if isinstance(value, os.PathLike):
             object.__setattr__(settings, name, os.fspath(value))
 

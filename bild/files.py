@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 from filelock import FileLock, Timeout
 
 from bild.errors import BildError
+from bild.json_files import read_json
 
 if sys.platform != "win32":
     import fcntl
@@ -355,10 +356,7 @@ def is_same_work(path: Path, work: Mapping[str, Any]) -> bool:
     """
     if not path.exists():
         return False
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BildError(f"cannot read {path} ({error}); remove it to start anew") from None
+    begun = read_json(path, "remove it to start anew")
     for name, value in leaves(as_read(work)):
         known: Any = begun
         for key in name:

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bild.errors import BildError
 from bild.visible import sentence
-from bild.yaml_files import read_yaml, yes_or_no
+from bild.yaml_files import Entry, read_yaml, yes_or_no
 
+ALLOW_PICKLE = "BILD_ALLOW_PICKLE"  # 1: what --allow-pickle says, for a whole environment
 LONGEST_NAME = 255  # bytes of a part of a path
 SENTENCES = ("sentence", "prefix")  # arguments that are no names
 NOT_IN_FILES = ("help", "config")
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """What the files of --task-file may say.
+
+    Attributes:
+        prefix: of the names of their tasks.
+        keys: names of flags; of those that a command does not have it takes no notice.
+        paths: of these, names of files and folders.
+        skipped: of these, what means something else in this command.
+        place: a path in a file, given the file's folder, the key and the text.
+    """
+
+    prefix: str
+    keys: tuple[str, ...]
+    paths: tuple[str, ...]
+    skipped: tuple[str, ...]
+    place: Callable[[Path, str, str], str]
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +53,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
-        self.own_defaults: dict[str, Any] = {}  # where --config has put others in their place
+        self.own_defaults: dict[str, Any] = {}  # where a file has put others in their place
+        self.task_files: TaskFiles | None = None
         self.add_argument(
             "--config", type=Path, metavar="FILE", help="YAML with flags as keys, name: value"
         )
@@ -38,13 +62,15 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The arguments; text that no file system and no hub takes is refused here."""
         given = sys.argv[1:] if args is None else list(args)
-        path = _config_of(given)
-        if path is not None:
-            try:
-                self._take(path)
-            except BildError as error:
-                self.exit(2, f"error: {sentence(error)}\n")
+        try:
+            task = self._take_files(given)
+        except BildError as error:
+            self.exit(2, f"error: {sentence(error)}\n")
         found = super().parse_args(given, namespace)
+        if getattr(found, "allow_pickle", False):
+            os.environ[ALLOW_PICKLE] = "1"  # for all that this process and its children load
+        if task is not None and found.task != task:
+            self.error(f"give --task {found.task} or --task-file, not both")
         for name, value in vars(found).items():
             for text in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(text, (str, Path)) and (fault := _fault(name, str(text))):
@@ -65,30 +91,96 @@ class Parser(argparse.ArgumentParser):
             choices = ", ".join(map(str, action.choices))
             raise argparse.ArgumentError(action, f"must be one of {choices}, got {value!r}")
 
-    # --------------------------------------------------------------------------- --config
+    # --------------------------------------------------------------------------- files
 
-    def _take(self, path: Path) -> None:
-        """Make what a file says the default of its flags."""
-        named = {
+    def _take_files(self, given: Sequence[str]) -> str | None:
+        """Make what --task-file and --config say the defaults of flags; the name of the task."""
+        config = _file_of(given, "--config")
+        settings = {} if config is None else read_yaml(config, "--config")
+        task = None
+        if self.task_files is not None:
+            path = _file_of(given, "--task-file")
+            named = [e.value for key, e in settings.items() if key.replace("-", "_") == "task_file"]
+            if path is None and named and isinstance(named[0], str):
+                path = Path(named[0])
+            if path is not None:
+                task = self._take_task(path, self.task_files)
+        if config is not None:
+            self._take(f"--config {str(config)!r}", settings, self._flags(), f"flag of {self.prog}")
+        return task
+
+    def _take_task(self, path: Path, files: TaskFiles) -> str:
+        """Make what a task's file says the defaults of flags, and set the task argument aside."""
+        settings = read_yaml(path, "--task-file")
+        named = settings.pop("name", None)
+        name = path.stem if named is None else named.value
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,60}", name):
+            raise BildError(
+                f"--task-file {str(path)!r} names the task {name!r:.80}; a name is of letters, "
+                "digits, hyphens, dots and underscores, 61 at most"
+            )
+        for key, entry in settings.items():
+            text = entry.value
+            if key.replace("-", "_") in files.paths and isinstance(text, str) and text:
+                settings[key] = entry._replace(value=files.place(path.parent, key, text))
+        flags = {key: a for key, a in self._flags().items() if key not in files.skipped}
+        known = {key: flags.get(key) for key in files.keys}
+        self._take(
+            f"--task-file {str(path)!r}",
+            settings,
+            known,
+            f"setting of a task that {self.prog} takes",
+        )
+        # To commands that tell of changed settings these are the task's, which the file stands for.
+        self.own_defaults = {dest: self.get_default(dest) for dest in self.own_defaults}
+        task = f"{files.prefix}-{name}"
+        for action in [a for a in self._actions if a.dest == "task"]:
+            if action.option_strings:
+                action.default = task
+            else:  # there the file stands for it
+                self._positionals._remove_action(action)
+        self.set_defaults(task=task)
+        return task
+
+    def _flags(self) -> dict[str, argparse.Action]:
+        """The arguments that files may set, by their names."""
+        return {
             option.lstrip("-").replace("-", "_"): action
             for action in self._actions
             for option in action.option_strings or (action.dest,)
             if not option.startswith("--no-") and action.dest not in NOT_IN_FILES
         }
-        for key, value in read_yaml(path, "--config").items():
+
+    def _take(
+        self,
+        what: str,
+        settings: Mapping[str, Entry],
+        known: Mapping[str, argparse.Action | None],
+        kind: str,
+    ) -> None:
+        """Make what a file says the defaults of flags.
+
+        Args:
+            what: the file.
+            settings: in it.
+            known: the arguments by their names; None for one that has no meaning here.
+            kind: what the names are.
+        """
+        for key, (value, line) in settings.items():
             name = key.replace("-", "_")
-            if name not in named:
-                near = difflib.get_close_matches(name, named, 1)
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
                 meant = f"; did you mean {near[0].replace('_', '-')}?" if near else " (see --help)"
                 raise BildError(
-                    f"--config {str(path)!r} has the key {key!r:.60}, which is no flag of "
-                    f"{self.prog}{meant}"
+                    f"{what}, line {line} has the key {key!r:.60}, which is no {kind}{meant}"
                 )
-            action = named[name]
+            action = known[name]
+            if action is None:
+                continue
             try:
                 default = self._value_of(action, value)
             except argparse.ArgumentError as error:
-                raise BildError(f"--config {str(path)!r}: {error}") from None
+                raise BildError(f"{what}, line {line}: {error}") from None
             self.own_defaults.setdefault(action.dest, action.default)
             action.default, action.required = default, False
             if not action.option_strings and action.nargs is None:
@@ -115,12 +207,22 @@ class Parser(argparse.ArgumentParser):
         return read if several else read[0]
 
 
-def _config_of(given: Sequence[str]) -> Path | None:
-    """The file that --config names on a command line."""
+def add_allow_pickle(parser: argparse.ArgumentParser) -> None:
+    """The flag of every command that loads models."""
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="load weights that are no safetensors too: a pickle can hold code that runs as it is "
+        "read, so take only those of somebody you trust",
+    )
+
+
+def _file_of(given: Sequence[str], flag: str) -> Path | None:
+    """The file that a flag names on a command line."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", type=Path)
+    finder.add_argument(flag, type=Path, dest="file")
     try:
-        found: Path | None = finder.parse_known_args(given)[0].config
+        found: Path | None = finder.parse_known_args(given)[0].file
     except argparse.ArgumentError:
         return None  # the parser itself says what is wrong
     return found

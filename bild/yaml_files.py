@@ -6,14 +6,21 @@ So `no`, `1e-3` and `12:30` are what they look like, not what YAML 1.1 makes of 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bild.errors import BildError
 
 LARGEST_BYTES = 1_000_000  # no file of settings is longer; a wrong file is not read to its end
 
 
-def read_yaml(path: Path, flag: str) -> dict[str, Any]:
+class Entry(NamedTuple):
+    """A value in a file, and the line of its name."""
+
+    value: Any
+    line: int
+
+
+def read_yaml(path: Path, flag: str) -> dict[str, Entry]:
     """The mapping in a YAML file; scalars are text, an empty value is "".
 
     Args:
@@ -34,14 +41,17 @@ def read_yaml(path: Path, flag: str) -> dict[str, Any]:
         raise BildError(f"{what} cannot be read ({error.strerror}); choose another") from None
     if len(content) > LARGEST_BYTES:
         raise BildError(f"{what} is longer than {LARGEST_BYTES:,} bytes: it holds no settings")
-    found = _parsed(content, what)
+    found, lines = _parsed(content, what)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise BildError(f'{what} must hold settings as "name: value", one a line')
-    return found
+    return {key: Entry(value, lines.get(key, 1)) for key, value in found.items()}
 
 
-def _parsed(content: bytes, what: str) -> Any:
+def _parsed(content: bytes, what: str) -> tuple[Any, dict[str, int]]:
+    """What a file holds, and the lines of its names."""
     import yaml  # only here: most commands are given no file
+
+    lines: dict[str, int] = {}
 
     class Loader(yaml.BaseLoader):
         """Refuses a name that stands twice; YAML would let the last one win."""
@@ -52,11 +62,16 @@ def _parsed(content: bytes, what: str) -> Any:
             if twice is not None:
                 line = node.start_mark.line + 1
                 raise BildError(f"{what} has {twice!r} twice in the part from line {line} on")
+            lines.clear()  # of the outermost mapping, which is made last
+            lines.update(
+                {k: mark.start_mark.line + 1 for k, (mark, _) in zip(names, node.value, strict=True)
+                 if isinstance(k, str)}
+            )  # fmt: skip
             mapping: dict[Any, Any] = super().construct_mapping(node, deep)
             return mapping
 
     try:
-        return yaml.load(content.decode("utf-8-sig"), Loader)
+        return yaml.load(content.decode("utf-8-sig"), Loader), lines
     except UnicodeDecodeError as error:
         raise BildError(f"{what} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except RecursionError:

@@ -17,7 +17,7 @@ from bild.cli import run
 from bild.errors import BildError
 from bild.files import check_file, write_json
 from bild.parser import Parser
-from bild.tasks.data import read_jsonl
+from bild.tasks.reading import read_jsonl
 from bild.training.duplicates import compare
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from bild.cli import run
 from bild.files import check_writable, write_atomically
 from bild.parser import Parser
-from bild.tasks.data import read_jsonl
+from bild.tasks.reading import read_jsonl
 from bild.training.corpus import Pair, concatenate, joining_pairs, split_by_sentence
 
 

@@ -18,8 +18,8 @@ from commands import ROOT
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
     (
-        *("errors", "_version", "config", "files", "yaml_files", "flags", "parser", "pictures"),
-        *("processes", "progress", "sharing", "visible"),
+        *("errors", "_version", "config", "files", "json_files", "yaml_files", "flags", "parser"),
+        *("pictures", "processes", "progress", "sharing", "visible"),
         *("policy", "acceptance", "fallback", "rules", "stopping"),
     ),
     ("checkpoints", "tasks"),

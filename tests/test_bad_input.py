@@ -265,14 +265,18 @@ def test_damaged_weights(refuse, mirror, tmp_path, content):
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
-def test_damaged_binary_weights(refuse, mirror, tmp_path, content):
+def test_damaged_binary_weights(refuse, mirror, tmp_path, monkeypatch, content):
     folder = shutil.copytree(mirror.model(TASK), tmp_path / "damaged")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(content)
-    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+    assert "a pickle" in refuse(TASK, "vanilla", "--large", folder)
+    monkeypatch.setenv("BILD_ALLOW_PICKLE", "0")  # what the flag sets is undone
+    said = refuse(TASK, "vanilla", "--large", folder, "--allow-pickle")
+    assert "cannot load the model" in said
+    assert str(folder) in said
 
 
-def test_binary_weights_that_run_code_are_refused(refuse, mirror, tmp_path):
+def test_binary_weights_that_run_code_are_refused(refuse, mirror, tmp_path, monkeypatch):
     class Payload:
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
@@ -280,7 +284,9 @@ def test_binary_weights_that_run_code_are_refused(refuse, mirror, tmp_path):
     folder = shutil.copytree(mirror.model(TASK), tmp_path / "hostile")
     (folder / "model.safetensors").unlink()
     torch.save({"shared.weight": Payload()}, folder / "pytorch_model.bin")
-    assert str(folder) in refuse(TASK, "vanilla", "--large", folder)
+    assert "a pickle" in refuse(TASK, "vanilla", "--large", folder)
+    monkeypatch.setenv("BILD_ALLOW_PICKLE", "0")
+    assert str(folder) in refuse(TASK, "vanilla", "--large", folder, "--allow-pickle")
     assert not (tmp_path / "ran").exists()
 
 

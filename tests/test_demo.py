@@ -9,7 +9,7 @@ from reference import Cacheless, reference_decode
 from transformers import AutoTokenizer
 
 from bild import BiLDConfig, BiLDModel, DecodeStats
-from bild.tasks.data import read_jsonl
+from bild.tasks.reading import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo"

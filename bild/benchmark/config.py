@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bild.config import BiLDConfig, check_counts, paths_as_text
+from bild.config import BiLDConfig, BleuTokenize, Metric, check_counts, paths_as_text
 from bild.errors import BildError
 from bild.evaluation.arms import ArmId
 from bild.tasks.registry import PublishedRow
+
+OF_TASKS = (
+    "data_file", "target_file", "source_key", "target_key", "prefix", "metric", "bleu_tokenize",
+    "max_source_tokens", "max_new_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class BenchmarkConfig:
         bild: thresholds and variant of the BiLD arms.
         samples: sources to decode.
         task: whose data, prefix, metric and limits; for a planted pair, whose rates.
-        large, small, tokenizer, data_file: instead of the task's.
+        large, small, tokenizer, data_file, target_file: instead of the task's.
+        source_key, target_key, prefix, metric, bleu_tokenize, max_source_tokens: likewise.
         planted: a pair of `bild.benchmark.planted.PAIRS` instead of checkpoints.
         rates: of a planted pair, a recorded row.
         guess_share: of a planted pair, how often the small model's first choice is the large one's
@@ -45,6 +51,13 @@ class BenchmarkConfig:
     small: str | None = None
     tokenizer: str | None = None
     data_file: str | None = None
+    target_file: str | None = None
+    source_key: str | None = None
+    target_key: str | None = None
+    prefix: str | None = None
+    metric: Metric | None = None
+    bleu_tokenize: BleuTokenize | None = None
+    max_source_tokens: int | None = None
     planted: str | None = None
     rates: PublishedRow | None = None
     guess_share: float = 0.5

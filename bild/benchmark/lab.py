@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bild.benchmark.config import BenchmarkConfig
+from bild.benchmark.config import OF_TASKS, BenchmarkConfig
 from bild.benchmark.costs import DecoderSize
 from bild.benchmark.kit import Kit, Models
 from bild.benchmark.plan import plan_outputs
@@ -190,8 +190,7 @@ def _task_lab(config: BenchmarkConfig, device: torch.device, cache: Path) -> Lab
             large=config.large,
             small=config.small,
             tokenizer=config.tokenizer,
-            data_file=config.data_file,
-            max_new_tokens=config.max_new_tokens,
+            **{name: getattr(config, name) for name in OF_TASKS},
         )
     )
     assert sources.small is not None

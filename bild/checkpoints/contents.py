@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from bild.errors import BildError
+from bild.json_files import read_json
 
 CONFIG_FILES = ("config.json", "generation_config.json")
 
@@ -40,19 +42,34 @@ class DefectError(Exception):
     """What a folder lacks to be a checkpoint: the rest of a sentence that begins with its name."""
 
 
-def model_files(names: Iterable[str]) -> list[str]:
+class PickleError(DefectError):
+    """Weights that are there, but as a pickle alone, which was not allowed."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(
+            f"has its weights in {file} alone, a pickle, which can hold code that runs as it is "
+            "read; take a copy in safetensors, or give --allow-pickle (in Python "
+            "allow_pickle=True) if you trust who made it"
+        )
+
+
+def model_files(names: Iterable[str], allow_pickle: bool = False) -> list[str]:
     """Of the files of a repository those to download for a model: weights of one format alone.
 
     Its tokenizer comes with them, where it has one.
+
+    Raises:
+        PickleError: there is nothing but pickles, and they are not allowed.
     """
     there = set(names)
     files = [name for name in (*CONFIG_FILES, *TOKENIZER_FILES) if name in there]
     for suffix, single in SINGLE_WEIGHTS.items():
         shards = sorted(name for name in there if re.fullmatch(SHARDS[suffix], name))
-        if single in there:
-            return [*files, single]
-        if f"{single}.index.json" in there:
-            return [*files, f"{single}.index.json", *shards]
+        if not {single, f"{single}.index.json"} & there:
+            continue
+        if suffix == ".bin" and not allow_pickle:
+            raise PickleError(single)
+        return [*files, *([single] if single in there else [f"{single}.index.json", *shards])]
     return files
 
 
@@ -85,9 +102,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index, "copy it again")["weight_map"].values()))
         inside = all(Path(name).name == name for name in names)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (BildError, KeyError, AttributeError, TypeError):
         names, inside = [], False
     if not names or not inside:
         raise DefectError(f"holds a {index.name} that cannot be read; copy the checkpoint again")
@@ -98,8 +115,12 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path, allow_pickle: bool = False) -> None:
     """Make sure that a folder can be read as a model, as far as its files' names tell.
+
+    Args:
+        folder: of the checkpoint.
+        allow_pickle: weights may be pickles.
 
     Raises:
         DefectError: it cannot.
@@ -109,6 +130,8 @@ def check_model(folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():  # transformers would load it as well
         raise DefectError("holds an adapter (adapter_config.json); merge it into the model")
     for file in weight_files(folder):
+        if file.suffix == ".bin" and not allow_pickle:
+            raise PickleError(file.name)
         with file.open("rb") as stream:
             if stream.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise DefectError(f"holds a Git LFS pointer as {file.name}; run git lfs pull there")

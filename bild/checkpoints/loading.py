@@ -49,11 +49,17 @@ WAYS_OUT = {
     "variant": "rename its files to the usual names",
     "gguf_file": "convert it to safetensors",
 }
+ALWAYS = ("weights_only", "use_safetensors")  # keywords that may not be turned off
 FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 
 
 def load_model(
-    checkpoint: CheckpointName, dtype: torch.dtype, device: str | torch.device, **kwargs: Any
+    checkpoint: CheckpointName,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    *,
+    allow_pickle: bool = False,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """One encoder-decoder model in evaluation mode.
 
@@ -61,6 +67,8 @@ def load_model(
         checkpoint: a folder, a mirrored id, a hub id, or what one of them was resolved to.
         dtype: of its weights.
         device: where it goes.
+        allow_pickle: take weights that are no safetensors, as `resolve_model`; what they may hold
+            is restricted even then (`weights_only=True`).
         **kwargs: passed on to transformers' `from_pretrained`.
 
     Raises:
@@ -70,7 +78,13 @@ def load_model(
     for keyword, way_out in WAYS_OUT.items():
         if kwargs.get(keyword):
             raise BildError(f"{keyword}={kwargs[keyword]!r} is not supported here: {way_out}")
-    found = resolve_model(checkpoint)
+    for keyword in ALWAYS:
+        if kwargs.get(keyword, True) is False:
+            raise BildError(
+                f"{keyword}=False is not supported here: no code in a file of weights is run"
+            )
+    found = resolve_model(checkpoint, allow_pickle)
+    safe = all(f.suffix != ".bin" for f in weight_files(found.path))
     try:
         if (found.path / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(found.path)  # below, one that is broken counts as none
@@ -83,6 +97,8 @@ def load_model(
                 "output_loading_info": True,
                 "ignore_mismatched_sizes": True,  # they are refused below, by name
                 "trust_remote_code": False,
+                "use_safetensors": safe,
+                "weights_only": True,
             },
         )
     except BildError:

@@ -19,7 +19,7 @@ from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
-from bild.parser import Parser
+from bild.parser import Parser, add_allow_pickle
 from bild.tasks.data import load_file
 from bild.training.config import AgreementConfig
 
@@ -38,6 +38,7 @@ def make_parser() -> Parser:
     add("--record", type=Path, metavar="FILE.json", help="also write record and picture here")
     add_data_keys(parser)
     add_fields(parser, AgreementConfig, *NAMES)
+    add_allow_pickle(parser)
     return parser
 
 

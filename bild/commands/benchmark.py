@@ -27,29 +27,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bild.benchmark.config import BenchmarkConfig
+from bild.benchmark.config import OF_TASKS, BenchmarkConfig
 from bild.cli import (
     DATA_OPTIONS,
     MODEL_OPTIONS,
     add_model_options,
     add_record_options,
+    add_task_file,
     chosen_variant,
     quiet_loading,
     tell,
 )
-from bild.config import BiLDConfig
+from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
-from bild.tasks.registry import MODES, TASKS, Thresholds, get
+from bild.tasks.registry import MODES, Thresholds, get, task_names
 
 if TYPE_CHECKING:
     from bild.benchmark.record import BenchmarkRecord
     from bild.evaluation.loop import Sample
 
+KEYS_AND_METRIC = (
+    "source_key", "target_key", "prefix", "metric", "bleu_tokenize", "max_source_tokens",
+)  # fmt: skip
 OWN_OPTIONS = ("samples", "source_tokens", "lengths", "batch_sizes", "threads", "repeat")
+SAME = (
+    *OWN_OPTIONS,
+    *DATA_OPTIONS,
+    *KEYS_AND_METRIC,
+    *(name for name in MODEL_OPTIONS if name != "small"),
+)
 
 
 def _list(text: str) -> tuple[str, ...]:
@@ -72,7 +82,8 @@ def make_parser() -> Parser:
     add("--pair", help="planted models: t5-large/t5-small or mt5-large/mt5-small")
     add("--rates", metavar="TASK", help="of a planted pair (default: cnndm)")
     add("--mode", default="unaligned", choices=MODES[1:], help="thresholds or rates of this mode")
-    add("--task", choices=TASKS, help="of a real pair (default: demo)")
+    add("--task", choices=task_names(), help="of a real pair (default: demo)")
+    add_task_file(parser, refused=("forced_bos",))  # CTranslate2's arms would not heed it
     add("--fallback", type=float, help="threshold (default: the first published or recorded one)")
     add("--rollback", type=float, help="threshold (default: as --fallback)")
     guesses = {"default": "auto", "help": "how often the arms with guesses go on behind one in a "
@@ -83,14 +94,14 @@ def make_parser() -> Parser:
     own: dict[str, Any] = {"samples": {"default": 8}, "lengths": numbers, "batch_sizes": numbers}
     add_fields(parser, BenchmarkConfig, *OWN_OPTIONS, **own)
     add_model_options(parser)
+    add_fields(parser, EvalConfig, *KEYS_AND_METRIC)
     add_record_options(parser)
     return parser
 
 
 def parse() -> Namespace:
     a = make_parser().parse_args()
-    real = {n: getattr(a, n) for n in ("large", "small", "tokenizer", "data_file", "task")}
-    real["max_new_tokens"] = a.max_new_tokens
+    real = {n: getattr(a, n) for n in ("large", "small", "tokenizer", "task", *OF_TASKS)}
     planted = {"rates": a.rates, "source_tokens": a.source_tokens, "guess_share": a.guess_share}
     for name, value in (planted if a.pair is None else real).items():
         if value is not None:
@@ -126,7 +137,6 @@ def main() -> None:
         rates = recorded_rates(task, a.mode, thresholds)
         thresholds = thresholds_of(rates)
     assert thresholds is not None  # every mode here has a small model
-    same = (*OWN_OPTIONS, *DATA_OPTIONS, *(name for name in MODEL_OPTIONS if name != "small"))
     config = BenchmarkConfig(
         arms=parse_arms(KINDS if a.arms is None else a.arms, a.precisions),
         bild=BiLDConfig(
@@ -140,7 +150,7 @@ def main() -> None:
         planted=a.pair,
         rates=rates,
         guess_share=0.5 if a.guess_share is None else a.guess_share,
-        **read_fields(a, *same),
+        **read_fields(a, *SAME),
     )
     check_record(a.record, config)
     quiet_loading()

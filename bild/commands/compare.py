@@ -24,14 +24,21 @@ from argparse import Namespace
 from pathlib import Path
 
 from bild.checkpoints.names import resolve_model
-from bild.cli import add_run_options, is_silent, quiet_loading, rule_options, run_options, tell
+from bild.cli import (
+    add_run_options,
+    add_task,
+    is_silent,
+    quiet_loading,
+    rule_options,
+    run_options,
+    tell,
+)
 from bild.config import BiLDConfig, EvalConfig, GridConfig
 from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, named_models, read_fields
 from bild.parser import Parser
 from bild.tasks.data import load_examples
-from bild.tasks.registry import TASKS
 from bild.tasks.sources import locate
 
 GRID_OPTIONS = ("fallbacks", "rollbacks")
@@ -41,8 +48,7 @@ def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("task", choices=TASKS, help="whose data, prefix and limits to take")
-    parser.set_defaults(mode="unaligned")
+    add_task(parser, ("unaligned",), skipped=("small",))
     add_fields(parser, GridConfig, *GRID_OPTIONS)
     add("--test-file", type=Path, required=True, metavar="FILE", help="as --data-file, to test on")
     add("--max-test-samples", type=int, metavar="N", help="the first so many (default: all)")

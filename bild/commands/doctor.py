@@ -22,7 +22,7 @@ from bild.checkpoints.names import REPOSITORY_ROOT
 from bild.cli import quiet_loading
 from bild.errors import BildError
 from bild.files import as_json
-from bild.parser import Parser
+from bild.parser import Parser, add_allow_pickle
 
 if TYPE_CHECKING:
     from bild.doctor.findings import Finding
@@ -36,6 +36,7 @@ def make_parser() -> Parser:
     add("--small", metavar="MODEL", help="of the self-test")
     add("--no-self-test", action="store_true", help="decode nothing")
     add("--json", action="store_true", help="print facts and findings as one JSON object")
+    add_allow_pickle(parser)
     return parser
 
 

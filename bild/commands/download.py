@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bild.errors import BildError
 from bild.files import as_json
-from bild.parser import Parser
+from bild.parser import Parser, add_allow_pickle
 from bild.tasks.registry import MODES, TASKS, Task, get
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def make_parser() -> Parser:
     add("--dry-run", action="store_true", help="say what would be fetched, and fetch nothing")
     add("--yes", action="store_true", help="do not ask before more than 1 GB is fetched")
     add("--json", action="store_true", help="print what was found as one JSON object")
+    add_allow_pickle(parser)
     return parser
 
 

@@ -4,6 +4,7 @@
     bild eval iwslt2017 aligned 0.9 3 888 --device cuda
     bild eval xsum vanilla --max-eval-samples 100
     bild eval demo unaligned --large my/large --small my/small --data-file my.jsonl
+    bild eval --task-file my/task.yaml unaligned 0.6 2
     bild eval demo --rule typical:eps=0.3,delta=0.09 --drafting margin:least=0.3
     bild eval demo --repeat 3 --threads 2 --record results/my/run.json
 
@@ -62,12 +63,16 @@ def make_parser() -> Parser:
 
 
 def parse() -> tuple[EvalConfig, Namespace]:
-    a = make_parser().parse_args()
+    parser = make_parser()
+    a = parser.parse_args()
     for place, name in (("first", "fallback"), ("second", "rollback"), ("third", "max_samples")):
         given, flagged = getattr(a, place), getattr(a, name)
-        if None not in (given, flagged) and given != flagged:
+        if given is None:
+            continue
+        # A file's value is no second one: what stands on the command line wins.
+        if flagged not in (None, given, parser.get_default(name)):
             raise BildError(f"two values of {name} were given, {given:g} and {flagged:g}; keep one")
-        setattr(a, name, flagged if given is None else given)
+        setattr(a, name, given)
     thresholds = chosen_thresholds(a.task, a.mode, a.fallback, a.rollback)
     bild = BiLDConfig(**thresholds, **rule_options(a))  # also where no small model is: its checks
     config = EvalConfig(

@@ -21,7 +21,7 @@ from pathlib import Path
 from bild.cli import print_facts, quiet_loading
 from bild.files import check_file
 from bild.flags import add_fields, read_fields
-from bild.parser import Parser
+from bild.parser import Parser, add_allow_pickle
 from bild.tasks.data import load_file
 from bild.training.config import LabelConfig
 
@@ -37,6 +37,7 @@ def make_parser() -> Parser:
     add("--data-file", type=Path, required=True, metavar="FILE", help="JSON Lines (.gz)")
     add("--output", type=Path, required=True, metavar="FILE", help="the .jsonl to write")
     add_fields(parser, LabelConfig, *NAMES)
+    add_allow_pickle(parser)
     return parser
 
 

@@ -5,6 +5,7 @@
         --max-eval-samples 400 --check-file iwslt2017/test.jsonl --device cuda
     bild search demo --large my/large --small my/small \\
         --data-file my/validation.jsonl --check-file my/test.jsonl --record results/my/search.json
+    bild search --task-file my/task.yaml
     bild search demo --method grid
     bild search demo --rule lenient:share=0.3
 
@@ -43,13 +44,15 @@ from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
 from bild.tasks.data import load_examples
-from bild.tasks.registry import MODES
+from bild.tasks.registry import MODES, get
 from bild.tasks.sources import locate
 from bild.tuning.record import TriedPoint
 
 SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
 # What decides how a pair decodes, apart from its thresholds.
 PAIR_FLAGS = ("variant", "threads", *RULE_OPTIONS, *PAIR_OPTIONS)
+# And of a task of one's own, what it is.
+OWN_FLAGS = ("data_file", "target_file", "source_key", "target_key", "metric", "bleu_tokenize")
 
 
 def make_parser() -> Parser:
@@ -81,7 +84,8 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
         raise BildError(
             f"--max-loss must be points, as 0.5, or a percentage, as 2%, got {a.max_loss!r}"
         ) from None
-    given = {name: getattr(a, name) for name in PAIR_FLAGS}
+    flags = (*OWN_FLAGS, *PAIR_FLAGS) if get(a.task).is_own else PAIR_FLAGS
+    given = {name: getattr(a, name) for name in flags}
     # A rule of another name has no such threshold: one value stands for all.
     for rule, axis in (("acceptance", "rollbacks"), ("drafting", "fallbacks")):
         if getattr(a, rule) is not None:
@@ -100,7 +104,11 @@ def parse() -> tuple[Namespace, EvalConfig, SearchConfig, dict[str, Any]]:
 
 def launch_command(a: Namespace, changed: dict[str, Any], point: TriedPoint) -> str:
     """The command that decodes with thresholds as they were searched for."""
-    command = ["bash", f"run_{a.task}.sh", a.mode, f"{point.fallback:g}", f"{point.rollback:g}"]
+    if a.task_file is not None:
+        command = ["bild", "eval", "--task-file", str(a.task_file)]
+    else:
+        command = ["bild", "eval", a.task] if get(a.task).is_own else ["bash", f"run_{a.task}.sh"]
+    command += [a.mode, f"{point.fallback:g}", f"{point.rollback:g}"]
     for name, value in changed.items():
         flag = RULE_FLAGS.get(name, "--" + name.replace("_", "-"))
         if isinstance(value, bool):

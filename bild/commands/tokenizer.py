@@ -13,7 +13,7 @@ from pathlib import Path
 from bild.cli import add_data_keys
 from bild.files import check_writable
 from bild.parser import Parser
-from bild.tasks.data import read_jsonl
+from bild.tasks.reading import read_examples
 
 
 def make_parser() -> Parser:
@@ -28,7 +28,7 @@ def make_parser() -> Parser:
 
 def main() -> None:
     a = make_parser().parse_args()
-    examples = read_jsonl(a.data_file, a.source_key, a.target_key)
+    examples = read_examples(a.data_file, a.source_key, a.target_key)
     check_writable(a.output_dir)
 
     from bild.training.tokenizer import train_tokenizer

@@ -7,7 +7,6 @@ was cut off in between is reported by the next call, not done again.
 from __future__ import annotations
 
 import errno
-import json
 import secrets
 import shutil
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from bild.errors import BildError
 from bild.files import (
     UNFINISHED,
     as_read,
@@ -31,6 +31,7 @@ from bild.files import (
     write_json,
     writing,
 )
+from bild.json_files import read_json
 
 UNREPORTED = "unreported"  # lies in a run's folder until its result has been shown
 
@@ -85,7 +86,7 @@ def open_run(folder: Path, identity: Identity) -> Iterator[RunFolder]:
         identity: of this run.
     """
     for candidate in sorted(folder.glob("[!.]*/identity")):
-        known = _identity(candidate)
+        known = read_identity(candidate)
         if known is None or known["work"] != as_read(identity.work):
             continue
         run = candidate.parent
@@ -132,9 +133,9 @@ def own_folder(parent: Path, name: str, identity: Identity) -> Path:
     own = as_read({"work": identity.work, "place": identity.place})
     folder = parent / f"{name}-{digest(own)[:12]}"
     check_writable(folder)
-    if _identity(folder / "identity") is None:
+    if read_identity(folder / "identity") is None:
         for other in sorted(parent.glob(f"{name}-*/identity")):
-            known = _identity(other)
+            known = read_identity(other)
             if known is not None and known["work"] == own["work"]:
                 print(
                     f"{other.parent} was begun with {identity.difference(known['place'])}: it "
@@ -147,7 +148,7 @@ def own_folder(parent: Path, name: str, identity: Identity) -> Path:
 
 def difference_of(run: Path, identity: Identity) -> str:
     """Where the work or the place of a run's folder differ from these; empty where nowhere."""
-    known = _identity(run / "identity")
+    known = read_identity(run / "identity")
     if known is None:
         return "no identity that this version reads"
     work = Identity(work={}, place=identity.work).difference(known["work"])
@@ -209,10 +210,10 @@ def _locked(run: Path) -> FileLock | None:
     return lock
 
 
-def _identity(path: Path) -> dict[str, Any] | None:
+def read_identity(path: Path) -> dict[str, Any] | None:
     """The identity in a file; None for one that this version has not written."""
     try:
-        known = json.loads(path.read_bytes().decode("utf-8"))
-        return known if {"work", "place"} <= known.keys() else None
-    except (OSError, ValueError, AttributeError, RecursionError):
+        known = read_json(path, "its run is passed over")
+    except BildError:
         return None
+    return known if {"work", "place"} <= known.keys() else None

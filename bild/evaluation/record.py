@@ -6,7 +6,6 @@ Times are seconds, rates are per 100 generated tokens, scores are 0 to 100, inte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from bild.evaluation.codec import decode, encode
 from bild.evaluation.environment import Environment, is_tracked, require_clean_tree
 from bild.files import check_file, leaves, write_json
 from bild.generation.stats import DecodeStats
+from bild.json_files import read_json
 
 SCHEMA = 2
 
@@ -322,12 +322,9 @@ def read_record(path: Path) -> dict[str, Any]:
         BildError: it cannot be read, or is not a JSON object.
     """
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BildError(f"cannot read the record {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise BildError(f"{path} is not a record: it holds no object")
-    return content
+        return read_json(path, "name a record of this project")
+    except BildError as error:
+        raise BildError(f"cannot read the record: {error}") from None
 
 
 # ------------------------------------------------------------------------------ --record
@@ -362,4 +359,5 @@ def check_record(path: Path | None, config: object = None) -> None:
             )
 
 
-PATHS = ("large", "small", "tokenizer", "data_file")  # of a configuration; records shorten them
+# Of a configuration; records shorten them.
+PATHS = ("large", "small", "tokenizer", "data_file", "target_file")

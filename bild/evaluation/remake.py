@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from bild.errors import BildError
 from bild.evaluation.environment import ROOT, head_commit
+from bild.json_files import read_json
 
 MANIFEST = "records.toml"
 
@@ -67,8 +67,8 @@ def missing(entry: Entry, data_root: str | None) -> str | None:
 def commit_of(record: Path) -> str | None:
     """The commit that made a record; None where there is no such record."""
     try:
-        return json.loads(record.read_text(encoding="utf-8"))["env"]["commit"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(record, "it is made again")["env"]["commit"]
+    except (BildError, KeyError, TypeError):
         return None
 
 

@@ -51,7 +51,8 @@ from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
 from bild.processes import launch
 from bild.progress import progress_bar
-from bild.tasks.data import Example, LoadedData
+from bild.tasks.data import LoadedData
+from bild.tasks.reading import Example
 from bild.tasks.registry import Task, Thresholds
 from bild.tasks.sources import Sources, locate
 

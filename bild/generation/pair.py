@@ -111,6 +111,7 @@ class BiLDModel:
         compile: bool | None = None,
         small_precision: str | None = None,
         tokenizer: CheckpointName | None = None,
+        allow_pickle: bool = False,
         **kwargs: Any,
     ) -> BiLDModel:
         """Load both models: folders, ids under `BILD_MODELS_ROOT`, or hub ids.
@@ -123,15 +124,18 @@ class BiLDModel:
             device: where both models go.
             engine, precision, compile, small_precision: as for `BiLDModel`.
             tokenizer: where it is, if not beside the large model; it is loaded when it is needed.
+            allow_pickle: take weights that are no safetensors: a pickle can hold code that runs as
+                it is read, though what may be in it is restricted here (`weights_only=True`).
             **kwargs: passed on to transformers' `from_pretrained` for both.
 
         Raises:
-            BildError: a checkpoint that cannot be found, or models that cannot be a pair.
+            BildError: a checkpoint that cannot be found or is a pickle, or models that cannot be a
+                pair.
         """
-        first = load_model(large, dtype, device, **kwargs)
+        first = load_model(large, dtype, device, allow_pickle=allow_pickle, **kwargs)
         pair = cls(
             first,
-            load_small(small, first, dtype, device, **kwargs),
+            load_small(small, first, dtype, device, allow_pickle=allow_pickle, **kwargs),
             engine=engine,
             precision=precision,
             compile=compile,

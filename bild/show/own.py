@@ -8,7 +8,7 @@ from bild.evaluation.arms import BILD, SMALL
 from bild.evaluation.record import ArmFigures, RunRecord
 from bild.show.heatmaps import PRICED, Sweep
 from bild.show.tradeoff import STYLES, Panel, Point
-from bild.tasks.registry import TASKS
+from bild.tasks.registry import get
 from bild.tuning.record import SearchRecord, SmallModelsRecord
 
 
@@ -34,7 +34,7 @@ def _panel(title: str, records: Sequence[RunRecord | SearchRecord]) -> Panel:
             _add_run(series, record)
     metric, config = records[0].metric, records[0].config
     if config.data_file is None and config.max_samples is None:
-        for row in TASKS[config.task].published:
+        for row in get(config.task).published:
             name = f"{row.source} {row.mode}"
             if name in series and row.metric == metric and not row.note:
                 series[name].append(Point(row.score, row.speedup))

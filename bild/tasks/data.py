@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,17 +14,8 @@ from typing import Any
 from bild.checkpoints import hub
 from bild.checkpoints.names import REPOSITORY_ROOT, mirror_root
 from bild.errors import BildError, first_line, require
+from bild.tasks.reading import Example, read_examples
 from bild.tasks.registry import HubData, Task
-
-LONGEST_LINE = 16_000_000  # bytes; no example is longer, and no file is read into memory to see it
-
-
-@dataclass(frozen=True)
-class Example:
-    """A source text and its reference, without prefix."""
-
-    source: str
-    target: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +43,7 @@ def load_examples(
     task: Task,
     max_samples: int | None,
     data_file: Path | None = None,
+    target_file: Path | None = None,
 ) -> LoadedData:
     """The first examples of a task.
 
@@ -63,7 +53,8 @@ def load_examples(
     Args:
         task: where its examples are.
         max_samples: how many, at least 1; None for all.
-        data_file: JSON Lines with the task's keys, plain or gzip.
+        data_file: with the task's keys, in a form of `bild.tasks.reading.read_examples`.
+        target_file: the references of a plain data_file.
 
     Raises:
         BildError: a bad `max_samples` or file, or data that cannot be had.
@@ -78,15 +69,13 @@ def load_examples(
     found = _find_file(task, data_file)
     if found is not None:
         path, origin = found
-        available = read_jsonl(path, task.source_key, task.target_key)
+        available = read_examples(path, task.source_key, task.target_key, target_file)
     elif task.data is not None:
         origin = task.data.path
         available, revision = _load_from_hub(task.name, task.data)
     else:
-        raise BildError(
-            f"the examples of {task.name} are not at {task.file!r} in this repository; "
-            "give --data-file"
-        )
+        named = "not named" if task.file is None else f"not at {task.file!r} in this repository"
+        raise BildError(f"the examples of {task.name} are {named}; give --data-file")
     if max_samples is not None and max_samples > len(available):
         raise BildError(
             f"{max_samples} samples were asked for but {origin} has {len(available)}; "
@@ -107,14 +96,14 @@ def load_file(path: Path, source_key: str, target_key: str, split: str) -> Loade
     """All examples of one file, for training or measuring; its origin is the file's name.
 
     Args:
-        path: JSON Lines, plain or gzip.
+        path: in a form of `bild.tasks.reading.read_examples`.
         source_key, target_key: keys of a record.
         split: what the file is to be called: "train", "validation", ...
 
     Raises:
-        BildError: as `read_jsonl`.
+        BildError: as `read_examples`.
     """
-    examples = tuple(read_jsonl(path, source_key, target_key))
+    examples = tuple(read_examples(path, source_key, target_key))
     return LoadedData(examples, Path(path).name, None, split, checksum(examples), len(examples))
 
 
@@ -141,113 +130,6 @@ def _find_file(task: Task, data_file: Path | None) -> tuple[Path, str] | None:
     if task.file is not None and (REPOSITORY_ROOT / task.file).is_file():
         return REPOSITORY_ROOT / task.file, task.file
     return None
-
-
-# ------------------------------------------------------------------------------ files
-
-
-def read_jsonl(path: str | Path, source_key: str, target_key: str) -> list[Example]:
-    """Read one JSON object a line, gzip where the name ends in ".gz"; other keys are ignored.
-
-    The keys may stand within "translation", as the hub's data sets have them. Empty texts are kept,
-    and so are empty lines at the end.
-
-    Raises:
-        BildError: a file that is missing, empty, not UTF-8 or not gzip, or a line that is not an
-            object with both keys and text in them; the line is named.
-    """
-    path = Path(path)
-    try:
-        is_folder, is_there = path.is_dir(), path.exists()
-    except OSError as error:  # a name that is too long
-        raise BildError(f"data file {str(path)!r:.60} cannot be read: {error.strerror}") from None
-    if is_folder:
-        raise BildError(f"data file {str(path)!r} is a folder; give a .jsonl or .jsonl.gz file")
-    if not is_there:
-        raise BildError(f"data file {str(path)!r} does not exist; check the path")
-    examples: list[Example] = []
-    blank: int | None = None
-    for number, raw in enumerate(_lines(path), start=1):
-        where = f"{path}, line {number}"
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise BildError(
-                f"{where} is not UTF-8 ({error.reason}); save the file as UTF-8"
-            ) from None
-        if not line:
-            blank = number if blank is None else blank
-            continue
-        if blank is not None:
-            raise BildError(f"{path}, line {blank} is empty; remove it")
-        examples.append(_parse(line, where, source_key, target_key))
-    if not examples:
-        raise BildError(
-            f"data file {str(path)!r} holds no examples; "
-            f'write one object {{"{source_key}": ..., "{target_key}": ...}} a line'
-        )
-    return examples
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, which end at "\\n" alone: a text may hold other line separators."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            number = 0
-            while line := stream.readline(LONGEST_LINE + 1):
-                number += 1
-                if len(line) > LONGEST_LINE:
-                    raise BildError(
-                        f"{path}, line {number} is longer than {LONGEST_LINE:,} bytes; write one "
-                        "example a line"
-                    )
-                yield line
-    except gzip.BadGzipFile:
-        raise BildError(f"{path} is not a gzip file; rename it or compress it") from None
-    except (EOFError, zlib.error):
-        raise BildError(f"{path} is a damaged or truncated gzip file; copy it again") from None
-    except OSError as error:
-        raise BildError(f"data file {str(path)!r} cannot be read: {error.strerror}") from None
-
-
-def _parse(line: str, where: str, source_key: str, target_key: str) -> Example:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BildError(
-            f"{where} is not valid JSON ({error.msg} at column {error.colno}); "
-            "write one JSON object a line"
-        ) from None
-    except ValueError:  # Python reads no longer number
-        raise BildError(
-            f"{where} holds a number of more than 4,300 digits; write it as text"
-        ) from None
-    except RecursionError:
-        raise BildError(f"{where} is nested too deeply; write one flat object a line") from None
-    if not isinstance(record, dict):
-        raise BildError(
-            f"{where} is a {type(record).__name__}, not an object; "
-            f"write an object with the keys {source_key!r} and {target_key!r}"
-        )
-    if source_key not in record and isinstance(record.get("translation"), dict):
-        record = record["translation"]
-    return Example(*(_text(record, key, where) for key in (source_key, target_key)))
-
-
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
-    if key not in record:
-        keys = ", ".join(sorted(record)) or "none"
-        raise BildError(f"{where} has no key {key!r} (its keys: {keys}); add it")
-    value = record[key]
-    if not isinstance(value, str):
-        raise BildError(f"{where} has {value!r:.40} as {key!r}; it must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BildError(
-            f"{where} has half a surrogate pair in {key!r}; write the character itself"
-        ) from None
-    return value
 
 
 # ------------------------------------------------------------------------------ the hub

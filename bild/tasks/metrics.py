@@ -21,6 +21,7 @@ import numpy as np
 
 from bild.errors import BildError
 from bild.tasks.resampling import Floats, interval, resampled_sums
+from bild.tasks.words import tokenization
 
 if TYPE_CHECKING:
     from punkt import PunktSentenceTokenizer
@@ -48,7 +49,7 @@ class Score:
     """A metric of a whole corpus.
 
     Attributes:
-        name: of `METRICS`.
+        name: of `METRICS`; BLEU perhaps with a tokenization, as "bleu:zh" (`bild.tasks.words`).
         value: 0 to 100.
         signature: everything that must be equal for two values to be comparable.
         extra: further values, 0 to 100: chrF2 for "bleu"; all ROUGE types for any of them, those
@@ -68,10 +69,11 @@ def score(metric: str, predictions: Sequence[str], references: Sequence[str]) ->
         BildError: an unknown metric, no predictions, or not one reference for each.
     """
     _check(metric, predictions, references)
-    if metric == "bleu":
+    tokenize = tokenization(metric)
+    if tokenize is not None:
         from sacrebleu.metrics.chrf import CHRF
 
-        bleu, chrf = _bleu(), CHRF()
+        bleu, chrf = _bleu(tokenize), CHRF()
         value = bleu.corpus_score(predictions, [references]).score
         extra = {"chrF2": chrf.corpus_score(predictions, [references]).score}
         return Score(metric, value, str(bleu.get_signature()), extra)
@@ -182,8 +184,9 @@ def _statistics(
     metric: str, predictions: Sequence[str], references: Sequence[str]
 ) -> Floats:  # (N, K)
     """Per example what the corpus score is made of: n-gram counts, or (F-measure, 1)."""
-    if metric == "bleu":
-        rows = [_bleu_counts(p, r) for p, r in zip(predictions, references, strict=True)]
+    tokenize = tokenization(metric)
+    if tokenize is not None:
+        rows = [_bleu_counts(p, r, tokenize) for p, r in zip(predictions, references, strict=True)]
         return np.array(rows, dtype=np.float64)
     column = _rouge_table(predictions, references)[:, ROUGE_TYPES.index(metric)]
     return np.stack([column, np.ones_like(column)], axis=1)
@@ -191,9 +194,10 @@ def _statistics(
 
 def _value(metric: str, sums: Floats) -> float:  # (K,) -> 0..100
     """The corpus score of summed statistics."""
-    if metric != "bleu":
+    tokenize = tokenization(metric)
+    if tokenize is None:
         return float(100 * sums[0] / sums[1])
-    bleu = _bleu()
+    bleu = _bleu(tokenize)
     counts = [int(x) for x in sums]
     order = bleu.max_ngram_order
     return bleu.compute_bleu(
@@ -211,16 +215,17 @@ def _value(metric: str, sums: Floats) -> float:  # (K,) -> 0..100
 # ------------------------------------------------------------------------------ BLEU
 
 
-def _bleu() -> BLEU:
+@cache
+def _bleu(tokenize: str) -> BLEU:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU()  # 13a tokenization, exponential smoothing, cased: sacrebleu's defaults
+    return BLEU(tokenize=tokenize)  # exponential smoothing, cased: sacrebleu's defaults
 
 
 @lru_cache(maxsize=1 << 16)
-def _bleu_counts(prediction: str, reference: str) -> tuple[int, ...]:
+def _bleu_counts(prediction: str, reference: str, tokenize: str) -> tuple[int, ...]:
     """(prediction tokens, reference tokens, matches of 1- to 4-grams, their numbers)."""
-    result = _bleu().corpus_score([prediction], [[reference]])
+    result = _bleu(tokenize).corpus_score([prediction], [[reference]])
     return (result.sys_len, result.ref_len, *result.counts, *result.totals)
 
 
@@ -266,7 +271,7 @@ def _punkt() -> PunktSentenceTokenizer:
 
 
 def _check(metric: str, predictions: Sequence[str], references: Sequence[str]) -> None:
-    if metric not in METRICS:
+    if tokenization(metric) is None and metric not in METRICS:
         raise BildError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
     for name, texts in (("predictions", predictions), ("references", references)):
         if isinstance(texts, str):

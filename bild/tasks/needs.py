@@ -17,12 +17,14 @@ from bild.checkpoints import hub
 from bild.checkpoints.contents import (
     NO_TOKENIZER,
     TOKENIZER_FILES,
+    DefectError,
     model_files,
     tokenizer_files,
 )
 from bild.checkpoints.names import (
     DEFAULT_REVISION,
     EARLY_EXIT,
+    allows_pickle,
     resolve_model,
     resolve_tokenizer,
 )
@@ -120,7 +122,10 @@ class Need:
         """Of the files of a repository those to download, if all that is needed is among them."""
         if self.sort == "tokenizer":
             return tokenizer_files(names)
-        files = model_files(names)
+        try:
+            files = model_files(names, allows_pickle(self.name))
+        except DefectError as defect:
+            raise BildError(f"{self.role} {self.name!r} on the hub {defect}") from None
         if self.with_tokenizer and not set(files) & set(TOKENIZER_FILES):
             raise BildError(f"{self.role} {self.name!r} on the hub {NO_TOKENIZER}")
         return files

@@ -9,7 +9,7 @@ et al., "Speculative Decoding with Big Little Decoder" (NeurIPS 2023), and of it
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,9 @@ class Task:
         max_new_tokens: limit of an output.
         metric: the metric of the published tables, a name of `bild.tasks.metrics`.
         large, small, aligned: checkpoints: the large model, the small one, and the small one
-            aligned to the large one (None: there is none). A hub id may pin a commit,
-            `owner/name@commit`; what an id without one stood for is recorded with every result.
+            aligned to the large one (None: there is none, or it must be given). A hub id may pin a
+            commit, `owner/name@commit`; what an id without one stood for is recorded with every
+            result.
         tokenizer: hub id of the tokenizer; None: it lies beside the large model.
         thresholds: of each mode with two models, one or two presets. The first is the default and
             costs no quality, the second costs about one point of the metric and is faster. A mode
@@ -124,8 +125,8 @@ class Task:
     target_key: str
     prefix: str
     metric: str
-    large: str
-    small: str
+    large: str | None
+    small: str | None
     aligned: str | None
     tokenizer: str | None
     thresholds: dict[str, tuple[Thresholds, ...]]
@@ -139,6 +140,11 @@ class Task:
     variant: str = BiLDConfig.variant
     drafter: str | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a task of the user's, which `OWN` describes."""
+        return self.name == OWN.name or self.name.startswith(f"{OWN.name}-")
+
     def small_model(self, mode: str) -> str | None:
         """The small checkpoint of a mode; None for "vanilla".
 
@@ -149,6 +155,8 @@ class Task:
             return None
         models = {"unaligned": self.small, "aligned": self.aligned, "drafter": self.drafter}
         if models[mode] is None:
+            if self.is_own:
+                raise BildError(f"{self.name} has no small model of its own; give it with --small")
             what = "drafter" if mode == "drafter" else "aligned small model"
             raise BildError(
                 f"{self.name} has no {what}; run it with vanilla or unaligned, or train one "
@@ -203,16 +211,42 @@ def published_rows(task: str) -> tuple[PublishedRow, ...]:
     return tuple(PublishedRow(**row) for row in _published().get(task, {"rows": ()})["rows"])
 
 
+def task_names() -> tuple[str, ...]:
+    """What a command takes as a task."""
+    return (*TASKS, OWN.name)
+
+
 def get(name: str) -> Task:
-    """The task of that name.
+    """The task of that name; `OWN` under another one for "own-" and a name.
 
     Raises:
         BildError: there is none; the known names are listed.
     """
-    if name not in TASKS:
-        raise BildError(f"unknown task {name!r}; choose one of {', '.join(TASKS)}")
-    return TASKS[name]
+    if name.startswith(f"{OWN.name}-"):
+        return replace(OWN, name=name)
+    if name not in task_names():
+        raise BildError(f"unknown task {name!r}; choose one of {', '.join(task_names())}")
+    return OWN if name == OWN.name else TASKS[name]
 
+
+# What is said of it by flags, or by a file (`bild.cli`), stands in the settings of each run.
+OWN = Task(
+    name="own",
+    description="a task of your own, by flags or by --task-file",
+    data=None,
+    source_key="source",
+    target_key="target",
+    prefix="",
+    metric="bleu",
+    large=None,
+    small=None,
+    aligned=None,
+    tokenizer=None,
+    thresholds={
+        "unaligned": (Thresholds(BiLDConfig.fallback_threshold, BiLDConfig.rollback_threshold),)
+    },
+    split="own",
+)
 
 TASKS: dict[str, Task] = {
     task.name: task

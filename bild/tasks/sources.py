@@ -13,6 +13,7 @@ from bild.config import EvalConfig
 from bild.errors import BildError
 from bild.tasks.data import LoadedData, load_examples
 from bild.tasks.registry import Task, get
+from bild.tasks.words import bleu_by
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def locate(config: EvalConfig) -> Sources:
     """
     models = locate_models(config)
     data_file = None if config.data_file is None else Path(config.data_file)
-    data = load_examples(models.task, config.max_samples, data_file)
+    target_file = None if config.target_file is None else Path(config.target_file)
+    data = load_examples(models.task, config.max_samples, data_file, target_file)
     if config.data_revision is not None and data.revision is None:
         raise BildError(
             f"the revision {config.data_revision!r} of the data was asked for, but they come from "
@@ -68,6 +70,8 @@ def locate_models(config: EvalConfig) -> Models:
     task = get(config.task)
     own = {name: getattr(config, name) for name in OWN}
     task = replace(task, **{n: v for n, v in own.items() if v is not None})
+    if config.bleu_tokenize is not None:
+        task = replace(task, metric=bleu_by(config.bleu_tokenize, task.metric))
     if config.data_revision is not None and task.data is not None:
         task = replace(task, data=replace(task.data, revision=config.data_revision))
     if config.small is None or config.mode == "vanilla":
@@ -75,7 +79,10 @@ def locate_models(config: EvalConfig) -> Models:
     else:
         small = config.small
     tokenizer = task.tokenizer if config.tokenizer is None else config.tokenizer
-    large = resolve_model(task.large if config.large is None else config.large)
+    named = task.large if config.large is None else config.large
+    if named is None:
+        raise BildError(f"{task.name} has no large model of its own; give it with --large")
+    large = resolve_model(named)
     found = Models(
         task,
         large,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bild.errors import BildError
-from bild.tasks.data import Example, checksum
+from bild.tasks.data import checksum
+from bild.tasks.reading import Example
 
 MANY_WORDS = 3  # a repeat of fewer words says nothing
 

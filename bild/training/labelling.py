@@ -28,13 +28,17 @@ from bild.checkpoints.loading import load_model, load_tokenizer
 from bild.checkpoints.names import CheckpointName, resolve_model
 from bild.errors import BildError
 from bild.evaluation.environment import environment
-from bild.files import is_same_work, sole_user, write_atomically, write_json
+from bild.files import is_same_work, read_lines, sole_user, write_atomically, write_json
+from bild.json_files import read_json
 from bild.progress import progress_bar
-from bild.tasks.data import Example, LoadedData, checksum, read_jsonl
+from bild.tasks.data import LoadedData, checksum
+from bild.tasks.reading import Example, read_jsonl
 from bild.training.config import LabelConfig
 from bild.training.corpus import describe_data
 
 SCHEMA = 1
+AGAIN = "remove it with its calibration set to begin anew"
+FIELDS = {"text": str, "tokens": int, "finished": bool, "cut": bool}  # of a line of a chunk
 
 
 def label(
@@ -89,7 +93,7 @@ def label(
             state.wait_for_everyone()
     if state.is_main_process:  # also where a process was stopped just before
         shutil.rmtree(parts, ignore_errors=True)
-    return json.loads(card.read_text(encoding="utf-8"))
+    return read_json(card, AGAIN)
 
 
 def card_path(output: Path) -> Path:
@@ -172,7 +176,7 @@ def _is_finished(output: Path, card: Path, work: dict[str, Any]) -> bool:
         examples = read_jsonl(output, settings["source_key"], settings["target_key"])
     except BildError as error:
         raise BildError(f"{error}; the calibration set is damaged, remove it") from None
-    known = json.loads(card.read_text(encoding="utf-8")).get("sha256")
+    known = read_json(card, AGAIN).get("sha256")
     if checksum(examples) != known:
         raise BildError(
             f"{str(output)!r} holds {len(examples)} examples of sha256 {checksum(examples)}, but "
@@ -190,7 +194,9 @@ def _assemble(
     env: dict[str, Any],
 ) -> None:
     """Write the card and, last, the calibration set from its finished chunks."""
-    rows = [row for part in sorted(parts.glob("*.jsonl")) for row in _read_rows(part)]
+    rows = []
+    for start, part in _chunk_files(parts, len(examples), config.chunk_size).items():
+        rows += _read_rows(part, min(config.chunk_size, len(examples) - start))
     pairs = zip(examples, rows, strict=True)
     labelled = [Example(example.source, row["text"]) for example, row in pairs]
     facts = {**_counts(rows, examples), "sha256": checksum(labelled), "env": env, "schema": SCHEMA}
@@ -217,12 +223,11 @@ def _label_chunks(
     progress: bool,
 ) -> None:
     """Label the chunks that `parts` does not hold yet; returns when all processes are done."""
-    starts = range(0, len(examples), config.chunk_size)
-    files = {start: parts / f"{number:06}.jsonl" for number, start in enumerate(starts)}
+    files = _chunk_files(parts, len(examples), config.chunk_size)
     if not is_same_work(parts / "work.json", work) and state.is_main_process:
         parts.mkdir(parents=True, exist_ok=True)
         write_json(parts / "work.json", work)
-    missing = [start for start in starts if not files[start].exists()]
+    missing = [start for start in files if not files[start].exists()]
     state.wait_for_everyone()  # nothing is written before everyone knows what is missing
     own = missing[state.process_index :: state.num_processes]
     share = [examples[start : start + config.chunk_size] for start in own]
@@ -234,6 +239,12 @@ def _label_chunks(
             lines = (json.dumps(row, ensure_ascii=False) for row in rows)
             write_atomically(files[start], "".join(f"{line}\n" for line in lines))
     state.wait_for_everyone()
+
+
+def _chunk_files(parts: Path, examples: int, size: int) -> dict[int, Path]:
+    """Where the chunks are written, by their first example."""
+    starts = range(0, examples, size)
+    return {start: parts / f"{number:06}.jsonl" for number, start in enumerate(starts)}
 
 
 def _label_chunk(
@@ -270,9 +281,24 @@ def _label_chunk(
     return [rows[i] for i in range(len(chunk))]
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
-    return [json.loads(line) for line in lines[:-1]]
+def _read_rows(path: Path, size: int) -> list[dict[str, Any]]:
+    """The lines of a finished chunk, of which there must be `size`.
+
+    Raises:
+        BildError: it is damaged.
+    """
+    rows = read_lines(path, _read_row)
+    if len(rows) != size:
+        raise BildError(f"{path} holds {len(rows)} lines, not {size}; remove it to label them")
+    return rows
+
+
+def _read_row(line: str) -> dict[str, Any]:
+    row: dict[str, Any] = json.loads(line)
+    for name, kind in FIELDS.items():
+        if type(row[name]) is not kind:
+            raise ValueError(f"{name} is {row[name]!r:.40}")
+    return row
 
 
 def _counts(rows: Sequence[dict[str, Any]], examples: Sequence[Example]) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from bild.errors import BildError
+from bild.json_files import read_json
 
 # As transformers' trainer names what it saves; without one of these it would go on otherwise than
 # it was, without a word.
@@ -60,10 +62,10 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     none. Weights are checked for their size, everything else for its content.
     """
     try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        state = read_json(checkpoint / STATE, "another checkpoint is taken")
+    except BildError:
         return f"{STATE} cannot be read"
-    if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
+    if state.get("global_step") != step_of(checkpoint):
         return f"{STATE} is not that of step {step_of(checkpoint)}"
     weights = sorted(checkpoint.glob("*.safetensors"))
     if not weights:

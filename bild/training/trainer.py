@@ -8,7 +8,6 @@ Letters used for shapes: B examples, T tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -47,6 +46,7 @@ from bild.files import (
     write_atomically,
     write_json,
 )
+from bild.json_files import read_json
 from bild.tasks import metrics
 from bild.training.batches import training_set, validation_set
 from bild.training.config import TrainingJob
@@ -384,7 +384,7 @@ def save(
 
 
 def _without_log(path: Path) -> dict[str, Any]:
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json(path, "remove it to start anew")
     return {name: value for name, value in facts.items() if name != "log"}
 
 

@@ -13,7 +13,6 @@ done in that place (`bild.evaluation.folder.own_folder`); in another place they 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -30,6 +29,7 @@ from bild.evaluation.loop import ArmSample, Sample, decode
 from bild.evaluation.own import OwnArm
 from bild.evaluation.run import Workload
 from bild.files import write_json
+from bild.json_files import read_json
 from bild.tasks.registry import Thresholds
 
 CALIBRATION = 24  # examples that the costs of a forward are measured on
@@ -93,7 +93,7 @@ def known_costs(
         costs = measure_costs(list(works.values()), thresholds)
         write_json(path, dict(zip(works, map(asdict, costs), strict=True)))
     try:
-        known = decode_json(dict[str, Costs], json.loads(path.read_text(encoding="utf-8")))
+        known = decode_json(dict[str, Costs], read_json(path, "it is to hold prices"))
         return {label: known[label] for label in works}
     except (ValueError, KeyError, RecursionError) as error:  # also BildError and of JSON and UTF-8
         raise BildError(

@@ -16,7 +16,6 @@ only ratios taken side by side mean anything. That costs two to three times as m
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -29,7 +28,7 @@ from bild.config import SearchConfig
 from bild.evaluation.arms import BILD, VANILLA, Arm
 from bild.evaluation.environment import environment
 from bild.evaluation.figures import quality
-from bild.evaluation.folder import UNREPORTED, own_folder
+from bild.evaluation.folder import UNREPORTED, own_folder, read_identity
 from bild.evaluation.own import OwnArm
 from bild.evaluation.record import Quality, RunRecord
 from bild.evaluation.run import (
@@ -220,7 +219,7 @@ def _check(work: Workload, data: LoadedData, folder: Path, progress: bool) -> Ch
         done = path.with_name("run.json")
         if path.with_name(UNREPORTED).exists():
             continue  # `evaluate_loaded` finds it again
-        if done.exists() and json.loads(path.read_text(encoding="utf-8")) == as_read(asdict(own)):
+        if done.exists() and read_identity(path) == as_read(asdict(own)):
             record = RunRecord.load(done)
     if record is None:
         record, _ = evaluate_loaded(work, folder, progress=progress)

@@ -17,7 +17,8 @@ from hub_server import PARQUET_BRANCH, HubServer
 from mirror import examples, save_checkpoint, save_mt5_tokenizer, save_t5_tokenizer, tiny_pair
 
 from bild.evaluation.comparable import comparable
-from bild.tasks.data import Example, checksum
+from bild.tasks.data import checksum
+from bild.tasks.reading import Example
 from bild.tasks.registry import TASKS
 
 IWSLT, CNNDM = TASKS["iwslt2017"], TASKS["cnndm"]

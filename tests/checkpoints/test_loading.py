@@ -31,7 +31,7 @@ def folder(tmp_path):
 def refuse(folder, *needles):
     """The one sentence a checkpoint is refused with."""
     with pytest.raises(BildError) as error:
-        load_model(str(folder), torch.float32, "cpu")
+        load_model(str(folder), torch.float32, "cpu", allow_pickle=True)
     sentence = str(error.value)
     for needle in (str(folder), *needles):
         assert needle in sentence
@@ -59,11 +59,25 @@ def edit_weights(folder, change):
 @pytest.mark.parametrize("make", [tiny_t5, tiny_bart, tiny_marian, tiny_pegasus])
 def test_what_was_saved_is_loaded(tmp_path, make, binary):
     saved = make(0)
-    loaded = load_model(str(save_checkpoint(saved, tmp_path, binary)), torch.float32, "cpu")
+    folder = str(save_checkpoint(saved, tmp_path, binary))
+    loaded = load_model(folder, torch.float32, "cpu", allow_pickle=binary)
     for name, weight in saved.state_dict().items():
         if "embed_positions" not in name:  # Marian computes them anew
             assert torch.equal(loaded.state_dict()[name], weight), name
     assert not loaded.training
+
+
+def test_a_pickle_is_loaded_only_where_that_is_allowed(tmp_path):
+    folder = str(save_checkpoint(tiny_t5(0), tmp_path, binary=True))
+    with pytest.raises(BildError, match=r"pytorch_model\.bin alone, a pickle.*allow_pickle=True"):
+        BiLDModel.from_pretrained(folder, folder)
+    BiLDModel.from_pretrained(folder, folder, allow_pickle=True)
+
+
+@pytest.mark.parametrize("keyword", ["weights_only", "use_safetensors"])
+def test_no_keyword_lets_code_in_weights_run(folder, keyword):
+    with pytest.raises(BildError, match=f"{keyword}=False is not supported here"):
+        BiLDModel.from_pretrained(str(folder), str(folder), **{keyword: False})
 
 
 def test_a_tied_model_needs_one_copy(tmp_path):
@@ -84,7 +98,7 @@ def test_a_resolved_name_is_not_resolved_again(folder, monkeypatch):
     load_model(found, torch.float32, "cpu")
 
 
-def resolve_only_checkpoints(found):
+def resolve_only_checkpoints(found, *_):
     assert not isinstance(found, str)
     return found
 

@@ -16,6 +16,7 @@ from huggingface_hub import close_session, constants
 
 from bild.checkpoints import names
 from bild.checkpoints.names import (
+    PUBLISHED,
     REPOSITORY_ROOT,
     Checkpoint,
     mirror_root,
@@ -23,6 +24,7 @@ from bild.checkpoints.names import (
     resolve_tokenizer,
 )
 from bild.errors import BildError
+from bild.tasks.registry import TASKS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "kssteven/T5-small-xsum"
@@ -131,7 +133,37 @@ def index(*shards):
 )
 def test_all_forms_of_weights(tmp_path, files):
     folder = write(tmp_path / "model", config__json="{}", **files)
-    assert resolve_model(str(folder)) == Checkpoint(str(folder), folder, None)
+    assert resolve_model(str(folder), allow_pickle=True) == Checkpoint(str(folder), folder, None)
+    if any(name.endswith("__bin") for name in files):
+        with pytest.raises(BildError, match=r"a pickle, which can hold code.*--allow-pickle"):
+            resolve_model(str(folder))
+
+
+def test_the_environment_may_allow_pickles(tmp_path, monkeypatch):
+    folder = write(tmp_path / "model", config__json="{}", pytorch_model__bin="x")
+    monkeypatch.setenv("BILD_ALLOW_PICKLE", "0")
+    with pytest.raises(BildError, match="a pickle"):
+        resolve_model(str(folder))
+    monkeypatch.setenv("BILD_ALLOW_PICKLE", "1")
+    assert resolve_model(str(folder)).path == folder
+
+
+def test_the_checkpoints_that_tasks_name_are_read_as_they_were_published():
+    tasks = TASKS.values()
+    named = {n for t in tasks for n in (t.large, t.small, t.aligned, t.drafter) if n is not None}
+    assert {name for name in named if not name.startswith("demo/")} == PUBLISHED
+
+
+@pytest.mark.parametrize("there", ["on the hub", "in the hub's cache"])
+def test_a_pickle_on_the_hub_is_not_fetched(tmp_path, hub, there):
+    store = write(tmp_path / "store", config__json="{}", pytorch_model__bin="x")
+    hub.add("models", "somebody/model", store)
+    if there == "in the hub's cache":
+        resolve_model("somebody/model", allow_pickle=True)
+    with pytest.raises(BildError, match=f"model' {there} has its weights in pytorch_model.bin"):
+        resolve_model("somebody/model")
+    if there == "on the hub":
+        assert [r for r in hub.requests if "/resolve/" in r] == []
 
 
 @pytest.mark.parametrize(

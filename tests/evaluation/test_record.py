@@ -85,7 +85,7 @@ def test_a_record_of_another_shape_is_refused_by_its_field(tmp_path, name, value
     ("content", "message"),
     [
         (b"{", "cannot read the record"),
-        (b"[]", "it holds no object"),
+        (b"[]", "holds no object but a list"),
         (b'{"schema": 99}', "not a run record of schema 2"),
         (b"\xff", "cannot read the record"),
         (b"9" * 5000, "cannot read the record"),

@@ -18,7 +18,8 @@ from huggingface_hub import close_session, constants
 from bild.config import EvalConfig
 from bild.errors import BildError
 from bild.tasks import data
-from bild.tasks.data import Example, checksum, load_examples, read_jsonl
+from bild.tasks.data import checksum, load_examples
+from bild.tasks.reading import Example, read_jsonl
 from bild.tasks.registry import TASKS, get
 from bild.tasks.sources import locate
 
@@ -155,7 +156,7 @@ def test_mistakes_are_named_by_file_and_line(tmp_path, content, message):
 def test_a_line_without_end_is_refused_before_it_is_in_memory(tmp_path, monkeypatch):
     with pytest.raises(BildError, match="/dev/zero, line 1 is longer than 16,000,000 bytes"):
         read_jsonl("/dev/zero", "de", "en")
-    monkeypatch.setattr("bild.tasks.data.LONGEST_LINE", len(GOOD))
+    monkeypatch.setattr("bild.tasks.reading.LONGEST_LINE", len(GOOD))
     bomb = write(tmp_path / "a.jsonl.gz", gzip.compress(GOOD.encode() + b" " * 10**7))
     with pytest.raises(BildError, match="line 2 is longer"):
         read_jsonl(bomb, "de", "en")

@@ -10,7 +10,7 @@ from commands import run_here
 from toy import save_data
 
 from bild import BildError
-from bild.tasks.data import Example
+from bild.tasks.reading import Example
 from bild.training.duplicates import compare, nearest, normalize, sentences
 
 CORPUS = [

@@ -133,6 +133,41 @@ def test_a_damaged_calibration_set_is_not_taken_for_a_finished_one(
     assert output.read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("damage", "needle"),
+    [
+        (lambda text: text[: len(text) // 2], "lines, not 4"),
+        (lambda text: "", "holds 0 lines, not 4"),
+        (lambda text: text.replace("tokens", "token"), "line 1"),
+        (lambda text: text.replace("true", "3").replace("false", "3"), "line 1"),
+        (lambda text: text + "{}\n", "line 5"),
+    ],
+    ids=["cut", "emptied", "field", "type", "more"],
+)
+def test_a_damaged_chunk_is_refused_by_name(large, data, tmp_path, batches, damage, needle):
+    output = tmp_path / "out.jsonl"
+    config = replace(CONFIG, chunk_size=4)
+    batches.limit = 2
+    with pytest.raises(KeyboardInterrupt):
+        label(str(large), data, output, config, progress=False)
+    batches.limit = None
+    part = tmp_path / "out.jsonl.parts" / "000000.jsonl"
+    part.write_text(damage(part.read_text()))
+    with pytest.raises(BildError, match=rf"000000\.jsonl.*{needle}"):
+        label(str(large), data, output, config, progress=False)
+    part.unlink()
+    label(str(large), data, output, config, progress=False)
+    assert output.read_text().count("\n") == len(data.examples)
+
+
+def test_a_damaged_card_is_refused_by_name(large, data, tmp_path):
+    output = tmp_path / "out.jsonl"
+    label(str(large), data, output, CONFIG, progress=False)
+    card_path(output).write_text("{")
+    with pytest.raises(BildError, match=r"out\.card\.json, line 1 is not JSON"):
+        label(str(large), data, output, CONFIG, progress=False)
+
+
 def test_two_labellings_do_not_share_an_output(large, data, tmp_path):
     output, parts = tmp_path / "out.jsonl", tmp_path / "out.jsonl.parts"
     parts.mkdir()
