@@ -80,7 +80,8 @@ def _answer_some(busy: list[_Row]) -> None:
     chosen = [(row, request) for row, request in asking if _asked_last(request) == first]
     replies = answer([request for _, request in chosen])
     for (row, _), reply in zip(chosen, replies, strict=True):
-        row.tell(reply)
+        if reply is not None:
+            row.tell(reply)
 
 
 def _asked_last(request: Request) -> bool:

@@ -82,7 +82,7 @@ class BiLDModel:
         self._arrange()
 
     def _arrange(self) -> None:
-        self._experience = Experience()
+        self._experience, self._in_batches = Experience(), Experience()
         both: tuple[tuple[Writer, PreTrainedModel], ...] = (
             ("large", self.large),
             ("small", self.small),
@@ -157,7 +157,7 @@ class BiLDModel:
         large.vocab_size = pair.vocab_size
         alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options["small"])
         pair.models = {"large": large, "small": alone}
-        pair._experience = Experience()
+        pair._experience, pair._in_batches = Experience(), Experience()
         return pair
 
     @property
@@ -252,7 +252,7 @@ class BiLDModel:
             input_ids: source tokens, (B, S); the rows of a batch are decoded together, each to
                 what it is alone.
             attention_mask: (B, S), 1 for tokens and 0 for padding.
-            bild_config: thresholds and variant; the rows of a batch do not look ahead.
+            bild_config: thresholds and variant.
             streamer: gets tokens once they can no longer be rolled back; with `output_trace`, one
                 that has a method `put_traced` gets lists of `TracedToken`s by it. Of one row.
             output_trace: put a `.trace` of who wrote each token into the output; of one row.
@@ -276,7 +276,7 @@ class BiLDModel:
             return answer_at_once(self._steps(input_ids, attention_mask, bild_config, **given))
         assert input_ids is not None
         rows = split_rows(input_ids, attention_mask, given)
-        own = ({"bild_config": bild_config, "ahead": False, **row} for row in rows)
+        own = ({"bild_config": bild_config, "together": True, **row} for row in rows)
         found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
         return gather(found, pad_token_id(generate_kwargs, self.large))
 
@@ -307,7 +307,7 @@ class BiLDModel:
             BildError: as `generate`; a batch size below 1.
         """
         check_batch_size(batch_size, generate_kwargs)
-        shared = {"bild_config": bild_config, "ahead": False, **generate_kwargs}
+        shared = {"bild_config": bild_config, "together": True, **generate_kwargs}
         rows = ({**shared, **as_keywords(source)} for source in sources)
         return decode_rows(self._steps, rows, batch_size, generate_kwargs)
 
@@ -319,10 +319,10 @@ class BiLDModel:
         *,
         streamer: BaseStreamer | None = None,
         output_trace: bool = False,
-        ahead: bool = True,
+        together: bool = False,
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`generate` of one row."""
+        """`generate` of one row, which others are decoded `together` with or not."""
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
         plan = self.models["large"].plan(source, without_states(models, generate_kwargs))
@@ -332,11 +332,12 @@ class BiLDModel:
                 source, self._states_for_small(large), later=_may_rest(bild_config)
             ) as small,
         ):
-            stream, experience = Stream(streamer), self._experience
+            stream = Stream(streamer)
+            experience = self._in_batches if together else self._experience
             drafter = with_copies(small, source.ids, bild_config, output_trace)
             return (
                 yield from pair_steps(
-                    plan, large, drafter, bild_config, stream, output_trace, experience, ahead
+                    plan, large, drafter, bild_config, stream, output_trace, experience
                 )
             )
 

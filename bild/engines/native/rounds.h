@@ -72,9 +72,11 @@ class Rounding {
     places_.clear();
     chance_ = 1;
     ends_ = false;
-    open_window();
-    drafts_ = true;
-    if (!r.small_turn) close_window();
+    window_ = {};
+    if (r.small_turn)
+      open_window();
+    else
+      close_window();
     time_ = {0, 0, -r.small_forwards, 0};
   }
 
@@ -159,8 +161,12 @@ class Rounding {
 
   void open_window() {
     window_ = {};
+    drafts_ = true;
     guesses_ = false;
     limit_ = std::min(r.window, r.max_length - r.count);
+    if (limit_ > 0) return;
+    window_.full = true;  // of none
+    close_window();
   }
 
   // The window is whole; the small model goes on only behind a guess, the next token.
@@ -177,7 +183,7 @@ class Rounding {
     r.tokens[r.count++] = token;
     ends_ = output_ends();
     drafts_ = !ends_;
-    open_window();
+    if (drafts_) open_window();
   }
 
   // DistanceRule.first_cut of tokens first..last of those looked at; `last` where there is no cut.
