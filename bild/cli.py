@@ -23,6 +23,7 @@ from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
 from bild.parser import Parser, TaskFiles, add_allow_pickle
 from bild.policy import RULES
+from bild.shortage import advice, is_out_of_memory
 from bild.tasks.registry import MODES, OWN, Thresholds, get, task_names
 from bild.visible import sentence
 
@@ -260,6 +261,8 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
 
 def _explain(error: Exception, resumes: bool) -> None:
     """Refuse in one sentence what is the machine's fault, not the program's."""
+    if is_out_of_memory(error):
+        _refuse(BildError(advice(error, resumes, Parser.flags)))
     where = getattr(error, "filename", None)
     if is_no_room(error):
         said, way_out = "No space left on device", "make room"

@@ -20,6 +20,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Metric = Literal["bleu", "rouge1", "rouge2", "rougeL", "rougeLsum"]
 BleuTokenize = Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"]
 Precision = Literal["float32", "bfloat16", "int8"]
+Copying = Literal["no", "first", "alone"]
+Sampling = Literal["speculative", "block", "bild"]
 DTYPES = get_args(Dtype)
 HIGHEST_CONFIDENCE = 0.999  # a few hundred examples do not tell how rare still rarer errors are
 
@@ -60,6 +62,9 @@ class BiLDConfig:
             `bild.rules.FALLBACK`, likewise, as "entropy:limit=1".
         copying: "first" to draft what followed the output's last tokens in the source, or earlier
             in the output, before the small model is asked; "alone" to never ask it.
+        sampling: what becomes of drafts with `do_sample=True`. "speculative" and "block" are exact:
+            outputs are distributed as the large model's own samples, and no rollback threshold
+            counts; "bild" cuts where a drawn token is over the rollback threshold.
 
     Raises:
         BildError: a value outside its range, by name and value.
@@ -73,7 +78,8 @@ class BiLDConfig:
     lookahead: float | Literal["auto"] = 0
     acceptance: str | AcceptanceRule | None = None
     drafting: str | FallbackRule | None = None
-    copying: Literal["no", "first", "alone"] = "no"
+    copying: Copying = "no"
+    sampling: Sampling = "speculative"
 
     def __post_init__(self) -> None:
         for name in ("fallback_threshold", "rollback_threshold"):
@@ -88,7 +94,9 @@ class BiLDConfig:
             raise BildError(
                 f"lookahead must be auto, a whole number from 0 to 999, or inf, got {ahead!r}"
             )
-        for name, choices in (("variant", tuple(RULES)), ("start", get_args(Writer))):
+        words = {"start": Writer, "copying": Copying, "sampling": Sampling}
+        known = {"variant": tuple(RULES), **{name: get_args(kind) for name, kind in words.items()}}
+        for name, choices in known.items():
             value = getattr(self, name)
             if value not in choices:
                 raise BildError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
@@ -96,8 +104,6 @@ class BiLDConfig:
         for name, rule in (("acceptance", _acceptance(self)), ("drafting", _drafting(self))):
             if rule is not None:
                 object.__setattr__(self, name, rule_text(rule))
-        if self.copying not in ("no", "first", "alone"):
-            raise BildError(f"copying must be one of no, first, alone, got {self.copying!r}")
         if self.copying != "no" and ahead != 0:
             raise BildError(f"copying={self.copying!r} does not look ahead; use lookahead=0")
         if isinstance(self.fallback_rule, Adaptive) and ahead != 0:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from bild.errors import BildError
 from bild.visible import sentence
@@ -49,7 +49,12 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         description: the docstring.
+
+    Attributes:
+        flags: of the command that this process runs.
     """
+
+    flags: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
@@ -66,6 +71,7 @@ class Parser(argparse.ArgumentParser):
             task = self._take_files(given)
         except BildError as error:
             self.exit(2, f"error: {sentence(error)}\n")
+        Parser.flags = frozenset(self._option_string_actions)
         found = super().parse_args(given, namespace)
         if getattr(found, "allow_pickle", False):
             os.environ[ALLOW_PICKLE] = "1"  # for all that this process and its children load

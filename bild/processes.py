@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -16,7 +17,8 @@ from typing import Any
 
 from bild.errors import BildError, first_line
 
-MEETING = 1800.0  # seconds: the slowest may be downloading its models
+MEETING = 1800.0  # seconds: the first one may be downloading its models
+PARTING = 60.0  # seconds: others that have not come by the end find all done
 LOOK = 0.1  # seconds between two looks
 
 
@@ -59,20 +61,20 @@ def launch() -> Launch:
 
 
 def agree(value: str, seconds: float = MEETING) -> str:
-    """What the first process says, when all have come; alone, what this one says.
+    """What the first process says, which waits for nobody; alone, what this one says.
 
     Args:
         value: of the first process; that of the others means nothing.
-        seconds: to wait for the others at most.
+        seconds: to wait for the first one at most.
 
     Raises:
-        BildError: some have not come in that time, or the meeting place is gone.
+        BildError: it has said nothing in that time, or is gone.
     """
     here = launch()
     if here.count == 1:
         return value
     try:
-        return _agree(_store(), here, value, time.monotonic() + seconds)
+        return _agree(_store(), here, value, seconds)
     except (RuntimeError, OSError) as error:  # also torch's own, which are RuntimeErrors
         raise BildError(
             f"process {here.rank} of {here.count} lost the others ({first_line(error)}); give the "
@@ -80,25 +82,43 @@ def agree(value: str, seconds: float = MEETING) -> str:
         ) from None
 
 
-def _agree(store: Any, here: Launch, value: str, deadline: float) -> str:
+def part() -> None:
+    """Before the first process ends: others have heard it, where it is the one they hear it from.
+
+    One that never comes is waited for `PARTING` seconds.
+    """
+    here = launch()
+    if here.count == 1 or _launcher_listens():
+        return
+    deadline = time.monotonic() + PARTING
+    with suppress(RuntimeError, OSError):
+        came = f"came-{_Meetings.held - 1}"
+        while _store().add(came, 0) < here.count and time.monotonic() < deadline:
+            time.sleep(LOOK)
+
+
+def _agree(store: Any, here: Launch, value: str, seconds: float) -> str:
     number = _Meetings.held
     _Meetings.held += 1
     came, said = f"came-{number}", f"said-{number}"
-    store.add(came, 1)
-    while here.is_first and store.add(came, 0) < here.count:
-        _require_time(deadline, f"{store.add(came, 0)} of {here.count} processes have come")
     if here.is_first:
         store.set(said, value)
+    deadline = time.monotonic() + seconds
     while not store.check([said]):  # not wait(), in which no signal is heard
-        _require_time(deadline, f"the first of {here.count} processes has not said where to work")
+        if time.monotonic() > deadline:
+            raise BildError(
+                f"the first of {here.count} processes has not said in {seconds:.0f} s where to "
+                "work; give the same command again"
+            )
+        time.sleep(LOOK)
     found: bytes = store.get(said)
+    store.add(came, 1)
     return found.decode()
 
 
-def _require_time(deadline: float, what: str) -> None:
-    if time.monotonic() > deadline:
-        raise BildError(f"{what}, and none is waited for longer; give the same command again")
-    time.sleep(LOOK)
+def _launcher_listens() -> bool:
+    """Whether the launcher has a server for its processes, as torchrun and so accelerate."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 class _Meetings:
@@ -121,12 +141,10 @@ def _store() -> Any:
             "several processes need MASTER_ADDR and MASTER_PORT, which `accelerate launch` sets; "
             "start them with it"
         ) from None
-    # torchrun, and so accelerate, has a server for its workers; elsewhere the first one is it.
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(
         address,
         port,
-        is_master=not agent and launch().is_first,
+        is_master=launch().is_first and not _launcher_listens(),
         timeout=timedelta(seconds=MEETING),
         wait_for_workers=False,
         multi_tenant=True,

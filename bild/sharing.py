@@ -54,7 +54,8 @@ class Queue:
             raise BildError("several processes share work on Linux and macOS alone; start one")
         check_kind(path)
         self.path, self.total = path, total
-        self._held: set[int] = set()
+        self._held: dict[int, float] = {}  # since when
+        self._longest = 0.0  # seconds that a unit took
         self._cursor = 0
         if not first and not path.exists():
             raise FileNotFoundError(path)
@@ -86,7 +87,7 @@ class Queue:
                 if unit not in self._held and self._lock(unit):
                     # Only a lock makes sure that what another machine has written is seen.
                     if os.pread(self._file, 1, unit) == b"\0":
-                        self._held.add(unit)
+                        self._held[unit] = time.monotonic()
                         self._cursor = unit + 1
                         return unit
                     self._unlock(unit)
@@ -97,7 +98,7 @@ class Queue:
         """What this unit makes is written down."""
         with writing(self.path):
             os.pwrite(self._file, DONE, unit)
-        self._held.remove(unit)
+        self._longest = max(self._longest, time.monotonic() - self._held.pop(unit))
         self._unlock(unit)
 
     def units(self) -> Iterator[int]:
@@ -109,26 +110,31 @@ class Queue:
         Raises:
             BildError: others hold what is left, and nothing was finished for too long.
         """
-        longest, known, since = 0.0, -1, time.monotonic()
-        while True:
-            unit = self.claim()
-            if unit is not None:
-                start = time.monotonic()
-                yield unit
-                self.finish(unit)
-                longest, since = max(longest, time.monotonic() - start), time.monotonic()
-                continue
-            if self.done == self.total:
-                return
-            if self.done != known:
-                known, since = self.done, time.monotonic()
-            if time.monotonic() - since > max(PATIENCE, 10 * longest):
+        while (unit := self.next()) is not None:
+            yield unit
+            self.finish(unit)
+
+    def next(self) -> int | None:
+        """As `claim`, but waits for a unit to take; None when all are done.
+
+        Raises:
+            BildError: as `units`.
+        """
+        known, since = -1, time.monotonic()
+        while (unit := self.claim()) is None:
+            done = self.done
+            if done == self.total:
+                break
+            if done != known:
+                known, since = done, time.monotonic()
+            if time.monotonic() - since > max(PATIENCE, 10 * self._longest):
                 raise BildError(
                     f"other processes hold the last {self.total - known} of {self.total} parts of "
                     f"the work in {str(self.path.parent)!r} and finish none: one hangs, or its "
                     "machine is gone; end them, and the same command goes on from here"
                 )
             time.sleep(LOOK)
+        return unit
 
     def close(self) -> None:
         """Give up what is held."""

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from torch.distributed import TCPStore
 
@@ -38,6 +39,16 @@ def run_processes(count: int, work: Callable[[int], None], seconds: float = TIME
             child.join()
     assert None not in codes, f"not done after {seconds} s: {codes}"
     return codes
+
+
+def together(folder: Path, rank: int, count: int) -> None:
+    """Go on when all processes have come to this point."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"here-{rank}").touch()
+    deadline = time.monotonic() + TIME
+    while len(list(folder.glob("here-*"))) < count:
+        assert time.monotonic() < deadline, "another process has not come"
+        time.sleep(0.01)
 
 
 def _work(work: Callable[[int], None], rank: int, count: int, port: int) -> None:

@@ -737,3 +737,34 @@ def test_a_process_ends_at_once_with_one_line(tmp_path, arguments, needle):
     assert done.err.count("\n") == 1
     assert needle in done.err
     assert done.seconds < 3
+
+
+# ------------------------------------------------------------------------------ no memory
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_where_memory_is_short_the_settings_are_named_and_examples_are_kept(
+    evaluate, monkeypatch, tmp_path, error
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, error)
+        done = evaluate(TASK, "unaligned", to=tmp_path / "runs")
+    assert done.code == 2
+    (sentence,) = done.complaints
+    assert sentence.startswith("error: no memory is left (")
+    assert "more" not in sentence.partition(")")[0]
+    assert "; lower --batch-size, --max-source-tokens, --max-new-tokens; take --dtype" in sentence
+    assert " or --device cpu; what is finished is kept" in sentence
+    assert "Traceback" not in done.err
+    (folder,) = (tmp_path / "runs" / TASK).iterdir()
+    assert (folder / "samples.jsonl").read_text().count("\n") == 2
+    again = evaluate(TASK, "unaligned", to=tmp_path / "runs").require_success()
+    assert again.path.parent == folder
+    assert again.record().env.resumed_after == 2

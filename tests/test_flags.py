@@ -142,6 +142,7 @@ def test_every_setting_of_an_evaluation_has_a_flag(parsers):
     assert {f.name for f in fields(BiLDConfig)} - known == {
         "fallback_threshold",
         "rollback_threshold",
+        "sampling",  # of drawn tokens; an evaluation is greedy
     }
     assert {"fallback", "rollback"} <= known
 

@@ -53,7 +53,7 @@ def test_what_is_whole_is_read(tmp_path):
 # Where lines are read, each of them refused by its number, or what ships with the package.
 OTHERS = {
     "bild.files", "bild.json_files", "bild.evaluation.loop", "bild.outputs.reading",
-    "bild.outputs.writing", "bild.tasks.data", "bild.tasks.registry", "bild.training.labelling",
+    "bild.outputs.writing", "bild.tasks.reading", "bild.tasks.registry", "bild.training.labelling",
 }  # fmt: skip
 
 

@@ -243,6 +243,9 @@ def execute(command: list[str], run) -> None:
             assert re.search(rf'{Path(file).stem}(\.py)?"', tests)
         case ["python", file, *arguments] if file.startswith("scripts/"):
             run(Path(file).stem, arguments)
+        case ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", *started]:
+            # By one process here; evaluation/test_shared.py and cli/test_generate_shared.py launch.
+            execute(started[1:] if started[0] == "-m" else ["python", *started], run)
         case ["bild", name, "--help"] if name in COMMANDS:
             pass  # cli/test_command.py has it of all
         case ["bild", "--help" | "--version"] | ["bild", "completion", *_]:
@@ -335,7 +338,13 @@ def flags():
     return found | {n: {*module_of(n).make_parser()._option_string_actions} for n in COMMANDS}
 
 
-OTHERS = {"--multi_gpu", "--num_processes", "--require-hashes"}  # of accelerate, of pip
+OTHERS = {
+    "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip",
+    "--main_process_port",  # of accelerate
+    "--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--requeue", "--open-mode",
+    "--kill-on-bad-exit",  # of Slurm
+    "--require-hashes",  # of pip
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 import pytest
-from launching import run_processes
+from launching import run_processes, together
 
 from bild import BildError, processes, sharing
 from bild.processes import Launch, agree, launch
@@ -37,7 +37,6 @@ def share(folder, each):
         queue = Queue(folder / "queue", UNITS, first=rank == 0) if rank == 0 else None
         agree("go")
         queue = queue or Queue(folder / "queue", UNITS, first=False)
-        agree("all have a place")  # so that none has done everything before another comes
         for unit in queue.units():
             each(rank, unit)
             log(folder, rank, unit)
@@ -86,7 +85,7 @@ def test_one_that_hangs_is_not_waited_for_forever(tmp_path, monkeypatch):
         queue = Queue(tmp_path / "queue", 2, first=True)
         units = queue.units()
         next(units)
-        agree("each holds one")
+        together(tmp_path / "each holds one", rank, 2)
         if rank == 1:
             while not (tmp_path / "said").exists():
                 time.sleep(0.02)
@@ -163,13 +162,61 @@ def test_one_that_does_not_come_is_not_waited_for_forever(tmp_path, missing):
     def work(rank):
         if rank != missing:
             try:
-                agree("x", seconds=0.3)
+                (tmp_path / "said").write_text(agree("x", seconds=0.3))
             except BildError as error:
                 (tmp_path / "said").write_text(str(error))
 
     assert run_processes(2, work) == [0, 0]
-    expected = "the first of 2 processes has not said" if missing == 0 else "1 of 2 processes have"
-    assert expected in (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    assert said == "x" if missing == 1 else "the first of 2 processes has not said" in said
+
+
+@pytest.mark.parametrize(
+    ("rank", "others", "agent"), [(0, 1, False), (0, 0, False), (0, 0, True), (1, 0, False)]
+)
+def test_without_a_launchers_server_the_first_is_it_and_stays_until_others_have_heard(
+    monkeypatch, rank, others, agent
+):
+    """As under srun; a store in place of torch's, whose port would have to be free."""
+    made, values = [], {"came-0": others, "said-0": b"x"}
+
+    class Store:
+        def __init__(self, *place, is_master, **_):
+            made.append((*place, is_master))
+
+        def set(self, name, value):
+            values[name] = value.encode()
+
+        def get(self, name):
+            return values[name]
+
+        def check(self, names):
+            return names[0] in values
+
+        def add(self, name, number):
+            values[name] += number
+            return values[name]
+
+    monkeypatch.setattr("torch.distributed.TCPStore", Store)
+    monkeypatch.setattr("torch.distributed.PrefixStore", lambda _, store: store)
+    monkeypatch.setattr(processes._Meetings, "held", 0)
+    monkeypatch.setattr(processes, "PARTING", 0.2)
+    for name, value in {
+        "RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "host", "MASTER_PORT": 7,
+        "TORCHELASTIC_USE_AGENT_STORE": agent,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    processes._store.cache_clear()
+    try:
+        assert agree("x") == "x"
+        start = time.monotonic()
+        if rank == 0:
+            processes.part()
+        waited = time.monotonic() - start >= 0.2
+    finally:
+        processes._store.cache_clear()
+    assert made == [("host", 7, rank == 0 and not agent)]
+    assert waited == (rank == 0 and not others and not agent)
 
 
 def test_several_processes_without_a_place_to_meet_are_refused(monkeypatch):

@@ -11,6 +11,8 @@
 The launchers run_<task>.sh call this with the task filled in. Models and data come from
 BILD_MODELS_ROOT and BILD_DATA_ROOT if set, else from the hub. Results go to
 out/<task>/<time>/run.json and samples.jsonl; a run that was stopped goes on when started again.
+Under `accelerate launch --multi_gpu --num_processes 2 scripts/run_eval.py ...` the processes share
+the examples (docs/cluster.md).
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ they hold and get "output"; with --stats also what happened. Outputs are those o
 
 Finished lines gather in OUTPUT.partial; when all are there, the file moves into place. A run that
 was stopped, however it was, goes on when the same command is given again; another command is
-refused. Through pipes nothing can go on.
+refused. Through pipes nothing can go on. Under `accelerate launch --multi_gpu --num_processes 2 -m
+bild generate ...` the processes share the lines; it goes on with any number of them.
 """
 
 from __future__ import annotations

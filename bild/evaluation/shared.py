@@ -19,7 +19,7 @@ from bild.evaluation.arms import Arm, ArmId
 from bild.evaluation.folder import Identity, difference_of, is_at_work
 from bild.evaluation.loop import Loop, Sample, check_sample, decode, read_samples
 from bild.files import append_lines, read_lines, write_atomically
-from bild.processes import agree, launch
+from bild.processes import agree, launch, part
 from bild.sharing import LOOK, Queue
 
 RECORD_SECONDS = 3600.0  # for the first process to make its record of all samples
@@ -78,6 +78,7 @@ def decode_together(
             if seen is not None:
                 seen(sample, min(loop.total, queue.done * loop.batch_size + 1))
         known = read_shared(path, ids, loop)
+        part()
     except KeyboardInterrupt as stop:
         what = "examples" if loop.batch_size == 1 else "batches"
         stop.add_note(f"{queue.done} of {queue.total} {what} are done and kept in {path.parent}")

@@ -124,7 +124,7 @@ def check_batch_size(size: Any, keywords: Mapping[str, Any]) -> None:
     """Refuse a batch size that is none, and what only one row can be given."""
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise BildError(f"batch_size must be a whole number of at least 1, got {size!r}")
-    _refuse_of_one_row(keywords)
+    refuse_of_one_row(keywords)
 
 
 # ------------------------------------------------------------------------------ rows of a batch
@@ -166,7 +166,7 @@ def split_rows(
             f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
             f"got {tuple(attention_mask.shape)}"
         )
-    _refuse_of_one_row(keywords)
+    refuse_of_one_row(keywords)
     rows: list[dict[str, Any]] = []
     for i in range(size):
         own = {name: _row_of(name, value, i, size) for name, value in keywords.items()}
@@ -175,14 +175,15 @@ def split_rows(
     return rows
 
 
-def _refuse_of_one_row(keywords: Mapping[str, Any]) -> None:
+def refuse_of_one_row(keywords: Mapping[str, Any]) -> None:
+    """Refuse what only a call for one output can be given."""
     for name, reason in (
         ("streamer", "the rows of a batch commit tokens, and end, at different times"),
         ("output_trace", "a trace tells of the forwards of one output, and a batch shares them"),
     ):
         if keywords.get(name):
             raise BildError(
-                f"BiLD does not support {name}= with several sources at a time: {reason}; give "
+                f"BiLD does not support {name}= with several outputs at a time: {reason}; give "
                 "generate one source at a time"
             )
 

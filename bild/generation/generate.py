@@ -10,6 +10,7 @@ and then calls the method.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +30,7 @@ from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder, states_for
 from bild.errors import BildError
 from bild.generation.copying import with_copies
-from bild.generation.decoding import OnCommit, Output, Steps, alone, decode_steps, greedy_steps
+from bild.generation.decoding import Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
 from bild.generation.lookahead import ahead_steps
 from bild.generation.output import BiLDOutput, gather, pad_token_id, states_of
@@ -37,8 +38,11 @@ from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
 from bild.generation.rewinding import settle
 from bild.generation.rounds import make_rounds, rounds_steps
+from bild.generation.sampling import Sampler, sampled_alone, sampled_steps
+from bild.generation.sequences import Samples
 from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
 from bild.generation.stats import DecodeStats
+from bild.generation.streams import Stream
 from bild.generation.trace import SILENT, Recorder, TraceRecorder
 from bild.policy import Writer
 
@@ -58,6 +62,7 @@ def bild_generate(
     output_trace: bool = False,
     stop_strings: Any = None,
     small_encoder_outputs: Any = None,
+    generator: torch.Generator | None = None,
     **made: Any,
 ) -> BiLDOutput | Tensor:
     """Big Little Decoder for `custom_generate=`; `model` is the large one.
@@ -74,25 +79,27 @@ def bild_generate(
         stop_strings: the output ends with the first of them.
         small_encoder_outputs: what the small model's encoder makes of the source, where it is there
             already; with `encoder_outputs=`, the large one's, no source ids are needed.
+        generator: of the random numbers for `do_sample=True`, as of `BiLDModel.generate`.
 
     The other arguments are made by `generate`: decoder prompt (B, P), source ids (B, S), whose rows
     are decoded one after the other, and in `made` processors, criteria, configuration, encoder
     outputs and attention mask.
 
     Raises:
-        BildError: beams, sampling, or another unsupported setting, by name and
-            value; an input that the small model's encoder does not read; a pair that does not fit.
+        BildError: beams, or another unsupported setting, by name and value; an input that the small
+            model's encoder does not read; a pair that does not fit.
     """
     if len(input_ids) > 1:
         own = partial(bild_generate, model, small_model=small_model, bild_config=bild_config)
         made |= {"bild_streamer": bild_streamer, "output_trace": output_trace}
         made |= {"stop_strings": stop_strings, SMALL_STATES: small_encoder_outputs}
-        return _row_by_row(own, model, input_ids, inputs_tensor, made)
+        return _row_by_row(own, model, input_ids, inputs_tensor, made, generator)
     if not isinstance(small_model, PreTrainedModel):
         given = "None" if small_model is None else f"a {type(small_model).__name__}"
         raise BildError(f"bild_generate needs small_model=, a model, got {given}")
     models = {"large": model, "small": small_model}
     made[SMALL_STATES] = small_encoder_outputs
+    Samples.of(made, model, generator)  # a generator that is none, or that nobody asks
     call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
     vocab_size = shared_vocab_size(model, small_model)
     large = HuggingFaceDecoder(model, "large", vocab_size)
@@ -103,7 +110,8 @@ def bild_generate(
     small.read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
     drafter = with_copies(small, source.ids, bild_config, output_trace)
-    return decode_with_pair(call.plan, large, drafter, bild_config, stream, output_trace)
+    told = stream, output_trace
+    return decode_with_pair(call.plan, large, drafter, bild_config, *told, generator=generator)
 
 
 def greedy_generate(
@@ -137,6 +145,8 @@ def greedy_generate(
         return _row_by_row(own, model, input_ids, inputs_tensor, made)
     models: dict[str, PreTrainedModel] = {model_name: model}
     call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
+    if call.plan.samples:
+        raise BildError("greedy_generate draws nothing; without it transformers samples itself")
     decoder = HuggingFaceDecoder(model, model_name, shared_vocab)
     source = call.source
     decoder.read(source.ids, source.mask, source.states[model_name])
@@ -157,40 +167,48 @@ def _row_by_row(
     input_ids: Tensor,
     inputs_tensor: Tensor,
     made: Mapping[str, Any],
+    generator: torch.Generator | None = None,
 ) -> BiLDOutput | Tensor:
     """A decoding method over a batch, one row after the other, as transformers returns it.
 
     Args:
         method: of one row.
         model: whose padding fills up rows.
-        input_ids, inputs_tensor: (B, P) and (B, S).
+        input_ids, inputs_tensor: (B, P) and (B, S); with n sequences of each source, (B n, P), as
+            is what transformers makes.
         made: its other keywords.
+        generator: of the call.
 
     Raises:
         BildError: a streamer, a trace, or a processor that knows the whole batch.
     """
     for processor in made["logits_processor"]:
-        if isinstance(processor, OF_A_BATCH):
+        if isinstance(processor, OF_A_BATCH) and len(inputs_tensor) > 1:
             raise BildError(
                 f"bild_generate cannot use {type(processor).__name__} with a batch of "
-                f"{len(input_ids)}; use BiLDModel.generate, or one source at a time"
+                f"{len(inputs_tensor)}; use BiLDModel.generate, or one source at a time"
             )
     streams = {"streamer": kept_back().streamer, "bild_streamer": made["bild_streamer"]}
     for name, value in {**streams, "output_trace": made["output_trace"]}.items():
         if value:
             raise BildError(f"{name}= takes one source at a time, got a batch of {len(input_ids)}")
+    asked = Samples.of(made, model, generator)
+    config = copy(made["generation_config"])
+    config.num_return_sequences = 1  # of a row
     found = []
-    for i in range(len(input_ids)):
-        row = dict(made)
+    for i, of_row in enumerate(asked.each({} for _ in inputs_tensor)):
+        row = {**made, "generation_config": config, "generator": of_row.get("generator")}
         for name in ("attention_mask", *ENCODER_INPUTS):
             if isinstance(row.get(name), Tensor):
                 row[name] = row[name][i : i + 1]
-        for name in ("encoder_outputs", SMALL_STATES):
+        place = i // asked.count  # of the source
+        for name, which in (("encoder_outputs", i), (SMALL_STATES, place)):
             if row.get(name) is not None:
-                row[name] = states_of(row[name], i)
+                row[name] = states_of(row[name], which)
         # An empty cache, of which each row needs its own, which its decoder makes.
         row.pop("past_key_values", None)
-        ids = {"input_ids": input_ids[i : i + 1], "inputs_tensor": inputs_tensor[i : i + 1]}
+        source = inputs_tensor[place : place + 1]
+        ids = {"input_ids": input_ids[i : i + 1], "inputs_tensor": source}
         found.append(method(**ids, **row))
     return gather(found, pad_token_id(made, model))
 
@@ -250,44 +268,6 @@ def _called(
     return _Call(plan, source, kept.streamer)
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Hands tokens to a streamer of transformers, once they can no longer be rolled back.
-
-    Attributes:
-        streamer: None for nobody.
-        has_prompt: whether it has been given the prompt already.
-    """
-
-    streamer: BaseStreamer | None = None
-    has_prompt: bool = False
-
-    def begin(self, prompt: Tensor, recorder: Recorder = SILENT) -> OnCommit | None:
-        """What is to be told of tokens that are committed; the prompt (1, P) is handed on.
-
-        A streamer with a method `put_traced`, which takes a list of `TracedToken`s, gets the tokens
-        by that instead, where the recorder keeps them.
-        """
-        if self.streamer is None:
-            return None
-        if not self.has_prompt:
-            self.streamer.put(prompt.cpu())
-        put_traced = getattr(self.streamer, "put_traced", None)
-        if put_traced is None or recorder is SILENT:
-            return self._put
-        return lambda tokens: put_traced(recorder.latest(len(tokens)))
-
-    def _put(self, tokens: list[int]) -> None:
-        assert self.streamer is not None
-        for token in tokens:
-            self.streamer.put(torch.tensor([token], device="cpu"))
-
-    def end(self) -> None:
-        """There is no more to come."""
-        if self.streamer is not None:
-            self.streamer.end()
-
-
 def pair_steps(
     plan: Plan,
     large: Decoder,
@@ -296,8 +276,9 @@ def pair_steps(
     stream: Stream | None = None,
     output_trace: bool = False,
     experience: Experience | None = None,
+    generator: torch.Generator | None = None,
 ) -> Steps[BiLDOutput | Tensor]:
-    """`decode_steps` by a plan; both decoders have been given the source.
+    """`decode_steps`, or `sampled_steps`, by a plan; both decoders have been given the source.
 
     Where the configuration looks ahead it is `ahead_steps`, unless something reads scores or a
     trace is asked for, which tells of plain rounds. Where an engine can make whole rounds it does,
@@ -310,9 +291,14 @@ def pair_steps(
     experience = Experience() if experience is None else experience
     arguments = _Arguments(plan, Stream() if stream is None else stream, output_trace)
     prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
-    prices, unseen = experience.prices, not (plan.reads_scores or output_trace)
+    seen = plan.samples or plan.reads_scores or output_trace
+    prices, unseen = experience.prices, not seen
     rounds = make_rounds(large, small, prompt, config, stopping) if unseen else None
-    if rounds is not None:
+    if plan.samples:
+        written = yield from sampled_steps(
+            large, small, config=config, **arguments.where_it_samples(generator)
+        )
+    elif rounds is not None:
         written = yield from rounds_steps(rounds, prompt, config, prices, on_commit)
     elif unseen and config.lookahead != 0:
         known = config, stopping, prices, on_commit
@@ -330,10 +316,14 @@ def single_steps(
     stream: Stream | None = None,
     output_trace: bool = False,
     at_a_time: int = 16,
+    generator: torch.Generator | None = None,
 ) -> Steps[BiLDOutput | Tensor]:
-    """`greedy_steps` by a plan; the decoder has been given the source."""
+    """`greedy_steps`, or `sampled_alone`, by a plan; the decoder has been given the source."""
     arguments = _Arguments(plan, Stream() if stream is None else stream, output_trace)
-    written = yield from greedy_steps(decoder, at_a_time=at_a_time, **arguments.of_the_loop)
+    if plan.samples:
+        written = yield from sampled_alone(decoder, **arguments.where_it_samples(generator))
+    else:
+        written = yield from greedy_steps(decoder, at_a_time=at_a_time, **arguments.of_the_loop)
     return _output(arguments, *written, decoder.encoder_seconds)
 
 
@@ -360,6 +350,12 @@ class _Arguments:
             "on_commit": self.on_commit,
             "recorder": self.recorder,
         }
+
+    def where_it_samples(self, generator: torch.Generator | None) -> dict[str, Any]:
+        """The same, with processors and chance in one."""
+        known = self.of_the_loop
+        known["sampler"] = Sampler(known.pop("processors"), generator)
+        return known
 
 
 def _output(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, overload
 
@@ -20,21 +20,16 @@ from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName
 from bild.errors import BildError
 from bild.fallback import Adaptive
-from bild.generation.batching import (
-    as_keywords,
-    check_batch_size,
-    decode_rows,
-    is_batch,
-    split_rows,
-)
 from bild.generation.copying import with_copies
-from bild.generation.decoding import Steps, answer_at_once
-from bild.generation.generate import Stream, pair_steps
-from bild.generation.output import BiLDOutput, gather, pad_token_id
+from bild.generation.decoding import Steps
+from bild.generation.generate import pair_steps
+from bild.generation.output import BiLDOutput
 from bild.generation.pace import Experience
-from bild.generation.single import SingleModel, greedy_rows, greedy_rows_of_many
+from bild.generation.sequences import generate_many_rows, generate_rows
+from bild.generation.single import SingleModel, greedily, many_rows_alone, rows_alone
 from bild.generation.source import make_source, without_states
-from bild.generation.texts import TokenizerHolder, check_texts, default_limit
+from bild.generation.streams import Stream
+from bild.generation.texts import TokenizerHolder, check_texts, default_limit, written_texts
 from bild.policy import Writer
 
 
@@ -216,7 +211,8 @@ class BiLDModel:
                 here, an output ends after `NEW_TOKENS` tokens.
 
         Returns:
-            The output's text, or of several sources a list of texts, in their order.
+            The output's text, or of several sources a list of texts, in their order. Where several
+            are sampled of each source, a list of those stands in the place of each text.
 
         Raises:
             BildError: as `generate`; what is no text; a pair without a tokenizer.
@@ -233,7 +229,7 @@ class BiLDModel:
             outputs = [self.generate(**inputs[0], **settings)]
         else:
             outputs = self.generate_many(inputs, batch_size=batch_size, **settings)
-        written = [tokenizer.decode(o.sequences[0], skip_special_tokens=True) for o in outputs]
+        written = [written_texts(tokenizer, output) for output in outputs]
         return written[0] if isinstance(texts, str) else written
 
     def generate(
@@ -244,6 +240,7 @@ class BiLDModel:
         *,
         streamer: BaseStreamer | None = None,
         output_trace: bool = False,
+        generator: torch.Generator | None = None,
         **generate_kwargs: Any,
     ) -> BiLDOutput | Tensor:
         """Generate with both models; arguments and defaults of transformers' `generate`.
@@ -256,6 +253,8 @@ class BiLDModel:
             streamer: gets tokens once they can no longer be rolled back; with `output_trace`, one
                 that has a method `put_traced` gets lists of `TracedToken`s by it. Of one row.
             output_trace: put a `.trace` of who wrote each token into the output; of one row.
+            generator: of the random numbers for `do_sample=True` (`bild.generation.sequences`), on
+                the CPU; without it torch's own, which `torch.manual_seed` seeds.
             **generate_kwargs: `max_new_tokens`, `logits_processor`, `stopping_criteria`,
                 `generation_config`, `output_scores` and so on; `stop_strings` with `tokenizer`;
                 `encoder_outputs` of the large model, `small_encoder_outputs` of the small one, and
@@ -271,14 +270,9 @@ class BiLDModel:
             BildError: an unsupported keyword or setting, by name and value; a source that is not
                 a sequence of token ids.
         """
-        given = {"streamer": streamer, "output_trace": output_trace, **generate_kwargs}
-        if not is_batch(input_ids):
-            return answer_at_once(self._steps(input_ids, attention_mask, bild_config, **given))
-        assert input_ids is not None
-        rows = split_rows(input_ids, attention_mask, given)
-        own = ({"bild_config": bild_config, "together": True, **row} for row in rows)
-        found = list(decode_rows(self._steps, own, len(rows), generate_kwargs))
-        return gather(found, pad_token_id(generate_kwargs, self.large))
+        own = {"streamer": streamer, "output_trace": output_trace, "bild_config": bild_config}
+        given = input_ids, attention_mask, generator, {**own, **generate_kwargs}
+        return generate_rows(self._steps, self.large, *given, together=True)
 
     def generate_many(
         self,
@@ -286,6 +280,7 @@ class BiLDModel:
         bild_config: BiLDConfig | None = None,
         *,
         batch_size: int = 8,
+        generator: torch.Generator | None = None,
         **generate_kwargs: Any,
     ) -> Iterator[BiLDOutput | Tensor]:
         """Generate from many sources, of which a fixed number is decoded at a time.
@@ -297,8 +292,8 @@ class BiLDModel:
             sources: each the token ids of a source, as a list or a tensor (S,) or (1, S), or what
                 a tokenizer returns for one text (`input_ids`, `attention_mask`).
             bild_config: as of `generate`, of all.
-            batch_size: sources decoded at a time.
-            **generate_kwargs: as of `generate`, of all.
+            batch_size: outputs decoded at a time.
+            generator, **generate_kwargs: as of `generate`, of all.
 
         Returns:
             What `generate` returns for each, in their order.
@@ -306,10 +301,8 @@ class BiLDModel:
         Raises:
             BildError: as `generate`; a batch size below 1.
         """
-        check_batch_size(batch_size, generate_kwargs)
-        shared = {"bild_config": bild_config, "together": True, **generate_kwargs}
-        rows = ({**shared, **as_keywords(source)} for source in sources)
-        return decode_rows(self._steps, rows, batch_size, generate_kwargs)
+        given = sources, batch_size, generator, {"bild_config": bild_config, **generate_kwargs}
+        return generate_many_rows(self._steps, self.large, *given, together=True)
 
     def _steps(
         self,
@@ -320,31 +313,33 @@ class BiLDModel:
         streamer: BaseStreamer | None = None,
         output_trace: bool = False,
         together: bool = False,
+        generator: torch.Generator | None = None,
+        encoded: dict[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`generate` of one row, which others are decoded `together` with or not."""
+        """`generate` of one row, which others are decoded `together` with or not; `encoded` as of
+        `SingleModel.steps`."""
+        encoded = {} if encoded is None else encoded
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
         plan = self.models["large"].plan(source, without_states(models, generate_kwargs))
         with (
-            self.models["large"].reading(source) as large,
+            self.models["large"].reading(source, encoded.get("large")) as large,
             self.models["small"].reading(
-                source, self._states_for_small(large), later=_may_rest(bild_config)
+                source, self._states_for_small(large, encoded), later=_may_rest(bild_config)
             ) as small,
         ):
-            stream = Stream(streamer)
-            experience = self._in_batches if together else self._experience
+            encoded |= {"large": large.encoder_outputs, "small": small.encoder_outputs}
             drafter = with_copies(small, source.ids, bild_config, output_trace)
-            return (
-                yield from pair_steps(
-                    plan, large, drafter, bild_config, stream, output_trace, experience
-                )
-            )
+            experience = self._in_batches if together else self._experience
+            told = Stream(streamer), output_trace, experience, generator
+            return (yield from pair_steps(plan, large, drafter, bild_config, *told))
 
-    def _states_for_small(self, large: Decoder) -> Any:
-        """What the small model is given of the source: the states of an encoder that both read."""
+    def _states_for_small(self, large: Decoder, encoded: Mapping[str, Any]) -> Any:
+        """What the small model is given of the source: the states of an encoder that both read, or
+        what another row has made of it."""
         shared = isinstance(self.small, BiLDDrafter) or shares_encoder(self.large, self.small)
-        return large.encoder_outputs if shared else None
+        return large.encoder_outputs if shared else encoded.get("small")
 
     def greedy(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
@@ -358,13 +353,22 @@ class BiLDModel:
         both models know.
         """
         model = self.large if which == "large" else self.small
-        return greedy_rows(self._alone(which), model, input_ids, **kwargs)
+        return rows_alone(self._alone(which), model, input_ids, **greedily(kwargs))
 
     def greedy_many(
         self, sources: Iterable[Any], *, which: Writer = "large", **kwargs: Any
     ) -> Iterator[BiLDOutput | Tensor]:
         """`generate_many` with one of the models alone; arguments and results as there."""
-        return greedy_rows_of_many(self._alone(which), sources, **kwargs)
+        model = self.large if which == "large" else self.small
+        return many_rows_alone(self._alone(which), model, sources, **greedily(kwargs))
+
+    def sample(
+        self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
+    ) -> BiLDOutput | Tensor:
+        """Draw outputs of one of the models alone; arguments as of `SingleModel.sample`."""
+        model = self.large if which == "large" else self.small
+        given = {**kwargs, "do_sample": True}
+        return rows_alone(self._alone(which), model, input_ids, **given)
 
     def _alone(self, which: Writer) -> Callable[..., Steps[BiLDOutput | Tensor]]:
         """`greedy` of one row with one of the models."""

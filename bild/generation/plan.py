@@ -36,7 +36,7 @@ from bild.generation.decoding import Stopping, scores_are_read
 from bild.generation.prompts import behind, hidden_tokens
 from bild.generation.rewinding import rewinding
 
-# Settings that do what they do in transformers' greedy search.
+# Settings that do what they do in transformers' greedy search, or where it samples.
 HONOURED = frozenset(
     (
         *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time"),
@@ -47,23 +47,24 @@ HONOURED = frozenset(
         *("begin_suppress_tokens", "sequence_bias", "exponential_decay_length_penalty"),
         *("renormalize_logits", "remove_invalid_values", "watermarking_config"),
         *("output_scores", "output_logits", "return_dict_in_generate"),
+        *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
+        *("epsilon_cutoff", "eta_cutoff"),
     )
 )
-# Settings that transformers' greedy search does not read either: of sampling, of beams, of how a
-# model drafts for another one there; and of torch.compile, which nothing here uses.
+# Settings that transformers reads neither in greedy search nor where it samples: of beams, of how
+# a model drafts for another one there; and of torch.compile, which nothing here uses.
 UNREAD = frozenset(
     (
-        *("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff"),
-        *("eta_cutoff", "length_penalty", "early_stopping", "diversity_penalty"),
+        *("length_penalty", "early_stopping", "diversity_penalty"),
         *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_lookbehind"),
         *("assistant_confidence_threshold", "target_lookbehind", "max_matching_ngram_size"),
         *("assistant_ensemble_weight", "speculation_type", "compile_config", "disable_compile"),
         "transformers_version",
     )
 )
-# Of the other settings the values, besides None, that ask for nothing but greedy search.
+# Of the other settings the values, besides None, that ask for nothing else. (Of several samples of
+# a source each has a plan of its own.)
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "do_sample": (False,),
     "num_beams": (1,),
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
@@ -130,6 +131,11 @@ class Plan:
     def whole_prompt(self) -> Tensor:
         """The prompt as it was given, (1, n + P)."""
         return torch.cat((self.hidden, self.prompt), 1) if self.hidden.numel() else self.prompt
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn; else each is the likeliest."""
+        return bool(self.config.do_sample)
 
     @property
     def keeps_scores(self) -> bool:
@@ -209,8 +215,8 @@ def check_settings(config: GenerationConfig) -> None:
     for name in SETTINGS:
         _check_setting(name, getattr(config, name, None))
     mode = config.get_generation_mode()
-    if mode != GenerationMode.GREEDY_SEARCH:
-        raise BildError(f"BiLD decodes greedily; these settings ask for {mode.value}")
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise BildError(f"BiLD decodes greedily or samples; these settings ask for {mode.value}")
 
 
 def _check_setting(name: str, value: Any) -> None:

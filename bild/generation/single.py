@@ -6,25 +6,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from bild.checkpoints.vocabulary import output_rows
 from bild.engines import Decoder, EngineName, make_engine
-from bild.generation.batching import (
-    TOKENS_AT_A_TIME,
-    as_keywords,
-    check_batch_size,
-    decode_rows,
-    is_batch,
-    split_rows,
-)
-from bild.generation.decoding import Steps, answer_at_once
-from bild.generation.generate import Stream, single_steps
-from bild.generation.output import BiLDOutput, gather, pad_token_id
+from bild.errors import BildError
+from bild.generation.batching import TOKENS_AT_A_TIME
+from bild.generation.decoding import Steps
+from bild.generation.generate import single_steps
+from bild.generation.output import BiLDOutput
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
+from bild.generation.sequences import generate_many_rows, generate_rows
 from bild.generation.source import Source, make_source, without_states
+from bild.generation.streams import Stream
 from bild.generation.texts import TokenizerHolder, describe
 from bild.policy import Writer
 
@@ -78,14 +75,28 @@ class SingleModel:
 
         Its forwards are counted as those of the model it is named after.
         """
-        given = {"streamer": streamer, "output_trace": output_trace, **generate_kwargs}
-        return greedy_rows(self.steps, self.model, input_ids, attention_mask, **given)
+        given = {"streamer": streamer, "output_trace": output_trace, **greedily(generate_kwargs)}
+        return rows_alone(self.steps, self.model, input_ids, attention_mask, **given)
 
     def greedy_many(
         self, sources: Iterable[Any], *, batch_size: int = 8, **generate_kwargs: Any
     ) -> Iterator[BiLDOutput | Tensor]:
         """`BiLDModel.generate_many` with this model alone; arguments and results as there."""
-        return greedy_rows_of_many(self.steps, sources, batch_size=batch_size, **generate_kwargs)
+        given = {"batch_size": batch_size, **greedily(generate_kwargs)}
+        return many_rows_alone(self.steps, self.model, sources, **given)
+
+    def sample(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> BiLDOutput | Tensor:
+        """Draw outputs; arguments, results and errors as of `BiLDModel.generate`.
+
+        Of one source one output is what transformers draws from the same random numbers.
+        """
+        given = {**generate_kwargs, "do_sample": True}
+        return rows_alone(self.steps, self.model, input_ids, attention_mask, **given)
 
     def steps(
         self,
@@ -95,15 +106,23 @@ class SingleModel:
         streamer: BaseStreamer | None = None,
         output_trace: bool = False,
         at_a_time: int = 16,
+        generator: torch.Generator | None = None,
+        encoded: dict[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`greedy` of one row."""
+        """`greedy` or `sample` of one row, as its settings say.
+
+        Args:
+            encoded: of the source, by the models' names, as far as another row has; it is added to.
+        """
         models: dict[str, PreTrainedModel] = {self.name: self.model}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
         plan = self.plan(source, without_states(models, generate_kwargs))
-        with self.reading(source) as decoder:
-            stream = Stream(streamer)
-            return (yield from single_steps(plan, decoder, stream, output_trace, at_a_time))
+        encoded = {} if encoded is None else encoded
+        with self.reading(source, encoded.get(self.name)) as decoder:
+            encoded[self.name] = decoder.encoder_outputs
+            told = Stream(streamer), output_trace, at_a_time, generator
+            return (yield from single_steps(plan, decoder, *told))
 
     @contextmanager
     def reading(
@@ -131,38 +150,47 @@ class SingleModel:
         return self._planner(source.ids, settings)
 
 
-def greedy_rows(
+def greedily(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of `generate` that ask for the likeliest tokens, whatever a model's settings are.
+
+    Raises:
+        BildError: they ask for drawn ones.
+    """
+    config = keywords.get("generation_config")
+    if keywords.get("do_sample", getattr(config, "do_sample", False)):
+        raise BildError("greedy draws nothing; use sample in place of do_sample=True")
+    return {**keywords, "do_sample": False}
+
+
+def rows_alone(
     steps: Callable[..., Steps[BiLDOutput | Tensor]],
     model: PreTrainedModel,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
     **generate_kwargs: Any,
 ) -> BiLDOutput | Tensor:
-    """`SingleModel.greedy`: one row at once, the rows of a batch together.
+    """One model's outputs: one row at once, several together.
 
     Args:
         steps: as `SingleModel.steps`.
-        model: whose padding fills up rows.
-        input_ids, attention_mask, **generate_kwargs: of the call.
+        model: whose settings hold, and whose padding fills up rows.
+        input_ids, attention_mask, generator, **generate_kwargs: of the call.
     """
-    if not is_batch(input_ids):
-        return answer_at_once(steps(input_ids, attention_mask, **generate_kwargs))
-    assert input_ids is not None
-    rows = split_rows(input_ids, attention_mask, generate_kwargs)
-    own = ({"at_a_time": TOKENS_AT_A_TIME, **row} for row in rows)
-    found = list(decode_rows(steps, own, len(rows), generate_kwargs))
-    return gather(found, pad_token_id(generate_kwargs, model))
+    given = input_ids, attention_mask, generator, generate_kwargs
+    return generate_rows(steps, model, *given, at_a_time=TOKENS_AT_A_TIME)
 
 
-def greedy_rows_of_many(
+def many_rows_alone(
     steps: Callable[..., Steps[BiLDOutput | Tensor]],
+    model: PreTrainedModel,
     sources: Iterable[Any],
     *,
     batch_size: int = 8,
+    generator: torch.Generator | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[BiLDOutput | Tensor]:
-    """`SingleModel.greedy_many`, with `steps` as that model's."""
-    check_batch_size(batch_size, generate_kwargs)
-    shared = {"at_a_time": TOKENS_AT_A_TIME, **generate_kwargs}
-    rows = ({**shared, **as_keywords(source)} for source in sources)
-    return decode_rows(steps, rows, batch_size, generate_kwargs)
+    """`SingleModel.greedy_many`, with `steps` as that model's; `model` as of `rows_alone`."""
+    given = sources, batch_size, generator, generate_kwargs
+    return generate_many_rows(steps, model, *given, at_a_time=TOKENS_AT_A_TIME)

@@ -74,6 +74,12 @@ def check_texts(given: Any) -> list[str]:
     return list(texts)
 
 
+def written_texts(tokenizer: PreTrainedTokenizerBase, output: Any) -> Any:
+    """The text of an output of one source; a list of texts where several were sampled."""
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in output.sequences]
+    return texts[0] if len(texts) == 1 else texts
+
+
 def default_limit(model: PreTrainedModel, given: Mapping[str, Any]) -> dict[str, int]:
     """`NEW_TOKENS`, if neither a call nor its model has a limit: transformers' is 20 tokens."""
     own = model.generation_config

@@ -15,12 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from bild._version import __version__
 from bild.checkpoints.identity import describe_model, describe_tokenizer
 from bild.config import BiLDConfig, EvalConfig
+from bild.errors import BildError
 from bild.files import as_json
 from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
 from bild.outputs.reading import PIPE, FileJob, Text, look_through, read_texts
+from bild.outputs.shared import decode_together, is_shared
 from bild.outputs.writing import Partial, Pipe, partial
+from bild.processes import launch
 from bild.progress import progress_bar
 from bild.tasks.registry import Task
 from bild.tasks.sources import Models
@@ -142,6 +145,8 @@ def generate_file(decoding: Decoding, job: FileJob) -> int:
     Raises:
         BildError: an input or output that cannot be used, by name and line.
     """
+    if launch().count > 1 and PIPE in (job.source, job.output):
+        raise BildError("several processes share files, not pipes; name files, or start one")
     total, sha256 = None, None
     if job.source != PIPE:
         contents = look_through(job.source)
@@ -153,9 +158,12 @@ def generate_file(decoding: Decoding, job: FileJob) -> int:
         return pipe.done
     names = ("source_form", "output_form", "source_key", "output_key", "stats")
     own = {name: getattr(job, name) for name in names}
-    output = Path(job.output).expanduser()
-    # What comes through a pipe may be something else than it was the last time.
     work = {**decoding.work, **own, "input": sha256}
+    output = Path(job.output).expanduser()
+    if total is not None and is_shared(output):
+        _write_together(decoding, job, work, total)
+        return total
+    # What comes through a pipe may be something else than it was the last time.
     with partial(output, work, anew=job.source == PIPE) as lines:
         _write_all(decoding, job, islice(texts, lines.done, None), lines, total)
         lines.move_to(output)
@@ -178,6 +186,18 @@ def _write_all(
     except KeyboardInterrupt as stop:
         stop.add_note(f"{lines.done:,} of {'?' if total is None else f'{total:,}'} texts are done")
         raise
+
+
+def _write_together(decoding: Decoding, job: FileJob, work: dict[str, Any], total: int) -> None:
+    """`_write_all` with other processes."""
+
+    def decode(texts: Iterator[Text]) -> Iterator[str]:
+        for text, written in zip_written(decoding, texts, job.batch_size):
+            yield as_line(job, text, written)
+
+    shown = not job.quiet and launch().is_first
+    with progress_bar(None, total, unit="text", shown=shown) as bar:
+        decode_together(decode, job, work, total, lambda done: bar.update(done - bar.n))
 
 
 def zip_written(

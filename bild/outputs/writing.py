@@ -59,6 +59,11 @@ class Partial:
             self._stream.flush()
         self.done += 1
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk, where other machines see them."""
+        with writing(self._path):
+            os.fsync(self._stream.fileno())
+
     def move_to(self, output: Path) -> None:
         """Write all lines to their place, whole or not at all, gzip where the name says so."""
         with writing(output):
@@ -89,7 +94,15 @@ def partial(output: Path, work: Mapping[str, Any], *, anew: bool = False) -> Ite
         BildError: another process is at work on it, or what is there is of other work; the first
             value that differs is named.
     """
-    path = partial_of(output)
+    with gathering(partial_of(output), output, work, anew=anew) as lines:
+        yield lines
+
+
+@contextmanager
+def gathering(
+    path: Path, output: Path, work: Mapping[str, Any], *, anew: bool = False
+) -> Iterator[Partial]:
+    """`partial` in a file of another name."""
     with writing(path):
         file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
     with os.fdopen(file, "rb+") as stream:
@@ -129,7 +142,7 @@ def _begun(path: Path, stream: BinaryIO, work: Mapping[str, Any]) -> int:
             stream.write(as_json(work).encode("utf-8") + b"\n")
             stream.flush()
         return 0
-    _check_same(path, first, work)
+    check_same(path, first, work)
     end, count = stream.tell(), 0
     for line in stream:
         if not line.endswith(b"\n"):
@@ -141,7 +154,12 @@ def _begun(path: Path, stream: BinaryIO, work: Mapping[str, Any]) -> int:
     return count
 
 
-def _check_same(path: Path, first: bytes, work: Mapping[str, Any]) -> None:
+def check_same(path: Path, first: bytes, work: Mapping[str, Any]) -> None:
+    """Refuse a file whose first line says that it is of other work.
+
+    Raises:
+        BildError: the first value that differs is named.
+    """
     try:
         known = dict(leaves(json.loads(first.decode("utf-8"))))
     except (ValueError, AttributeError, RecursionError):

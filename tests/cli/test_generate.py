@@ -412,3 +412,23 @@ def test_decoding_is_named_by_all_that_decides_it(pair):
         other = replace(config, **change)
         assert Decoding.load(other, locate_models(other)).work != one.work, change
     assert torch.get_num_threads() >= 1
+
+
+def test_where_memory_is_short_a_smaller_batch_goes_on(bild, models, tmp_path, monkeypatch):  # noqa: F811
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("".join(f"{text}\n" for text in SOURCES))
+    generate_many = BiLDModel.generate_many
+
+    def short_of_memory(self, *given, **options):
+        for number, written in enumerate(generate_many(self, *given, **options)):
+            if number == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            yield written
+
+    monkeypatch.setattr(BiLDModel, "generate_many", short_of_memory)
+    err = refused(bild("generate", source, "-o", output, *models, "--batch-size", "4"))
+    assert "no memory is left (CUDA out of memory. Tried to allocate 2.00 GiB.)" in err
+    assert "lower --batch-size, --max-source-tokens, --max-new-tokens" in err
+    assert partial_of(output).read_bytes().count(b"\n") == 1 + 2
+    assert bild("generate", source, "-o", output, *models)[0] == 0
+    assert output.read_text().count("\n") == len(SOURCES)

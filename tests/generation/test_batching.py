@@ -409,8 +409,8 @@ def test_other_rules_of_drafting_write_the_large_models_output(options, drafting
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"streamer": object()}, "streamer= with several sources at a time"),
-        ({"output_trace": True}, "output_trace= with several sources at a time"),
+        ({"streamer": object()}, "streamer= with several outputs at a time"),
+        ({"output_trace": True}, "output_trace= with several outputs at a time"),
         ({"attention_mask": torch.ones(2, 3)}, "attention_mask must have the shape of input_ids"),
         ({"bild_config": 3}, "bild_config must be a BiLDConfig"),
     ],

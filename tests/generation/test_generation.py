@@ -327,7 +327,7 @@ def test_from_pretrained_round_trip(pair, source, tmp_path):
 
 REFUSED = [
     ({"num_beams": 4}, "num_beams=4"),
-    ({"do_sample": True}, "do_sample=True"),
+    ({"do_sample": True, "num_beams": 2}, "num_beams=2"),
     ({"num_return_sequences": 2, "num_beams": 2}, "num_beams=2"),
     ({"use_cache": False}, "use_cache=False"),
     ({"cache_implementation": "static"}, "cache_implementation='static'"),

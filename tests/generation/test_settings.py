@@ -135,7 +135,7 @@ def test_every_setting_of_this_transformers_is_on_a_list_or_refused():
 REFUSED = [
     ({"num_beams": 4}, "num_beams=4; use num_beams=1"),
     ({"num_beam_groups": 2}, "num_beam_groups=2; use num_beam_groups=1"),
-    ({"do_sample": True}, "do_sample=True; use do_sample=False"),
+    ({"do_sample": True, "num_beams": 3}, "num_beams=3; use num_beams=1"),
     ({"num_return_sequences": 2, "num_beams": 2}, "=2; use num_"),
     ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
     ({"constraints": ["x"]}, "constraints=['x']; use constraints=None"),
