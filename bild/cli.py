@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -244,6 +245,7 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
             stopped; only then is that said.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    show_any_text()
     with stopping.watched(resumes):
         try:
             main()
@@ -257,6 +259,13 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
             raise
         except KeyboardInterrupt as stop:
             _stop(stop)
+
+
+def show_any_text() -> None:
+    """Let the standard streams write "?" for letters that a terminal of another alphabet lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _explain(error: Exception, resumes: bool) -> None:

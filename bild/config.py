@@ -55,7 +55,8 @@ class BiLDConfig:
         lookahead: how many times in a row the small model may go on behind a guess of what the
             large one will write where it hands over (`bild.generation.lookahead`): the output is
             the same, with fewer large forwards. 0 for never, as the paper; inf for no limit;
-            "auto" for as long as it pays, by the clock.
+            "auto" for as long as it pays, by the clock. With lossless settings a guess may also
+            stand at the end, at no further forward.
         acceptance: another paper's rule in the place of rollback_threshold and variant: a name of
             `bild.rules.ACCEPTANCE`, perhaps with settings, as "lenient:share=0.3", or such a rule.
         drafting: another rule in the place of fallback_threshold: a name of
@@ -355,10 +356,13 @@ class GridConfig:
 
     Attributes:
         fallbacks, rollbacks: thresholds of the grid, at least 0 and finite; in order, each once.
+        on_test: decode with all of them on the test examples too, not only with those that were
+            chosen; a picture of the grid is then one of the test examples.
     """
 
     fallbacks: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
     rollbacks: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    on_test: bool = True
 
     def __post_init__(self) -> None:
         for name in ("fallbacks", "rollbacks"):

@@ -28,8 +28,10 @@ def progress_bar(
         shown: whether it is wanted.
         over: to count while it is read; without it, call `update`.
     """
-    # A notebook draws its own bars, and its stderr is no terminal.
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(
-        over, name, total, initial=done, unit=unit, disable=not (shown and watched), file=sys.stderr
-    )
+    off = not (shown and watched())
+    return tqdm(over, name, total, initial=done, unit=unit, disable=off, file=sys.stderr)
+
+
+def watched() -> bool:
+    """Whether somebody sees a bar: at a terminal, or in a notebook, which draws its own."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

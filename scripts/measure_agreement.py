@@ -4,4 +4,4 @@ from bild.cli import run
 from bild.commands.agreement import main
 
 if __name__ == "__main__":
-    run(main)
+    run(main, resumes=True)

@@ -23,11 +23,14 @@ from bild.evaluation.record import RunRecord
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "http://127.0.0.1:9"
+# Seconds of a process that is refused before torch is imported, on a machine that is busy; a client
+# of the hub that tries again takes 25, the libraries as many as that where all cores are in use.
+AT_ONCE = 12
 
 # The scripts that go on where they were stopped, which their last line says.
 RESUMING = {
     "align", "benchmark", "compare_rules", "compare_small_models", "demo", "finetune",
-    "make_calibration", "make_results", "run_eval", "search_thresholds",
+    "make_calibration", "make_results", "measure_agreement", "run_eval", "search_thresholds",
 }  # fmt: skip
 
 # As tqdm writes it: "xsum:  50%|###  | 2/4 [00:00<00:00, 2.25example/s, ...]" and nothing after it.

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands import NOWHERE, ROOT, run_command, run_here
+from commands import AT_ONCE, NOWHERE, ROOT, run_command, run_here
 from mirror import PAIRS, save_checkpoint, save_mt5_tokenizer, save_t5_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny import tiny_t5
@@ -736,7 +736,7 @@ def test_a_process_ends_at_once_with_one_line(tmp_path, arguments, needle):
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert needle in done.err
-    assert done.seconds < 3
+    assert done.seconds < AT_ONCE
 
 
 # ------------------------------------------------------------------------------ no memory

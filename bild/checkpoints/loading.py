@@ -104,7 +104,9 @@ def load_model(
     except BildError:
         raise
     # A checkpoint is foreign input to a large library: whatever it raises means the same here.
-    except Exception as error:
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
         raise BildError(f"cannot load the model {found.name!r}: {_words(error)}") from error
     _check_report(found.name, report)
     method = getattr(model.config, "quantization_config", None)
@@ -139,10 +141,19 @@ def load_tokenizer(
     return tokenizer
 
 
+def _is_failure(error: BaseException) -> bool:
+    """Whether a library has failed, rather than been stopped: Rust code that panics raises what is
+    no `Exception` and cannot be imported.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
-    except Exception as error:  # as in load_model
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
         message = f"cannot load the tokenizer {checkpoint.name!r}: {_words(error)}"
         raise BildError(message) from error
 

@@ -6,13 +6,15 @@
 On held-out text, position by position, on the references' prefixes and on those of the large
 model's own greedy outputs: the share of positions where the most likely tokens are the same, and of
 each bin of the small model's probability the share that agrees. Writes the record and, beside it, a
-reliability diagram (.svg).
+reliability diagram (.svg). It goes on where it was stopped; under `accelerate launch --multi_gpu
+--num_processes 2 scripts/measure_agreement.py ...` the processes share the batches.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bild.cli import add_data_keys, quiet_loading
 from bild.errors import BildError
@@ -22,6 +24,9 @@ from bild.flags import add_fields, read_fields
 from bild.parser import Parser, add_allow_pickle
 from bild.tasks.data import load_file
 from bild.training.config import AgreementConfig
+
+if TYPE_CHECKING:
+    from bild.training.record import AgreementRecord
 
 NAMES = [field.name for field in fields(AgreementConfig)]
 
@@ -58,10 +63,14 @@ def main() -> None:
     from bild.training.agreement import measure
 
     quiet_loading()
-    record = measure(a.large, a.small, data, config, tokenizer=a.tokenizer)
-    for path in (a.output_dir / "agreement.json", a.record):
-        if path is not None:
-            record.save(path)
-            save(draw_reliability(record.results), path.with_suffix(".svg"), "Reliability")
-    print(agreement_table(record))
-    print(f"\n{a.output_dir / 'agreement.json'}")
+
+    def report(record: AgreementRecord) -> None:
+        for path in (a.output_dir / "agreement.json", a.record):
+            if path is not None:
+                record.save(path)
+                save(draw_reliability(record.results), path.with_suffix(".svg"), "Reliability")
+        print(agreement_table(record))
+        print(f"\n{a.output_dir / 'agreement.json'}")
+
+    where = {"folder": a.output_dir, "tokenizer": a.tokenizer}
+    measure(a.large, a.small, data, config, **where, report=report)

@@ -12,7 +12,8 @@ Every small model is decoded with all thresholds of the grid, on the validation 
 test examples; the large model alone is decoded once. On the validation examples two operating
 points a small model are chosen: the fastest that loses nothing, and the fastest that loses at most
 one point. They are timed on the test examples, beside the large model and each small model alone.
-The small model named last is compared with the others.
+The small model named last is compared with the others. On many test examples the grid takes long:
+--no-on-test decodes them with the chosen points alone.
 
 Everything is kept in out/<task>/small-models-...: a comparison that was stopped goes on when
 started again, and another small model or other thresholds decode only what is new.
@@ -41,7 +42,7 @@ from bild.parser import Parser
 from bild.tasks.data import load_examples
 from bild.tasks.sources import locate
 
-GRID_OPTIONS = ("fallbacks", "rollbacks")
+GRID_OPTIONS = ("fallbacks", "rollbacks", "on_test")
 
 
 def make_parser() -> Parser:

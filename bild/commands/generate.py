@@ -6,6 +6,7 @@
     bild generate input.txt -o output.txt --task xsum --mode aligned --device cuda
     bild generate input.txt -o output.txt --large my/large --small my/small --search search.json
     cat input.txt | bild generate - -o -
+    bild generate sentences.txt -o drawn.jsonl --sample --temperature 0.7 --seed 1
 
 The input is plain text, a text a line, or JSON Lines (.jsonl), also .gz; "-" is the standard input.
 The order is kept, and every line has one, an empty one for an empty text. JSON objects keep what
@@ -30,6 +31,7 @@ from bild.cli import add_pair_flags, pair_config, quiet_loading
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.flags import add_fields, read_fields
+from bild.outputs.drawing import Drawing
 from bild.outputs.reading import PIPE, FileJob, Form, form_of
 from bild.outputs.writing import check_output
 from bild.parser import Parser
@@ -37,6 +39,7 @@ from bild.tasks.registry import get
 from bild.tasks.sources import locate_models
 
 LARGEST_BATCH = 4096
+DRAWING = ("temperature", "top_k", "top_p", "seed", "num_return_sequences")
 
 
 def make_parser() -> Parser:
@@ -64,12 +67,17 @@ def make_parser() -> Parser:
     )
     add_pair_flags(parser)
     add_fields(parser, EvalConfig, "threads")
+    drawn = parser.add_argument_group("drawn outputs")
+    drawn.add_argument("--sample", action="store_true", help="draw tokens; else outputs are greedy")
+    add_fields(drawn, Drawing, *DRAWING)
+    add_fields(drawn, BiLDConfig, "sampling")
     return parser
 
 
 def main() -> None:
     a = make_parser().parse_args()
     config, job = read(a)
+    drawing = read_drawing(a, job)
     if job.output != PIPE:
         check_output(Path(job.output).expanduser(), a.overwrite)
     _check_pair(a)
@@ -79,7 +87,7 @@ def main() -> None:
     from bild.outputs.run import Decoding, generate_file
 
     quiet_loading()
-    generate_file(Decoding.load(config, found), job)
+    generate_file(Decoding.load(config, found, drawing), job)
 
 
 def read(a: Namespace) -> tuple[EvalConfig, FileJob]:
@@ -106,7 +114,33 @@ def read(a: Namespace) -> tuple[EvalConfig, FileJob]:
         *(a.input, a.output, source_form, output_form, key),
         **read_fields(a, "output_key", "stats", "quiet", "batch_size"),
     )
+    if a.sample:
+        # The large model checks drawn drafts by rules of their own, which have no variants.
+        exact = a.sampling != "bild" and a.variant is None
+        variant = "verified" if exact else bild.variant
+        bild = replace(bild, sampling=a.sampling, variant=variant)
     return replace(config, bild=bild, **read_fields(a, "threads")), job
+
+
+def read_drawing(a: Namespace, job: FileJob) -> Drawing | None:
+    """How a command line wants outputs drawn; None for greedy ones.
+
+    Raises:
+        BildError: settings without --sample, or several outputs of a text in a file of lines.
+    """
+    drawing, greedy = Drawing(**read_fields(a, *DRAWING)), Drawing()
+    if a.sample:
+        if drawing.num_return_sequences > 1 and job.output_form == "text":
+            raise BildError(
+                "--num-return-sequences needs JSON Lines, with a list in each object: name the "
+                "output .jsonl, or --output-format jsonl"
+            )
+        return drawing
+    given = [name for name in DRAWING if getattr(drawing, name) != getattr(greedy, name)]
+    given += ["sampling"] if a.sampling != BiLDConfig.sampling else []
+    if given:
+        raise BildError(f"--{given[0].replace('_', '-')} is for drawn outputs; give --sample too")
+    return None
 
 
 def searched(path: Path) -> BiLDConfig:

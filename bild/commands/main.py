@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bild._version import __version__
-from bild.cli import run
+from bild.cli import run, show_any_text
 from bild.errors import BildError
 
 
@@ -50,7 +50,7 @@ COMMANDS = {
     "align": Command("align a small model with a large one", True),
     "finetune": Command("train one model of a pair", True),
     "label": Command("label a training set with the large model", True),
-    "agreement": Command("measure how often small models agree with the large one"),
+    "agreement": Command("measure how often small models agree with the large one", resumes=True),
     "tokenizer": Command("train a tokenizer for a pair from nothing"),
     "plot": Command("draw quality against speed from records"),
     "download": Command("fetch what a task needs, so that all else runs without a network", True),
@@ -66,6 +66,7 @@ def module_of(name: str) -> Any:
 
 def main() -> None:
     """The console command `bild`."""
+    show_any_text()
     match sys.argv[1:]:
         case [] | ["-h" | "--help", *_]:
             print(help_text())

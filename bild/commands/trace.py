@@ -76,8 +76,6 @@ def main() -> None:
     from bild.show.terminal import RaceText
 
     quiet_loading()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a letter that it cannot show is no reason to end
     console = Console(width=a.width)
     drawing = Console(width=console.width, record=True, file=io.StringIO())
     racer = Racer.load(config)

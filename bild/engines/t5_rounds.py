@@ -32,6 +32,7 @@ class RoundRules:
         starts_small: whether the small model makes the first token.
         window: tokens that it may write in a row; inf for no limit.
         guesses: behind which it may go on, in a round; inf for no limit.
+        last_guess: whether a turn may end with a guess, as of `bild.generation.lookahead`.
     """
 
     fallback: float
@@ -42,6 +43,7 @@ class RoundRules:
     starts_small: bool
     window: float
     guesses: float
+    last_guess: bool
 
 
 class RoundTime(NamedTuple):
@@ -118,6 +120,7 @@ class NativeRounds:
             rollback=rules.rollback,
             window=int(min(rules.window, rest)),
             lookahead=int(min(rules.guesses, rest)),
+            last_guess=rules.last_guess,
             first_far_only=rules.first_far_only,
             checks_end=rules.checks_end,
             large_after_cut=rules.large_after_cut,

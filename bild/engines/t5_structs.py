@@ -112,7 +112,7 @@ class CRounds(ctypes.Structure):
         *((n, Double) for n in ("fallback", "rollback")),
         *((n, Int) for n in ("window", "lookahead")),
         ("least", Double),
-        *((n, Int) for n in ("first_far_only", "checks_end", "large_after_cut")),
+        *((n, Int) for n in ("last_guess", "first_far_only", "checks_end", "large_after_cut")),
         *((n, Int) for n in ("small_turn", "ended", "rounds")),
         *((n, Int) for n in ("large_forwards", "small_forwards", "large_fed", "small_fed")),
         *((n, Int) for n in ("damaged", "position", *ROUND_COUNTS)),

@@ -11,6 +11,7 @@ so that one large forward serves all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -47,23 +48,31 @@ class _Row:
             self.request, self.result = None, end.value
 
 
-def run_rows(rows: Iterable[Steps[R]], size: int) -> Iterator[tuple[int, R]]:
+def run_rows(rows: Iterable[Steps[R] | None], size: int) -> Iterator[tuple[int, R]]:
     """Decode rows, `size` at a time, and yield each one's number and result once it has ended.
 
     Args:
-        rows: what is to be decoded; a row is taken when there is room for it.
+        rows: what is to be decoded; a row is taken when there is room for it, at any time. None
+            where none waits just now: it is asked again before the next forward.
         size: rows that are decoded together, at least 1.
     """
-    waiting = enumerate(rows)
+    waiting, number, more = iter(rows), count(), True
     busy: list[_Row] = []
     try:
         while True:
-            while len(busy) < size and (taken := next(waiting, None)) is not None:
-                busy.append(_Row(*taken))
-            if not busy:
+            while more and len(busy) < size:
+                try:
+                    steps = next(waiting)
+                except StopIteration:
+                    more = False
+                    break
+                if steps is None:
+                    break
+                busy.append(_Row(next(number), steps))
+            if not busy and not more:
                 return
             ready = [row for row in busy if row.request is None]
-            if not ready:
+            if busy and not ready:
                 _answer_some(busy)
             for row in ready:
                 busy.remove(row)
@@ -86,6 +95,14 @@ def _answer_some(busy: list[_Row]) -> None:
 
 def _asked_last(request: Request) -> bool:
     return request.decoder.name == "large"
+
+
+def fail_alone(steps: Steps[R]) -> Steps[R | Exception]:
+    """The same row, whose error is its result, so that the others go on."""
+    try:
+        return (yield from steps)
+    except Exception as error:
+        return error
 
 
 def in_order(found: Iterable[tuple[int, R]]) -> Iterator[R]:

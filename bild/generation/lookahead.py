@@ -10,6 +10,11 @@ token for token that of `decode`; only the number of forwards differs.
 
 How far to go on is a question of price: a guess that holds saves a large forward, one that fails
 has cost small forwards and a wider large one (`Prices.worth_it`).
+
+A guess behind which nothing is drafted would have the large model write the next token as well,
+which plain decoding leaves to the small one. Where every output is the large model's own
+(`BiLDConfig.is_lossless`) that is the same token, so there a guess that is at hand is always shown
+to the large model: it costs one more token in a forward that is made anyway.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ class Proposal:
     """What the small model wrote in one turn.
 
     Attributes:
-        windows: drafts, each but the last followed by a guess.
+        windows: drafts, each followed by a guess, but perhaps the last.
         guesses: positions of the guesses in the output.
         ends: whether the last token ends the output.
         full: of each window, whether it was handed over because it was long enough.
@@ -192,6 +197,7 @@ def _propose(
 ) -> Steps[Proposal]:
     """Draft windows onto `y`, with guesses between them as far as it pays."""
     proposal, chance, fallback = Proposal(), 1.0, config.fallback_rule
+    last_guess = may_end_with_guess(config)
     start, before = time.perf_counter(), small.forwards
     while True:
         draft, ends = NOTHING, False
@@ -210,21 +216,32 @@ def _propose(
         # Behind a token that fills the output nothing could be drafted.
         if ends or len(y.tokens) + 1 >= stopping.max_length:
             break
-        if not _may_guess(config, prices, len(proposal.guesses), chance):
+        goes_on = _may_guess(config, prices, len(proposal.guesses), chance)
+        if not goes_on and not (last_guess and draft.unsure is not None):
             break
         guess, probability = yield from _guess(small, y, draft)
         chance *= probability
-        if not _may_guess(config, prices, len(proposal.guesses), chance):
+        goes_on = goes_on and _may_guess(config, prices, len(proposal.guesses), chance)
+        if not goes_on and not last_guess:
             break
         proposal.guesses.append(len(y.tokens))
         proposal.confidences.append(probability)
         y.append(guess, None)
         proposal.ends = stopping(y)
-        if proposal.ends:
+        if proposal.ends or not goes_on:
             break
         turn = "small"
     prices.drafted(time.perf_counter() - start, small.forwards - before)
     return proposal
+
+
+def may_end_with_guess(config: BiLDConfig) -> bool:
+    """Whether a turn may end with a guess, behind which the large model writes its own token.
+
+    The small model would have drafted there: the output is the same only where it is the large
+    model's own in any case.
+    """
+    return config.lookahead != 0 and config.is_lossless
 
 
 def _may_guess(config: BiLDConfig, prices: Prices, made: int, chance: float) -> bool:

@@ -272,7 +272,7 @@ class BiLDModel:
         """
         own = {"streamer": streamer, "output_trace": output_trace, "bild_config": bild_config}
         given = input_ids, attention_mask, generator, {**own, **generate_kwargs}
-        return generate_rows(self._steps, self.large, *given, together=True)
+        return generate_rows(self.steps, self.large, *given, together=True)
 
     def generate_many(
         self,
@@ -302,9 +302,9 @@ class BiLDModel:
             BildError: as `generate`; a batch size below 1.
         """
         given = sources, batch_size, generator, {"bild_config": bild_config, **generate_kwargs}
-        return generate_many_rows(self._steps, self.large, *given, together=True)
+        return generate_many_rows(self.steps, self.large, *given, together=True)
 
-    def _steps(
+    def steps(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -317,8 +317,8 @@ class BiLDModel:
         encoded: dict[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`generate` of one row, which others are decoded `together` with or not; `encoded` as of
-        `SingleModel.steps`."""
+        """`generate` of one row, as it asks its models, `together` with others or not; `encoded` as
+        of `SingleModel.steps`."""
         encoded = {} if encoded is None else encoded
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)

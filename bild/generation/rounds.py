@@ -23,6 +23,7 @@ from bild.generation.decoding import (
     refuse_nan,
     stats_of,
 )
+from bild.generation.lookahead import may_end_with_guess
 from bild.generation.prices import Prices
 from bild.generation.stats import DecodeStats
 from bild.policy import AcceptanceRule, DistanceRule, MaxProbability
@@ -63,6 +64,7 @@ def round_rules(config: BiLDConfig) -> RoundRules | None:
         starts_small=config.start == "small",
         window=config.num_small_iters,
         guesses=math.inf if config.lookahead == "auto" else config.lookahead,
+        last_guess=may_end_with_guess(config),
     )
 
 

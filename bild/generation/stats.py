@@ -23,7 +23,8 @@ class DecodeStats:
         full_windows: hand-overs because `num_small_iters` tokens stood in a row.
         verifications: large forwards that looked at one or more drafted tokens.
         verified_tokens: drafted tokens that a large forward looked at and kept.
-        guesses: of what the large model writes, behind which the small one went on drafting.
+        guesses: of what the large model writes, behind which drafting went on, or (where settings
+            are lossless) the large model writes another token in the same forward.
         guesses_held: those that were right; each saved a forward of the large model.
         large_forwards, small_forwards: decoder forwards per model.
         large_tokens_fed, small_tokens_fed: tokens those forwards were fed.

@@ -9,7 +9,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -27,10 +27,12 @@ class Text:
     Attributes:
         source: the text.
         record: the object it stands in; None for a line of plain text.
+        number: of its line, from 1.
     """
 
     source: str
     record: dict[str, Any] | None = None
+    number: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def read_texts(name: str, form: Form, key: str) -> Iterator[Text]:
         except UnicodeDecodeError as error:
             raise BildError(f"{where} is not UTF-8 ({error.reason}); convert it first") from None
         line = line.rstrip("\r\n")
-        yield Text(line) if form == "text" else _of_object(line, where, key)
+        text = Text(line) if form == "text" else _of_object(line, where, key)
+        yield replace(text, number=number)
 
 
 def _of_object(line: str, where: str, key: str) -> Text:

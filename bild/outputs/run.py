@@ -19,7 +19,10 @@ from bild.errors import BildError
 from bild.files import as_json
 from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
+from bild.generation.sequences import stream_of
 from bild.generation.stats import DecodeStats
+from bild.generation.texts import written_texts
+from bild.outputs.drawing import Drawing
 from bild.outputs.reading import PIPE, FileJob, Text, look_through, read_texts
 from bild.outputs.shared import decode_together, is_shared
 from bild.outputs.writing import Partial, Pipe, partial
@@ -34,12 +37,12 @@ class Written:
     """An output.
 
     Attributes:
-        text: without special tokens.
-        stats: what happened.
+        text: without special tokens; a list where several were drawn.
+        stats: what happened, in all of them.
         truncated: the source was longer than what was read.
     """
 
-    text: str
+    text: str | list[str]
     stats: DecodeStats
     truncated: bool = False
 
@@ -54,6 +57,7 @@ class Decoding:
         config: thresholds and rules.
         task: prefix and limits.
         work: as JSON values, what two runs must share to write the same.
+        drawing: how outputs are drawn; None where they are greedy.
     """
 
     pair: BiLDModel
@@ -61,9 +65,10 @@ class Decoding:
     config: BiLDConfig
     task: Task
     work: dict[str, Any]
+    drawing: Drawing | None = None
 
     @classmethod
-    def load(cls, config: EvalConfig, found: Models) -> Decoding:
+    def load(cls, config: EvalConfig, found: Models, drawing: Drawing | None = None) -> Decoding:
         """Load the pair.
 
         Raises:
@@ -86,45 +91,51 @@ class Decoding:
             "forced_bos": config.forced_bos,
             **{name: getattr(found.task, name) for name in limits},
         }
-        return cls(pair, tokenizer, config.bild, found.task, work)
+        if drawing is not None:
+            work["drawing"] = asdict(drawing)
+        return cls(pair, tokenizer, config.bild, found.task, work, drawing)
 
-    def write(self, source: str) -> Written:
-        """Decode one text; what holds nothing but spaces stays empty and is not decoded."""
-        return next(self.write_all([source], 1))
+    def write_all(self, texts: Iterable[Text], batch_size: int) -> Iterator[Written]:
+        """Decode texts, so many at a time; in their order.
 
-    def write_all(self, sources: Iterable[str], batch_size: int) -> Iterator[Written]:
-        """Decode texts, so many at a time; in their order."""
+        What holds nothing but spaces stays empty and is not decoded.
+        """
         cut: deque[bool | None] = deque()  # of each text on its way; None where it is empty
 
         def rows() -> Iterator[dict[str, Any]]:
-            for source in sources:
-                if not source.strip():
+            for text in texts:
+                if not text.source.strip():
                     cut.append(None)
                     continue
                 limit = self.task.max_source_tokens
-                ids, length = source_tokens(self.tokenizer, self.task.prefix + source, limit)
+                ids, length = source_tokens(self.tokenizer, self.task.prefix + text.source, limit)
                 cut.append(length > limit)
                 ids = ids.to(self.pair.device)
-                yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                row: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                if self.drawing is not None:
+                    # By its line, so that it is the same however many are decoded at a time, and
+                    # in a run that goes on.
+                    row["generator"] = stream_of(self.drawing.seed, text.number)
+                yield row
 
         def empty() -> Iterator[Written]:
             while cut and cut[0] is None:
                 cut.popleft()
-                yield Written("", DecodeStats())
+                count = 1 if self.drawing is None else self.drawing.num_return_sequences
+                yield Written("" if count == 1 else [""] * count, DecodeStats())
 
         for output in self._outputs(rows(), batch_size):
             yield from empty()
             truncated = bool(cut.popleft())
-            text: str = self.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
-            yield Written(text, output.stats, truncated)
+            yield Written(written_texts(self.tokenizer, output), output.stats, truncated)
         yield from empty()
 
     def _outputs(self, rows: Iterator[dict[str, Any]], batch_size: int) -> Iterator[Any]:
         options: dict[str, Any] = {
             "max_new_tokens": self.task.max_new_tokens,
-            "do_sample": False,
             "num_beams": 1,
             "return_dict_in_generate": True,
+            **({"do_sample": False} if self.drawing is None else self.drawing.settings),
         }
         if batch_size > 1:
             many: Any = self.pair.generate_many(rows, self.config, batch_size=batch_size, **options)
@@ -206,18 +217,19 @@ def zip_written(
     """Each text with its output, in their order."""
     waiting: deque[Text] = deque()
 
-    def sources() -> Iterator[str]:
+    def taken() -> Iterator[Text]:
         for text in texts:
             waiting.append(text)
-            yield text.source
+            yield text
 
-    for written in decoding.write_all(sources(), batch_size):
+    for written in decoding.write_all(taken(), batch_size):
         yield waiting.popleft(), written
 
 
 def as_line(job: FileJob, text: Text, written: Written) -> str:
     """An output's line; in plain text, line breaks within it become spaces."""
     if job.output_form == "text":
+        assert isinstance(written.text, str)  # several are refused before they are drawn
         return " ".join(written.text.splitlines())
     record: dict[str, Any] = dict(text.record or {"source": text.source})
     record[job.output_key] = written.text

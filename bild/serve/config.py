@@ -32,7 +32,7 @@ class ServeConfig:
             needed where it listens on more than this machine.
         queue: texts that may wait; more are answered with 503 and when to come again.
         workers: threads that decode.
-        batch: texts of equal settings that a thread decodes together, if so many wait.
+        batch: texts that a thread decodes together, if so many wait.
         texts: of one request.
         characters: of one text.
         body: bytes of one request.

@@ -1,5 +1,9 @@
 """A bounded queue of texts, and the threads that decode them.
 
+A text that comes alone is decoded alone, which is the fastest for it. Where several wait they are
+decoded together, and those that come meanwhile join them as soon as there is room, whatever their
+settings: nobody waits for the longest of a batch (`bild.generation.batching`).
+
 Nothing here knows of HTTP: a `Job` is put in, its future gets the `Answer`.
 """
 
@@ -8,11 +12,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +25,8 @@ from transformers.generation import BaseStreamer
 
 from bild.config import BiLDConfig
 from bild.errors import BildError
+from bild.generation.batching import fail_alone, run_rows
+from bild.generation.decoding import Steps, answer_at_once
 from bild.generation.loading import source_tokens
 from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
@@ -84,11 +89,10 @@ class Job:
     since: float = field(default_factory=time.monotonic)
     abandoned: bool = False  # nobody waits for it any more
 
-    def goes_with(self, other: Job) -> bool:
-        """Whether both may be decoded together: with equal settings, and nobody watching."""
-        watched = any(job.writers or job.on_pieces is not None for job in (self, other))
-        same = (self.config, self.max_new_tokens) == (other.config, other.max_new_tokens)
-        return same and not watched
+    @property
+    def watched(self) -> bool:
+        """Whether it is to be told who wrote each token."""
+        return self.writers or self.on_pieces is not None
 
 
 class QueueFullError(BildError):
@@ -130,35 +134,44 @@ class Translator:
         Raises:
             BildError: what `BiLDModel.generate` refuses.
         """
+        return answer_at_once(self._row(job, together=False))
+
+    def decode_joining(
+        self, jobs: Iterable[Job | None], size: int
+    ) -> Iterator[tuple[Job, Answer | Exception]]:
+        """Decode texts together, each to what it becomes alone.
+
+        Args:
+            jobs: taken as soon as there is room; None where none waits just now.
+            size: how many are decoded at a time.
+
+        Yields:
+            Each job once it has ended, with its answer or its error.
+        """
+        taken: dict[int, Job] = {}
+        number = count()
+
+        def rows() -> Iterator[Steps[Answer | Exception] | None]:
+            for job in jobs:
+                if job is not None:
+                    taken[next(number)] = job
+                yield None if job is None else fail_alone(self._row(job, together=True))
+
+        for place, found in run_rows(rows(), size):
+            yield taken.pop(place), found
+
+    def _row(self, job: Job, *, together: bool) -> Steps[Answer]:
+        """A text's decoding, `together` with others or not."""
         ids, length = self._read(job)
-        pieces = _Pieces(self, job) if job.writers or job.on_pieces is not None else None
-        stream = _Nobody(job) if pieces is None else pieces
+        pieces = _Pieces(self, job) if job.watched else None
         start = time.perf_counter()
-        output = self.pair.generate(
-            ids, torch.ones_like(ids), job.config, streamer=stream,
-            output_trace=pieces is not None, **_options(job),
+        output = yield from self.pair.steps(
+            ids, torch.ones_like(ids), job.config,
+            streamer=_Nobody(job) if pieces is None else pieces,
+            output_trace=pieces is not None, together=together, **_options(job),
         )  # fmt: skip
         seconds = time.perf_counter() - start
         return self._answer(output, length, seconds, None if pieces is None else pieces.all)
-
-    def decode_together(self, jobs: Sequence[Job]) -> list[Answer]:
-        """Decode several texts that go with each other; each becomes what it is alone.
-
-        Raises:
-            BildError: as `decode`, of any of them.
-        """
-        read = [self._read(job) for job in jobs]
-        start = time.perf_counter()
-        outputs = list(
-            self.pair.generate_many(
-                (ids for ids, _ in read), jobs[0].config, batch_size=len(jobs), **_options(jobs[0])
-            )
-        )
-        seconds = (time.perf_counter() - start) / len(jobs)
-        return [
-            self._answer(output, length, seconds)
-            for output, (_, length) in zip(outputs, read, strict=True)
-        ]
 
     def _read(self, job: Job) -> tuple[Tensor, int]:
         """The tokens that are read, (1, S), and how many there are of the whole text."""
@@ -205,8 +218,10 @@ class Decodes(Protocol):
     def decode(self, job: Job) -> Answer:
         """One job."""
 
-    def decode_together(self, jobs: Sequence[Job]) -> list[Answer]:
-        """Several that go with each other."""
+    def decode_joining(
+        self, jobs: Iterable[Job | None], size: int
+    ) -> Iterator[tuple[Job, Answer | Exception]]:
+        """Several, and those that come meanwhile."""
 
 
 class _Nobody(BaseStreamer):
@@ -247,7 +262,7 @@ class Worker:
         room: jobs that may wait.
         threads: how many.
         longest_wait: seconds after which a job that still waits is given up.
-        batch: jobs that go with each other and are decoded together, if so many wait.
+        batch: jobs that a thread decodes together, if so many wait.
     """
 
     def __init__(
@@ -306,28 +321,26 @@ class Worker:
         for thread in self._threads:
             thread.join()
 
-    def _next(self) -> list[Job]:
-        """The job that waits longest, and others that go with it; none where no more will come."""
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            if not self._waiting:
-                return []
-            first = self._waiting.popleft()
-            others = (job for job in self._waiting if job.goes_with(first))
-            jobs = [first, *islice(others, self._batch - 1)]
-            for job in jobs[1:]:
-                self._waiting.remove(job)
-            self.running += len(jobs)
-            return jobs
+    def _take(self, *, wait: bool) -> Job | None:
+        """The wanted job that waits longest; None where none does, and with `wait` none will."""
+        while True:
+            with self._changed:
+                while wait and not self._waiting and not self._closed:
+                    self._changed.wait()
+                if not self._waiting:
+                    return None
+                job = self._waiting.popleft()
+            if self._is_wanted(job):
+                with self._changed:
+                    self.running += 1
+                return job
 
     def _work(self) -> None:
-        while jobs := self._next():
-            try:
-                self._do([job for job in jobs if self._is_wanted(job)])
-            finally:
-                with self._changed:
-                    self.running -= len(jobs)
+        while (job := self._take(wait=True)) is not None:
+            if self._batch > 1 and self._waiting:
+                self._do_together(job)
+            else:
+                self._do(job)
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether somebody still waits for a job, and has not waited too long."""
@@ -340,23 +353,44 @@ class Worker:
             return False
         return True
 
-    def _do(self, jobs: Sequence[Job]) -> None:
-        if len(jobs) > 1:
-            with suppress(Exception):  # then each alone, so that it is known whose fault it was
-                answers = self._translator.decode_together(jobs)
-                for job, answer in zip(jobs, answers, strict=True):
-                    self._give(job, answer)
-                return
-        for job in jobs:
-            try:
-                answer = self._translator.decode(job)
-            except AbandonedError:
-                job.future.set_exception(BildError("nobody waits for this output"))
-            except BaseException as error:  # whatever it is, whoever waits must hear of it
-                job.future.set_exception(error)
-            else:
-                self._give(job, answer)
+    def _do(self, job: Job) -> None:
+        try:
+            found: Answer | BaseException = self._translator.decode(job)
+        except BaseException as error:  # whatever it is, whoever waits must hear of it
+            found = error
+        self._give(job, found)
 
-    def _give(self, job: Job, answer: Answer) -> None:
-        self._seconds = MEMORY * self._seconds + (1 - MEMORY) * answer.seconds
-        job.future.set_result(answer)
+    def _do_together(self, first: Job) -> None:
+        """Decode a job with those that wait, and with those that come while any of them runs."""
+        busy: list[Job] = []
+
+        def coming() -> Iterator[Job | None]:
+            job: Job | None = first
+            while job is not None or busy:
+                if job is not None:
+                    busy.append(job)
+                yield job
+                job = self._take(wait=False)
+
+        try:
+            for job, found in self._translator.decode_joining(coming(), self._batch):
+                self._give(job, found, len(busy))
+                busy.remove(job)
+        except Exception as error:  # then each alone, so that it is known whose fault it was
+            for job in busy:
+                if job.on_pieces is None:
+                    self._do(job)
+                else:  # nobody wants to read the beginning of a text twice
+                    self._give(job, error)
+
+    def _give(self, job: Job, found: Answer | BaseException, of: int = 1) -> None:
+        """Hand over what came of a job; of so many that ran together."""
+        with self._changed:
+            self.running -= 1
+        if isinstance(found, AbandonedError):
+            found = BildError("nobody waits for this output")
+        if isinstance(found, BaseException):
+            job.future.set_exception(found)
+            return
+        self._seconds = MEMORY * self._seconds + (1 - MEMORY) * found.seconds / of
+        job.future.set_result(found)

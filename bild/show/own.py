@@ -89,15 +89,17 @@ def search_sweep(search: SearchRecord) -> Sweep:
 
 
 def small_models_sweeps(record: SmallModelsRecord) -> list[Sweep]:
-    """The grid of each small model on test examples; its operating points are framed."""
-    samples, metric = record.data.samples, record.metrics[0]
+    """The grid of each small model; its operating points are framed."""
+    split = "test" if record.grid.on_test else "validation"
+    data = record.data if record.grid.on_test else record.validation
+    metric = record.metrics[0]
     sweeps = []
     for label, own in record.sweeps.items():
-        cells = {(p.fallback, p.rollback): p for p in own["test"]}
+        cells = {(p.fallback, p.rollback): p for p in own[split]}
         sweeps.append(
             Sweep(
-                f"{label} (large alone: {record.large['test'][metric]:.1f})\n"
-                f"({samples} test examples; frames: chosen)",
+                f"{label} (large alone: {record.large[split][metric]:.1f})\n"
+                f"({data.samples} {split} examples; frames: chosen)",
                 metric,
                 PRICED,
                 {pair: p.scores[metric] for pair, p in cells.items()},

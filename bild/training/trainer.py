@@ -47,6 +47,7 @@ from bild.files import (
     write_json,
 )
 from bild.json_files import read_json
+from bild.progress import watched
 from bild.tasks import metrics
 from bild.training.batches import training_set, validation_set
 from bild.training.config import TrainingJob
@@ -233,7 +234,7 @@ def arguments(job: TrainingJob) -> Seq2SeqTrainingArguments:
         bf16=_has_fast_bfloat16() if job.bf16 is None else job.bf16,
         ddp_find_unused_parameters=False,
         report_to="none",
-        disable_tqdm=False,
+        disable_tqdm=not watched(),  # then a line a `logging_steps`, for the file of a log
         seed=job.seed,
         data_seed=job.seed,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -179,7 +179,7 @@ class SmallModelsRecord(Record):
         metrics: the task's own first.
         costs: by label the seconds that forwards were priced with.
         large: by split, by metric: the large model's score.
-        sweeps: by label, by split, every point of the grid.
+        sweeps: by label, by split that it was decoded on, every point of the grid.
         chosen: by label, by goal ("no loss", "one point"); where none met it, the point that lost
             least.
         timing: how the arms were timed, on test examples.

@@ -184,7 +184,8 @@ class _Comparison:
             alone[split] = self._large_alone(split)
             (texts,) = texts_of(alone[split]).values()
             large[split] = self._scores(texts, alone[split])
-            for label in self.labels:
+            swept = self.grid.on_test or split == "validation"
+            for label in self.labels if swept else ():
                 points = self._sweep(split, label, alone[split], large[split], costs)
                 sweeps[label][split] = tuple(points)
         chosen = {

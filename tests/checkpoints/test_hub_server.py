@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-from commands import NOWHERE, ROOT, run_command, run_two_at_a_time
+from commands import AT_ONCE, NOWHERE, ROOT, run_command, run_two_at_a_time
 from hub_server import PARQUET_BRANCH, HubServer
 from mirror import examples, save_checkpoint, save_mt5_tokenizer, save_t5_tokenizer, tiny_pair
 
@@ -249,7 +249,7 @@ def test_an_id_that_the_hub_lacks_is_named(tmp_path, data_file):
 def test_with_neither_mirror_nor_network_the_end_comes_at_once(tmp_path, task):
     done = evaluate(tmp_path, NOWHERE, task, "unaligned")
     refused(done, repr(TASKS[task].large), "BILD_MODELS_ROOT", "connect to the network")
-    assert done.seconds < 3  # the whole process
+    assert done.seconds < AT_ONCE
 
 
 @pytest.mark.parametrize("task", ["iwslt2017", "cnndm"])
@@ -257,4 +257,4 @@ def test_with_models_but_neither_data_nor_network_the_end_comes_at_once(tmp_path
     done = evaluate(tmp_path, NOWHERE, task, "unaligned", BILD_MODELS_ROOT=str(mirror.models))
     refused(done, repr(TASKS[task].data.path), "BILD_DATA_ROOT", "connect to the network")
     assert f"{task}/validation.jsonl" in done.err
-    assert done.seconds < 3
+    assert done.seconds < AT_ONCE

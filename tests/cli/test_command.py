@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 
 import pytest
 from commands import ROOT, run_command, run_here
@@ -274,3 +276,22 @@ def test_modules_of_commands_have_what_is_asked_of_them():
         assert isinstance(module.make_parser(), Parser)
         assert module.__doc__
     assert callable(cli.run)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("nosuchcommand-ł→",), ("eval", "--help")])
+def test_a_terminal_of_another_alphabet_ends_no_command(monkeypatch, encoding, arguments):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr("sys.stdout", streams[0])
+    monkeypatch.setattr("sys.stderr", streams[1])
+    monkeypatch.setattr("sys.argv", ["bild", *arguments])
+    with suppress(SystemExit):
+        console.main()
+    print("→ Ł")  # whatever a command prints
+    shown = []
+    for stream in streams:
+        stream.flush()
+        shown.append(stream.buffer.getvalue().decode(encoding))
+    assert shown[0].endswith("? ?\n")
+    if arguments[:1] == ("nosuchcommand-ł→",):
+        assert "there is no command 'nosuchcommand-??'" in shown[1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from toy import PAIRS, save_pair
 from transformers import AutoTokenizer
 
 from bild import BiLDConfig, BildError, BiLDModel
+from bild.generation.sequences import stream_of
 from bild.generation.stats import DecodeStats
 from bild.outputs.reading import FileJob, form_of, read_texts
 from bild.outputs.run import Decoding, Written, generate_file
@@ -130,6 +132,89 @@ def test_every_output_begins_with_the_token_that_is_forced(bild, pair, models, t
     assert "forced_bos 'xx_XX' is no token of the tokenizer" in err
 
 
+# ------------------------------------------------------------------------------ drawn outputs
+
+DRAWN = ("--sample", "--temperature", 1.5, "--top-k", 0, "--top-p", 0.95)
+
+
+def test_drawn_outputs_are_those_of_the_seed_and_the_line(bild, pair, models, tmp_path):  # noqa: F811
+    source = tmp_path / "in.txt"
+    source.write_text("\n".join([SOURCES[0], "", SOURCES[0], *SOURCES[1:]]))
+
+    def drawn(name, *flags):
+        output = tmp_path / name
+        assert bild("generate", source, "-o", output, *models, *DRAWN, *flags) == (0, "", "")
+        return output.read_text().split("\n")
+
+    lines = drawn("one.txt", "--seed", 3)
+    assert lines == drawn("two.txt", "--seed", 3, "--batch-size", 4)
+    assert lines != drawn("three.txt", "--seed", 4)
+    assert lines[1] == ""
+    assert lines[0] != lines[2]  # of the same text, on another line
+    model = BiLDModel.from_pretrained(str(pair / "large"), str(pair / "small"))
+    inputs = AutoTokenizer.from_pretrained(pair / "large")(SOURCES[0], return_tensors="pt")
+    options = {"do_sample": True, "temperature": 1.5, "top_k": 0, "top_p": 0.95}
+    config, own = BiLDConfig(0.6, 2.0), stream_of(3, 3)
+    output = model.generate(
+        **inputs, bild_config=config, max_new_tokens=8, generator=own, **options
+    )
+    tokenizer = AutoTokenizer.from_pretrained(pair / "large")
+    assert lines[2] == tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["speculative", "block", "bild"])
+def test_several_drawn_outputs_of_a_text_stand_in_a_list(bild, models, tmp_path, kind):  # noqa: F811
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"de": s}) + "\n" for s in [*SOURCES[:2], " "]))
+    flags = ("--num-return-sequences", 3, "--sampling", kind, "--stats", "--source-key", "de")
+    assert bild("generate", source, "-o", output, *models, *DRAWN, *flags) == (0, "", "")
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [len(row["output"]) for row in rows] == [3, 3, 3]
+    assert rows[2]["output"] == ["", "", ""]
+    assert len(set(rows[0]["output"])) > 1
+    assert rows[0]["stats"]["generated_tokens"] >= 3
+
+
+def test_a_run_of_drawn_outputs_goes_on_with_the_same_ones(bild, models, tmp_path):  # noqa: F811
+    source, whole, stopped = (tmp_path / name for name in ("in.txt", "whole.txt", "stopped.txt"))
+    source.write_text("\n".join(SOURCES))
+    command = ("generate", source, *models, *DRAWN)
+    assert bild(*command, "-o", whole) == (0, "", "")
+    generate_whole = Decoding.write_all
+
+    def torn(self, texts, batch_size):
+        yield from islice(generate_whole(self, texts, batch_size), 2)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoding, "write_all", torn)
+        bild(*command, "-o", stopped)
+    assert partial_of(stopped).read_text().count("\n") == 3
+    err = refused(bild(*command, "-o", stopped, "--seed", 9))
+    assert "drawing seed is 0, not 9" in err
+    assert bild(*command, "-o", stopped) == (0, "", "")
+    assert stopped.read_text() == whole.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--temperature", 0.5), "--temperature is for drawn outputs; give --sample too"),
+        (("--sampling", "block"), "--sampling is for drawn outputs; give --sample too"),
+        (("--sample", "--num-return-sequences", 2), "--num-return-sequences needs JSON Lines"),
+        (("--sample", "--temperature", 0), "temperature must be above 0 and finite, got 0"),
+        (("--sample", "--top-p", 1.5), "top_p must be above 0 and at most 1, got 1.5"),
+        (("--sample", "--top-k", -1), "top_k must be at least 0, got -1"),
+        (("--sample", "--lookahead", 1), "guesses what is likeliest"),
+        (("--sample", "--variant", "paper"), "variant='paper' does not judge drafts"),
+    ],
+)
+def test_flags_of_drawn_outputs_that_make_no_sense(bild, models, tmp_path, flags, message):  # noqa: F811
+    source = tmp_path / "in.txt"
+    source.write_text(SOURCES[0])
+    assert message in refused(bild("generate", source, "-o", tmp_path / "o.txt", *models, *flags))
+
+
 # ------------------------------------------------------------------------------ resuming
 
 
@@ -146,8 +231,8 @@ class Echo:
         self.left -= 1
         return Written(f"<{source}>", DecodeStats(generated_tokens=3))
 
-    def write_all(self, sources, batch_size):
-        return (self.write(source) for source in sources)
+    def write_all(self, texts, batch_size):
+        return (self.write(text.source) for text in texts)
 
 
 @pytest.fixture

@@ -107,16 +107,15 @@ def test_hedged_writes_what_plain_writes(
 ):
     pair = BiLDModel(*tiny_pair(seed, noise), engine=engine)
     for source in sources(seed, 2):
-        outputs = [
-            pair.generate(
-                source,
-                bild_config=BiLDConfig(fallback, rollback, iters, variant, start, ahead),
-                max_new_tokens=limit,
-            )
-            for ahead in (0, lookahead)
+        configs = [
+            BiLDConfig(fallback, rollback, iters, variant, start, ahead) for ahead in (0, lookahead)
         ]
-        plain, hedged = outputs
+        plain, hedged = (
+            pair.generate(source, bild_config=config, max_new_tokens=limit) for config in configs
+        )
         assert hedged.sequences.tolist() == plain.sequences.tolist()
+        if configs[1].is_lossless:  # a turn may end with a guess, and the next one begins later
+            continue
         for name in SAME:
             assert getattr(hedged.stats, name) == getattr(plain.stats, name), name
         assert hedged.stats.large_forwards <= plain.stats.large_forwards
@@ -124,6 +123,52 @@ def test_hedged_writes_what_plain_writes(
             saved = plain.stats.large_forwards - hedged.stats.large_forwards
             # Of the last guess of all a forward may be needed to confirm it, as for any token.
             assert saved in (hedged.stats.guesses_held, hedged.stats.guesses_held - 1)
+
+
+@pytest.mark.parametrize("lookahead", [1, "auto"])
+def test_where_the_output_is_the_large_models_own_a_guess_may_stand_at_the_end(lookahead):
+    large = rows(2, 3, 4, 5, EOS)
+    # Unsure of the second and of the fourth token; the first is guessed as well.
+    small = [sure(2), sure(3, 0.5), sure(4), sure(5, 0.4), sure(EOS)]
+    config = BiLDConfig(0.6, 0.5, start="small", lookahead=lookahead)
+    tokens, stats, decoder = run(large, small, config)
+    assert tokens == [2, 3, 4, 5, EOS]
+    # With a limit of one the second guess ends the turn; both are sure enough to go on by price.
+    if lookahead == 1:
+        assert decoder.fed == [[0, 2, 3, 4, 5]]
+        assert (stats.guesses, stats.guesses_held, stats.fallbacks) == (2, 2, 2)
+    wrong = [sure(2), sure(3, 0.5), sure(4), sure(9, 0.4), sure(EOS)]
+    tokens, stats, decoder = run(large, wrong, config)
+    assert tokens == [2, 3, 4, 5, EOS]
+    assert (stats.guesses_held, stats.rollbacks) == (1, 0)
+    # Where the output may differ from the large model's the next token is the small one's.
+    lossy = BiLDConfig(0.6, 0.7, start="small", lookahead=1)
+    assert run(large, small, lossy)[2].fed[0] == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("acceptance", [None, "exact"])
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 5),
+    fallback=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.1]),
+    iters=st.sampled_from([0, 1, 3, 10]),
+    start=st.sampled_from(["large", "small"]),
+    lookahead=st.sampled_from([1, 2, math.inf, "auto"]),
+    limit=st.integers(1, 24),
+)
+def test_lossless_and_hedged_it_is_the_large_models_output(
+    acceptance, seed, fallback, iters, start, lookahead, limit
+):
+    pair = BiLDModel(*tiny_pair(seed, 0.3), engine="transformers")
+    config = BiLDConfig(
+        fallback, 0.5, iters, start=start, lookahead=lookahead, acceptance=acceptance
+    )
+    assert config.is_lossless
+    for source in sources(seed, 2):
+        output = pair.generate(source, bild_config=config, max_new_tokens=limit)
+        alone = pair.greedy(source, max_new_tokens=limit)
+        assert output.sequences.tolist() == alone.sequences.tolist()
+        assert output.stats.large_forwards <= alone.stats.large_forwards
 
 
 def test_where_scores_are_read_or_traced_it_is_plain():

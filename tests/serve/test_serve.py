@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from commands import ROOT, environment, run_here
@@ -25,7 +26,7 @@ from bild.serve.app import make_app
 from bild.serve.config import ServeConfig
 from bild.serve.door import host_name
 from bild.serve.run import listen, make_server
-from bild.serve.worker import Answer, Job, QueueFullError, Translator, Worker
+from bild.serve.worker import Answer, Job, Piece, QueueFullError, Translator, Worker
 
 TEXTS = [source for source, _ in PAIRS]
 BILD = BiLDConfig(0.6, 2.0)
@@ -331,58 +332,152 @@ class Slow:
         self.decoded.append(job.text)
         return Answer(job.text, STATS, None, 1, False, 0.1)
 
-    def decode_together(self, jobs):
-        return [self.decode(job) for job in jobs]
+    def decode_joining(self, jobs, size):
+        raise RuntimeError("nothing is shared here")
 
 
 STATS = DecodeStats()
 
 
-def test_texts_of_equal_settings_are_decoded_together():
-    class Together(Slow):
-        def __init__(self):
-            super().__init__()
-            self.batches = []
+class Letters(Slow):
+    """A text of n letters takes n forwards; `beats` has whose they were, in their order."""
 
-        def decode_together(self, jobs):
-            self.batches.append([job.text for job in jobs])
-            if any(job.text == "bad" for job in jobs):
-                raise BildError("one of them is bad")
-            return super().decode_together(jobs)
+    decode_joining = Translator.decode_joining
+    decoder = SimpleNamespace(name="large", company=None)
 
-        def decode(self, job):
-            if job.text == "bad":
-                raise BildError("this is the bad one")
-            return super().decode(job)
+    def __init__(self):
+        super().__init__()
+        self.beats = []
+        self.on_beat = lambda text: None
 
-    slow = Together()
-    worker = Worker(slow, room=20, batch=3)
+    def _row(self, job, *, together):
+        assert together
+        for _ in job.text:
+            yield Beat(self, job)
+        if job.text == "bad":
+            raise BildError("this is the bad one")
+        return self.answer(job)
+
+    def answer(self, job):
+        return Answer(job.text, STATS, None, 1, False, 0.1)
+
+
+class Beat:
+    """What a row of `Letters` asks for."""
+
+    def __init__(self, letters, job):
+        self.letters, self.job, self.decoder = letters, job, letters.decoder
+
+    def alone(self):
+        self.letters.beats.append(self.job.text)
+        self.letters.on_beat(self.job.text)
+
+
+def letters_at_work(letters, batch):
+    """A worker that is held up by a first text, so that what comes next waits."""
+    worker = Worker(letters, room=20, batch=batch)
     worker.put([Job("first", BILD, 4)])
     while worker.waiting:
         time.sleep(0.01)
-    names = [("a", 4), ("b", 8), ("c", 4), ("bad", 8), ("d", 4), ("e", 4)]
-    jobs = [Job(name, BILD, limit) for name, limit in names]
-    jobs += [Job("w", BILD, 4, writers=True), Job("s", BILD, 4, on_pieces=lambda _: None)]
-    worker.put(jobs)
-    slow.go.set()
+    return worker
+
+
+def test_what_comes_while_others_run_joins_them_when_one_has_left():
+    letters = Letters()
+    worker = letters_at_work(letters, batch=2)
+    late = [Job("cc", BiLDConfig(0.9, 1.0), 9), Job("d", BILD, 4, on_pieces=lambda _: None)]
+
+    def on_beat(text):
+        if letters.beats == ["aaaa"]:
+            worker.put(late)
+
+    letters.on_beat = on_beat
+    early = [Job("aaaa", BILD, 4), Job("bb", BILD, 8, writers=True)]
+    worker.put(early)
+    letters.go.set()
+    assert late[1].future.result(30).text == "d"  # it takes none once it is told to close
     worker.close()
-    assert slow.batches == [["a", "c", "d"], ["b", "bad"]]
-    assert slow.decoded == ["first", "a", "c", "d", "b", "e", "w", "s"]
+    assert letters.decoded == ["first"]
+    assert letters.beats == [
+        *("aaaa", "bb", "aaaa", "bb"),  # of two there is room for no more
+        *("aaaa", "cc", "aaaa", "cc"),  # one has left, and the next is there at once
+        "d",
+    ]
+    assert [job.future.result(0).text for job in (*early, *late)] == ["aaaa", "bb", "cc", "d"]
+    assert (worker.running, worker.waiting) == (0, 0)
+
+
+def test_the_error_of_one_is_its_own_and_one_that_all_share_is_looked_into():
+    letters = Letters()
+    worker = letters_at_work(letters, batch=4)
+    jobs = [Job("aaaa", BILD, 4), Job("bad", BILD, 4), Job("bb", BILD, 4)]
+    worker.put(jobs)
+    letters.go.set()
+    worker.close()
+    assert letters.decoded == ["first"]
+    with pytest.raises(BildError, match="this is the bad one"):
+        jobs[1].future.result(0)
+    assert [jobs[i].future.result(0).text for i in (0, 2)] == ["aaaa", "bb"]
+
+    def on_beat(text):
+        if len(letters.beats) == 4:
+            raise RuntimeError("a forward fails")
+
+    letters = Letters()
+    letters.on_beat = on_beat
+    worker = letters_at_work(letters, batch=4)
+    jobs = [Job("aaaa", BILD, 4), Job("b", BILD, 4), Job("stream", BILD, 4)]
+    jobs[2].on_pieces = lambda _: None
+    worker.put(jobs)
+    letters.go.set()
+    worker.close()
+    assert letters.decoded == ["first", "aaaa"]  # "b" had ended, and a stream is not begun again
+    assert [jobs[i].future.result(0).text for i in (0, 1)] == ["aaaa", "b"]
+    with pytest.raises(RuntimeError, match="a forward fails"):
+        jobs[2].future.result(0)
+
+
+def test_texts_of_any_settings_become_together_what_each_becomes_alone(translator):
+    told = []
+    settings = [(BILD, 20), (BiLDConfig(1.1, 3.0), 12), (BiLDConfig(0.2, 5.0, lookahead=2), 8)]
+    jobs = [Job(text, *settings[i % 3]) for i, text in enumerate(TEXTS[:9])]
+    jobs[3].writers = jobs[4].writers = True
+    jobs[5].on_pieces = told.extend
+    waits = iter([*jobs[:2], None, *jobs[2:], None, None])
+    found = dict(translator.decode_joining(waits, 3))
+    assert len(found) == len(jobs)
     for job in jobs:
-        if job.text == "bad":
-            with pytest.raises(BildError, match="this is the bad one"):
-                job.future.result()
-        else:
-            assert job.future.result().text == job.text
+        twin = Job(job.text, job.config, job.max_new_tokens, job.writers)
+        twin.on_pieces = None if job.on_pieces is None else (lambda _: None)
+        alone = translator.decode(twin)
+        assert (found[job].text, found[job].pieces) == (alone.text, alone.pieces)
+        assert found[job].source_tokens == alone.source_tokens
+    assert "".join(piece.text for piece in told)
+    assert tuple(told) == found[jobs[5]].pieces
+    assert len({answer.text for answer in found.values()}) > 3
 
 
-def test_a_batch_gives_what_each_text_gives_alone(translator):
-    jobs = [Job(text, BILD, 20) for text in TEXTS[:8]]
-    together = translator.decode_together(jobs)
-    alone = [translator.decode(job) for job in jobs]
-    assert [a.text for a in together] == [a.text for a in alone]
-    assert [a.source_tokens for a in together] == [a.source_tokens for a in alone]
-    assert len({a.text for a in alone}) > 3
+def test_a_stream_that_has_begun_is_finished_when_the_service_ends():
+    class Halves(Slow):
+        def decode(self, job):
+            job.on_pieces([Piece("first", "small")])
+            self.go.wait(30)
+            job.on_pieces([Piece(" second", "large")])
+            return Answer("first second", STATS, None, 1, False, 0.1)
+
+    halves, events = Halves(), []
+    ending = threading.Timer(0.5, halves.go.set)  # after the service was told to end
+    with serving(halves) as port:
+        reading = threading.Thread(target=lambda: events.extend(events_of(port, {"text": "x"})))
+        reading.start()
+        while ask(port, "GET", "/health")[2]["running"] == 0:
+            time.sleep(0.01)
+        ending.start()
+    reading.join(30)
+    ending.join()
+    assert [name for name, _ in events] == ["pieces", "pieces", "done"]
+    assert events[1][1] == [{"text": " second", "writer": "large"}]
+    assert events[2][1]["text"] == "first second"
 
 
 def test_what_nobody_waits_for_is_not_decoded():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shlex
+import signal
 import sys
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -12,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from commands import RESUMING, ROOT, run_command, run_here
+from launching import run_processes, together
 from safetensors.torch import load_file
 from torch.distributions import Categorical, kl_divergence
 from toy import PAIRS, save_data, save_model, save_tokenizer
@@ -20,7 +23,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer
 from bild import BildError, BiLDModel
 from bild.checkpoints.drafter import BiLDDrafter, make_drafter
 from bild.evaluation.record import Interval
-from bild.training import agreement, alignment
+from bild.training import agreement, alignment, tokenizer
 from bild.training.agreement import TEXTS, measure
 from bild.training.alignment import (
     OnPolicyTrainer,
@@ -149,6 +152,7 @@ def test_on_policy_training_lowers_the_divergence_and_raises_agreement(pair, job
         [str(pair / "small"), str(training.output_dir)],
         training.validation,
         AgreementConfig(max_new_tokens=SHORT),
+        folder=training.output_dir,
         progress=False,
     )
     before, after = (
@@ -234,10 +238,11 @@ def test_two_processes_label_and_train_as_one(pair, job, tmp_path):
 # ------------------------------------------------------------------------------ agreement
 
 
-def test_a_model_agrees_with_itself_everywhere(pair, job):
+def test_a_model_agrees_with_itself_everywhere(pair, job, tmp_path):
     large = str(pair / "large")
     config = AgreementConfig(max_new_tokens=SHORT, batch_size=3)
-    record = measure(large, [large], job("x").validation, config, progress=False)
+    record = measure(large, [large], job("x").validation, config, folder=tmp_path, progress=False)
+    assert not list(tmp_path.glob("*.parts"))
     assert [r.text for r in record.results] == list(TEXTS)
     for result in record.results:
         assert result.agreement == Interval(1.0, 1.0, 1.0)
@@ -245,7 +250,7 @@ def test_a_model_agrees_with_itself_everywhere(pair, job):
         assert result.calibration_error == pytest.approx(1 - result.mean_confidence)
 
 
-def test_agreement_is_counted_at_each_position_of_both_texts(pair, job):
+def test_agreement_is_counted_at_each_position_of_both_texts(pair, job, tmp_path):
     validation = job("x").validation
     models = [AutoModelForSeq2SeqLM.from_pretrained(pair / name) for name in ("large", "small")]
     tokenizer = AutoTokenizer.from_pretrained(pair / "large")
@@ -268,6 +273,7 @@ def test_agreement_is_counted_at_each_position_of_both_texts(pair, job):
         [str(pair / "small")],
         validation,
         AgreementConfig(prefix="Der ", max_new_tokens=40, batch_size=3),
+        folder=tmp_path,
         progress=False,
     )
     for result, (agrees, confidence) in zip(record.results, expected, strict=True):
@@ -286,6 +292,56 @@ def test_agreement_is_counted_at_each_position_of_both_texts(pair, job):
                 error += abs(agreeing - mean) * len(inside) / len(agrees)
         assert result.calibration_error == pytest.approx(error, abs=1e-5)
         assert len([b for b in result.bins if b.positions]) > 2
+
+
+def test_a_stopped_measurement_goes_on_and_several_processes_make_the_record_of_one(
+    pair, job, tmp_path, monkeypatch
+):
+    models, data = (str(pair / "large"), [str(pair / "small")]), job("x").validation  # 8 examples
+    config = AgreementConfig(max_new_tokens=SHORT, batch_size=2)
+
+    def go(folder):
+        return measure(*models, data, config, folder=folder, progress=False)
+
+    def results(record):
+        return record.results, record.data, record.models
+
+    whole = results(go(tmp_path / "alone"))
+    generate, seen = agreement.generate_tokens, []
+
+    def stopped(*given, **options):
+        seen.append(None)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return generate(*given, **options)
+
+    monkeypatch.setattr(agreement, "generate_tokens", stopped)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        go(tmp_path / "stopped")
+    assert "2 of 4 parts are done and kept" in stop.value.__notes__[0]
+    assert results(go(tmp_path / "stopped")) == whole
+    assert len(seen) == 3 + 2
+
+    def process(rank):
+        calls = []
+
+        def killed(*given, **options):
+            calls.append(None)
+            if len(calls) == 1:
+                together(tmp_path / "here", rank, 3)
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return generate(*given, **options)
+
+        monkeypatch.setattr(agreement, "generate_tokens", killed)  # in this fork alone
+        record = go(tmp_path / "shared")
+        if rank == 0:
+            assert results(record) == whole
+        else:
+            assert record is None
+
+    assert run_processes(3, process) == [0, -signal.SIGKILL, 0]
+    assert not list(tmp_path.glob("*/*.parts"))
 
 
 def test_the_script_compares_several_models_in_a_record_and_a_picture(
@@ -327,18 +383,16 @@ def test_an_interrupted_script_promises_to_go_on_only_where_it_does(
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    for module, name in ((agreement, "measure"), (alignment, "align_by_sequence")):
+    for module, name in ((tokenizer, "train_tokenizer"), (alignment, "align_by_sequence")):
         monkeypatch.setattr(module, name, interrupted)
     aligning = (
         "finetune", "--init-from", pair / "small", "--train-file", tmp_path / "train.jsonl",
         "--validation-file", tmp_path / "validation.jsonl", "--output-dir", tmp_path / "out",
+        "--large", pair / "large",
     )  # fmt: skip
-    measuring = (
-        "--small", pair / "small", "--data-file", tmp_path / "validation.jsonl",
-        "--output-dir", tmp_path / "out",
-    )  # fmt: skip
-    flags, name = (aligning, "align") if resumes else (measuring, "measure_agreement")
-    flags = [*map(str, flags), "--large", str(pair / "large")]
+    training = ("--data-file", tmp_path / "train.jsonl", "--output-dir", tmp_path / "out")
+    flags, name = (aligning, "align") if resumes else (training, "train_tokenizer")
+    flags = [*map(str, flags)]
     monkeypatch.setattr(sys, "argv", [name, *flags])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
@@ -458,5 +512,7 @@ def test_a_drafter_agrees_with_its_large_model_where_it_is_a_copy_of_it(tmp_path
     make_drafter(large, layers=2).save_pretrained(tmp_path / "drafter")
     data = save_data(tmp_path / "data.jsonl", PAIRS[:8])
     folders = [str(tmp_path / name) for name in ("large", "drafter")]
-    found = measure(*folders[:1], folders[1:], data, AgreementConfig(max_new_tokens=SHORT))
+    found = measure(
+        *folders[:1], folders[1:], data, AgreementConfig(max_new_tokens=SHORT), folder=tmp_path
+    )
     assert [result.agreement.value for result in found.results] == [1.0, 1.0]

@@ -28,7 +28,7 @@ from bild.training.config import TrainingJob
 from bild.training.presets import PRESETS
 from bild.training.resuming import last_checkpoint, remove_half_deleted
 from bild.training.tokenizer import train_tokenizer
-from bild.training.trainer import train
+from bild.training.trainer import arguments, train
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +172,12 @@ def test_another_training_does_not_go_on_from_these_checkpoints(job, steps):
         train(job("model", seed=1))
     with pytest.raises(BildError, match=r"recipe max_steps is 6, not 7"):
         train(job("model", preset=TINY.for_steps(7)))
+
+
+def test_bars_are_drawn_for_those_who_watch(job, monkeypatch):
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        assert arguments(job("model")).disable_tqdm != terminal
 
 
 def test_two_trainings_do_not_share_a_folder(job):

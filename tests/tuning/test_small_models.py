@@ -21,6 +21,7 @@ from bild.evaluation import run as evaluation
 from bild.evaluation.own import OwnArm
 from bild.evaluation.record import Interval
 from bild.pictures import save
+from bild.show.own import small_models_sweeps
 from bild.show.plots import draw_folders
 from bild.show.tables import small_models_table
 from bild.tasks import metrics
@@ -207,6 +208,17 @@ def test_stopped_anywhere_it_goes_on_and_decodes_nothing_twice(command, tmp_path
     # A wider grid decodes what is new.
     command("--output-dir", "stopped", "--rollbacks", 1, 3, 6).require_success()
     assert len(counted) - before <= 2 * 2 * 8 + 3 * (arms + 6)
+
+
+def test_a_grid_that_test_examples_are_spared_chooses_and_times_the_same(command, decoded):
+    full = loaded(command("--output-dir", "full"))
+    before = len(decoded[0])
+    short = loaded(command("--output-dir", "short", "--no-on-test"))
+    assert len(decoded[0]) - before < before
+    assert short.chosen == full.chosen
+    assert [(a.id, a.quality) for a in short.arms] == [(a.id, a.quality) for a in full.arms]
+    assert {split for own in short.sweeps.values() for split in own} == {"validation"}
+    assert all("validation examples" in sweep.title for sweep in small_models_sweeps(short))
 
 
 def test_examples_of_a_grid_tell_no_seconds(command):

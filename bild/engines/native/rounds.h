@@ -33,6 +33,7 @@ struct Rounds {
   int32_t window;      // tokens that the small model may write in a row
   int32_t lookahead;   // guesses behind which it may go on in a round, and
   double least;        // only while their chance is above this
+  int32_t last_guess;  // whether a turn may end with a guess, the large model writing behind it
   int32_t first_far_only, checks_end, large_after_cut;
   int32_t small_turn;  // whether the small model writes next
   int32_t ended;       // whether the output has
@@ -169,21 +170,24 @@ class Rounding {
     close_window();
   }
 
-  // The window is whole; the small model goes on only behind a guess, the next token.
+  // The window is whole; the small model goes on only behind a guess, the next token. Behind a token
+  // that fills the output nothing could be drafted.
   void close_window() {
     windows_.push_back(window_);
-    drafts_ = guesses_ = !ends_ && r.count + 1 < r.max_length && may_guess();
+    const bool room = !ends_ && r.count + 1 < r.max_length;
+    goes_on_ = room && may_guess();
+    drafts_ = guesses_ = goes_on_ || (room && r.last_guess && window_.unsure);
   }
 
   void guess(int32_t token, double p) {
     chance_ *= p;
-    drafts_ = may_guess();
-    if (!drafts_) return;
+    goes_on_ = goes_on_ && may_guess();
+    drafts_ = false;
+    if (!goes_on_ && !r.last_guess) return;
     places_.push_back(r.count);
     r.tokens[r.count++] = token;
     ends_ = output_ends();
-    drafts_ = !ends_;
-    if (drafts_) open_window();
+    if (goes_on_ && !ends_) open_window();
   }
 
   // DistanceRule.first_cut of tokens first..last of those looked at; `last` where there is no cut.
@@ -254,7 +258,8 @@ class Rounding {
   int32_t limit_ = 0;            // of its tokens
   double chance_ = 1;            // that all guesses hold
   bool drafts_ = false;          // the small model goes on, and
-  bool guesses_ = false;         // its next token is a guess
+  bool guesses_ = false;         // its next token is a guess, behind which
+  bool goes_on_ = false;         // it opens another window
   bool ends_ = false;            // the proposal's last token ends the output
   int32_t looked_ = 0;           // the large model looks at tokens[checked:looked_]
   std::vector<int32_t> choices_;   // its own
