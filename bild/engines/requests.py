@@ -71,6 +71,9 @@ class RoundsRequest(NamedTuple):
 Request: TypeAlias = FeedRequest | DraftRequest | VerifyRequest | RoundsRequest
 
 
+LATER = object()  # in the place of an answer: it goes on when it is asked again
+
+
 class Company(ABC):
     """Decoders of one model that one forward can serve, each with its own source and cache.
 
@@ -81,9 +84,9 @@ class Company(ABC):
     def feed(self, asked: Sequence[FeedRequest]) -> list[Tensor]:
         """`Decoder.feed` of each."""
 
-    def rounds(self, asked: Sequence[RoundsRequest]) -> list[list[int] | None]:
-        """What each request's `alone` returns; None for those that have not been given all they ask
-        for, and are to be asked again. At least one has."""
+    def rounds(self, asked: Sequence[RoundsRequest]) -> list[Any]:
+        """What each request's `alone` returns; `LATER` for those that have not been given all they
+        ask for, and are to be asked again. At least one has."""
         raise NotImplementedError  # who makes rounds alone makes them together
 
     def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
@@ -119,8 +122,7 @@ def _drafting(asked: DraftRequest) -> Generator[Sequence[int], Tensor, Draft]:
 def answer(asked: Sequence[Request]) -> list[Any]:
     """What each request's `alone` returns, from as few forwards as the decoders allow.
 
-    Of requests for rounds some may not be answered yet, which None says; they go on when they are
-    asked again.
+    Of requests for rounds some may not be answered yet, which `LATER` says.
     """
     groups: defaultdict[Any, list[int]] = defaultdict(list)
     for i, request in enumerate(asked):

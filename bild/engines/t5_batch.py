@@ -19,6 +19,7 @@ from torch import Tensor
 from bild.checkpoints.drafter import spread
 from bild.engines.base import Draft, Verdict, check_ids
 from bild.engines.requests import (
+    LATER,
     Company,
     DraftRequest,
     FeedRequest,
@@ -112,7 +113,7 @@ class NativeCompany(Company):
             self._library.bild_t5_verify_together(self._all, asks, len(asks))
         return [_verdict_of(r, ask) for r, ask in zip(asked, asks, strict=True)]
 
-    def rounds(self, asked: Sequence[RoundsRequest]) -> list[list[int] | None]:
+    def rounds(self, asked: Sequence[RoundsRequest]) -> list[Any]:
         made = [request.rounds for request in asked]
         for rounds, request in zip(made, asked, strict=True):
             if not rounds.is_under_way:
@@ -130,7 +131,7 @@ class NativeCompany(Company):
                 positions = max(session.positions for session in sessions)
                 company._take_room(sessions[0].struct, tokens, positions, rows=tokens)
             self._library.bild_t5_rounds_together(self._all, small._all, structs, len(made))
-        return [rounds.end() if rounds.is_done else None for rounds in made]
+        return [rounds.end() if rounds.is_done else LATER for rounds in made]
 
     def _asks(
         self, decoders: Sequence[Any], pending: Sequence[Sequence[int]], more: Sequence[int] = ()

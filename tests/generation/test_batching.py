@@ -383,16 +383,17 @@ def test_sources_in_every_form():
 
 @pytest.mark.parametrize("options", ENGINES[:2])
 def test_rows_of_a_batch_look_ahead(options):
-    pair, rows = pair_on(options), sources(37, 3, longest=30)
-    plain = BiLDConfig(0.3, 0.5)
-    for lookahead in (2, "auto"):
-        ahead = BiLDConfig(0.3, 0.5, lookahead=lookahead)
-        found = [
-            pair.generate(**padded(rows), bild_config=c, max_new_tokens=9) for c in (plain, ahead)
-        ]
-        assert torch.equal(found[0].sequences, found[1].sequences)
-        assert found[1].stats.guesses > 0
-        assert found[1].stats.large_forwards < found[0].stats.large_forwards
+    pair, rows = pair_on(options), sources(39, 6, longest=30)
+    plain, ahead, priced = (
+        pair.generate(
+            **padded(rows), bild_config=BiLDConfig(0.6, 0.5, lookahead=n), max_new_tokens=20
+        )
+        for n in (0, 2, "auto")
+    )
+    assert torch.equal(plain.sequences, ahead.sequences)
+    assert torch.equal(plain.sequences, priced.sequences)  # how far it looks the clock decides
+    assert ahead.stats.guesses_held > 0
+    assert ahead.stats.large_forwards < plain.stats.large_forwards
     assert pair._in_batches.prices.seen > 0
 
 

@@ -43,7 +43,7 @@ def reading(pair, source):
     own = Source(source)
     with (
         pair.models["large"].reading(own) as large,
-        pair.models["small"].reading(own, pair._states_for_small(large)) as small,
+        pair.models["small"].reading(own, pair._states_for_small(large, {})) as small,
     ):
         yield large, small
 
