@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import os
 import signal
 import sys
@@ -19,14 +18,14 @@ stopping.listen()  # before anything else is imported, which takes its time
 
 # ruff: noqa: E402
 from bild.config import BiLDConfig, EvalConfig
-from bild.errors import BildError, is_no_room
+from bild.errors import UNLIKE_TORCHVISION, BildError, is_no_room, is_unlike_torchvision
 from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
 from bild.parser import Parser, TaskFiles, add_allow_pickle
 from bild.policy import RULES
 from bild.shortage import advice, is_out_of_memory
 from bild.tasks.registry import MODES, OWN, Thresholds, get, task_names
-from bild.visible import sentence
+from bild.visible import sentence, show_any_text
 
 if TYPE_CHECKING:
     from bild.evaluation.record import Record
@@ -261,17 +260,12 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
             _stop(stop)
 
 
-def show_any_text() -> None:
-    """Let the standard streams write "?" for letters that a terminal of another alphabet lacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
-
-
 def _explain(error: Exception, resumes: bool) -> None:
     """Refuse in one sentence what is the machine's fault, not the program's."""
     if is_out_of_memory(error):
         _refuse(BildError(advice(error, resumes, Parser.flags)))
+    if is_unlike_torchvision(error):
+        _refuse(BildError(UNLIKE_TORCHVISION))
     where = getattr(error, "filename", None)
     if is_no_room(error):
         said, way_out = "No space left on device", "make room"

@@ -22,6 +22,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What libraries make of it that write files by code of their own (safetensors, tokenizers, torch).
 NO_ROOM_SAID = (
     "No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing",
+    "unexpected pos",
 )  # fmt: skip
 
 
@@ -34,6 +35,21 @@ def is_no_room(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_unlike_torchvision(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that torchvision belongs to another torch."""
+    while error is not None:
+        if "torchvision::nms" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+UNLIKE_TORCHVISION = (
+    "the installed torchvision belongs to another torch, so that transformers cannot be imported; "
+    "pip uninstall torchvision torchaudio (nothing here needs them), or install those of this torch"
+)
 
 
 def require(extra: str, *modules: str) -> None:

@@ -48,6 +48,8 @@ def launch() -> Launch:
     Raises:
         BildError: variables that say something impossible.
     """
+    if _Meetings.alone:
+        return Launch()
     names = {"rank": "RANK", "count": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
     given = {field: os.environ[name] for field, name in names.items() if name in os.environ}
     try:
@@ -58,6 +60,26 @@ def launch() -> Launch:
         said = ", ".join(f"{names[field]}={value}" for field, value in given.items())
         raise BildError(f"the launcher says {said}, which is no number of a process; unset them")
     return found
+
+
+def require_alone() -> None:
+    """Refuse a launch of work that processes do not share: each would do all of it.
+
+    Raises:
+        BildError: a launcher has started several processes.
+    """
+    here = launch()
+    if here.count > 1:
+        raise BildError(
+            f"a launcher has started {here.count} processes, and this is work of one: its arms run "
+            "side by side in one process; start it without a launcher"
+        )
+
+
+def go_on_alone() -> None:
+    """From here on this process is alone: what the others were started for is done."""
+    part()
+    _Meetings.alone = True
 
 
 def agree(value: str, seconds: float = MEETING) -> str:
@@ -125,6 +147,7 @@ class _Meetings:
     """How often the processes have met: each meeting has names of its own."""
 
     held = 0
+    alone = False  # whether this one has left the others
 
 
 @cache

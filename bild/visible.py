@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import unicodedata
 
 # Written as escapes: control characters, halves of surrogate pairs, separators of lines and
@@ -26,6 +28,13 @@ def _visible(character: str) -> str:
     if unicodedata.category(character) in HIDDEN or character in TURNING:
         return character.encode("unicode_escape").decode("ascii")
     return character
+
+
+def show_any_text() -> None:
+    """Let the standard streams write "?" for letters that a terminal of another alphabet lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def sentence(error: object, longest: int = 1200, longest_word: int = 160) -> str:

@@ -10,7 +10,7 @@ import stat
 import pytest
 
 from bild import files
-from bild.errors import BildError
+from bild.errors import BildError, is_no_room
 from bild.files import append_lines, check_file, read_lines, write_atomically, write_json
 
 
@@ -211,3 +211,17 @@ def test_numbers_that_json_has_not_are_kept(tmp_path):
 
     content = json.loads(path.read_text(), parse_constant=refuse)
     assert content == {"a": ["nan", {"b": "inf"}], "c": ["-inf", 1.5]}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at inline_container.cc:672] . unexpected pos 25728 vs 25620",
+        "[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file x",
+        "No space left on device (os error 28)",
+    ],
+)
+def test_what_libraries_make_of_a_full_disk_is_known(said):
+    """Their own code meets it, and no OSError reaches Python."""
+    assert is_no_room(RuntimeError(said))
+    assert not is_no_room(RuntimeError("PytorchStreamReader failed reading zip archive"))

@@ -28,6 +28,27 @@ def test_it_is_committed_without_outputs_and_without_an_address():
     assert "github.com" not in text
 
 
+@pytest.mark.parametrize(("after", "removed"), [("2.9.0", False), ("2.13.0", True)])
+def test_what_came_with_another_torch_is_removed_before_it_is_imported(monkeypatch, after, removed):
+    """Else transformers cannot be imported, where the torch of the image is too old for this."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    (cell,) = [c for c in cells if "%pip install" in source_of(c)]
+    code = re.sub(r"(?m)^( *)%pip (\w+) .*$", r"\1asked.append('\2')", source_of(cell))
+    code = code.replace("from importlib.metadata import version\n", "")
+    asked, environ = [], {}
+    monkeypatch.chdir(ROOT)
+
+    def version(name):
+        return {"torch": after if asked else "2.9.0", "transformers": "4.57.1"}[name]
+
+    exec(
+        code.replace("os.environ", "environ").replace("    !git", "    #"),
+        {"asked": asked, "environ": environ, "version": version, "REPOSITORY": "x"},
+    )
+    assert asked == (["install", "uninstall"] if removed else ["install"])
+    assert "PYTHON" in environ
+
+
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_every_cell_runs_with_the_shipped_pair_and_without_the_hub(monkeypatch, tmp_path):
     import nbformat

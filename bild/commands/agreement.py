@@ -16,7 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bild.cli import add_data_keys, quiet_loading
+from bild.cli import add_data_keys, add_output_flags, is_silent, quiet_loading, tell
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
@@ -43,6 +43,7 @@ def make_parser() -> Parser:
     add("--record", type=Path, metavar="FILE.json", help="also write record and picture here")
     add_data_keys(parser)
     add_fields(parser, AgreementConfig, *NAMES)
+    add_output_flags(parser)
     add_allow_pickle(parser)
     return parser
 
@@ -69,8 +70,7 @@ def main() -> None:
             if path is not None:
                 record.save(path)
                 save(draw_reliability(record.results), path.with_suffix(".svg"), "Reliability")
-        print(agreement_table(record))
-        print(f"\n{a.output_dir / 'agreement.json'}")
+        tell(a, record, a.output_dir / "agreement.json", agreement_table(record))
 
     where = {"folder": a.output_dir, "tokenizer": a.tokenizer}
-    measure(a.large, a.small, data, config, **where, report=report)
+    measure(a.large, a.small, data, config, **where, progress=not is_silent(a), report=report)

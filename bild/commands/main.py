@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bild._version import __version__
-from bild.cli import run, show_any_text
+from bild.cli import run
 from bild.errors import BildError
+from bild.visible import show_any_text
 
 
 @dataclass(frozen=True)

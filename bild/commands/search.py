@@ -15,7 +15,8 @@ of many look faster on the examples they were chosen on. Models are loaded once 
 alone decodes once; thresholds are given up as soon as it is clear that they lose too much or are
 too slow. Everything is kept in out/<task>/search-..., so that a search that was stopped goes on
 when started again, and another goal, or the grid, decodes only what is new. How speed is told, and
-why not by the clock alone: `bild.tuning.prices`.
+why not by the clock alone: `bild.tuning.prices`. Under `accelerate launch` several processes share
+the grid, and choose what one would (docs/cluster.md).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
+from bild.processes import launch
 from bild.tasks.data import load_examples
 from bild.tasks.registry import MODES, get
 from bild.tasks.sources import locate
@@ -130,10 +132,12 @@ def main() -> None:
     # Only now: these import torch and transformers, which takes seconds.
     from bild.evaluation.run import prepare
     from bild.show.tables import search_table
-    from bild.tuning.search import search_thresholds
+    from bild.tuning.search import search_thresholds, share_grid
 
     quiet_loading()
     work = prepare(config, sources)
+    if launch().count > 1 and not share_grid(work, search, a.output_dir):
+        return
     record, path = search_thresholds(
         work, search, a.output_dir, check=check, progress=not is_silent(a)
     )

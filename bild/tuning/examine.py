@@ -239,8 +239,13 @@ class Search:
 
     def _samples(self, thresholds: Thresholds | None) -> Iterator[Sample]:
         """The examples as they come: first those on disk, then newly decoded ones, written down."""
-        name = "large" if thresholds is None else f"{thresholds.fallback:g}-{thresholds.rollback:g}"
-        return samples(self._arms(thresholds), self._loop, self._folder / f"{name}.jsonl")
+        return samples(self._arms(thresholds), self._loop, decoded_file(self._folder, thresholds))
+
+
+def decoded_file(folder: Path, thresholds: Thresholds | None) -> Path:
+    """Where examples decoded with thresholds are kept, or by the large model alone (None)."""
+    name = "large" if thresholds is None else f"{thresholds.fallback:g}-{thresholds.rollback:g}"
+    return folder / f"{name}.jsonl"
 
 
 def front(points: Sequence[TriedPoint], total: int) -> list[int]:

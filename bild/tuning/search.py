@@ -17,7 +17,9 @@ only ratios taken side by side mean anything. That costs two to three times as m
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,10 +27,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from bild.config import SearchConfig
+from bild.errors import BildError
 from bild.evaluation.arms import BILD, VANILLA, Arm
 from bild.evaluation.environment import environment
 from bild.evaluation.figures import quality
-from bild.evaluation.folder import UNREPORTED, own_folder, read_identity
+from bild.evaluation.folder import UNREPORTED, Identity, own_folder, read_identity
+from bild.evaluation.loop import Loop, samples
 from bild.evaluation.own import OwnArm
 from bild.evaluation.record import Quality, RunRecord
 from bild.evaluation.run import (
@@ -39,10 +43,12 @@ from bild.evaluation.run import (
     identity,
 )
 from bild.files import as_read, sole_user
+from bild.processes import go_on_alone, launch
 from bild.progress import progress_bar
 from bild.tasks.data import LoadedData
 from bild.tasks.registry import Task, Thresholds
-from bild.tuning.examine import ArmsOf, Search, front
+from bild.together import do_together
+from bild.tuning.examine import ArmsOf, Search, decoded_file, front
 from bild.tuning.prices import Costs, clock, known_costs
 from bild.tuning.proposals import Proposals, candidates
 from bild.tuning.record import Check, SearchRecord, Spent
@@ -118,26 +124,82 @@ def search_thresholds(
     Raises:
         BildError: as `propose`; a folder that cannot be written or is in use.
     """
-    assert work.config.bild is not None
-    plain = work.config.bild.without_thresholds()
-    work = replace(work, config=replace(work.config, bild=plain))
-    own = identity(work, work.arms(), environment(work.large.device))
+    work, own = _plain(work)
     folder = own_folder(output_dir / work.config.task, f"search-{config.speed}", own)
     with sole_user(folder, "search"):
         return _search(work, config, folder, check, progress)
+
+
+def share_grid(work: Workload, config: SearchConfig, output_dir: Path) -> bool:
+    """Decode all thresholds of the grid with the other processes, before `search_thresholds`.
+
+    What each thresholds give is decoded by one process, into the file where a lone search would
+    put it; the same thresholds are chosen.
+
+    Args:
+        work, config, output_dir: as of `search_thresholds`.
+
+    Returns:
+        Whether this is the first process, which goes on alone.
+
+    Raises:
+        BildError: another method than the grid; as `bild.together.do_together`.
+    """
+    if config.method != "grid":
+        raise BildError(
+            "several processes search with --method grid alone: what Optuna proposes depends on "
+            "what came of its last proposal; start one, or take the grid"
+        )
+    work, own = _plain(work)
+    folder = own_folder(output_dir / work.config.task, f"search-{config.speed}", own)
+    work, is_timed = _shuffled(work), config.speed == "measured"
+    arms, loop = _decoder(work, timed=is_timed), replace(_loop(work, is_timed), runs=1)
+    points = [None, *candidates(config, "grid")]
+    (folder / "decoded").mkdir(exist_ok=True)
+
+    def decode(number: int) -> None:
+        path = decoded_file(folder / "decoded", points[number])
+        for _ in samples(arms(points[number]), loop, path):
+            pass
+
+    said = {**asdict(own), "points": [None if p is None else asdict(p) for p in points]}
+    with sole_user(folder, "search") if launch().is_first else nullcontext():
+        if do_together(folder / "shared", said, len(points), decode) is None:
+            return False
+        shutil.rmtree(folder / "shared", ignore_errors=True)
+    go_on_alone()
+    return True
+
+
+def _plain(work: Workload) -> tuple[Workload, Identity]:
+    """The work without thresholds, and what it must share with another search's."""
+    assert work.config.bild is not None
+    plain = work.config.bild.without_thresholds()
+    work = replace(work, config=replace(work.config, bild=plain))
+    return work, identity(work, work.arms(), environment(work.large.device))
+
+
+def _shuffled(work: Workload) -> Workload:
+    """The examples in an order that means nothing: the first ones stand for all of them."""
+    order = np.random.default_rng(work.config.seed).permutation(len(work.data.examples))
+    return replace(
+        work, data=replace(work.data, examples=tuple(work.data.examples[i] for i in order))
+    )
+
+
+def _loop(work: Workload, is_timed: bool) -> Loop:
+    return work.loop() if is_timed else replace(work.loop(), warmup=0)
 
 
 def _search(
     work: Workload, config: SearchConfig, folder: Path, check: LoadedData | None, progress: bool
 ) -> tuple[SearchRecord, Path]:
     env = environment(work.large.device)
-    order = np.random.default_rng(work.config.seed).permutation(len(work.data.examples))
-    shuffled = replace(work.data, examples=tuple(work.data.examples[i] for i in order))
-    work = replace(work, data=shuffled)
+    work = _shuffled(work)
     costs = None if config.speed == "measured" else _costs(work, config, folder / "prices.json")
     search = Search(
         _decoder(work, timed=costs is None),
-        work.loop() if costs is None else replace(work.loop(), warmup=0),
+        _loop(work, costs is None),
         folder / "decoded",
         work.task.metric,
         config,

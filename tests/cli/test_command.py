@@ -295,3 +295,20 @@ def test_a_terminal_of_another_alphabet_ends_no_command(monkeypatch, encoding, a
     assert shown[0].endswith("? ?\n")
     if arguments[:1] == ("nosuchcommand-ł→",):
         assert "there is no command 'nosuchcommand-??'" in shown[1]
+
+
+def test_a_torchvision_of_another_torch_is_one_sentence(monkeypatch, capsys):
+    def main():
+        try:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        except RuntimeError as behind:
+            raise ModuleNotFoundError("Could not import module 'PreTrainedModel'") from behind
+
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the installed torchvision belongs to another torch")
+    assert "pip uninstall torchvision torchaudio" in said
+    with pytest.raises(ModuleNotFoundError):  # any other is no fault of the machine
+        cli.run(lambda: exec("raise ModuleNotFoundError('x')"))

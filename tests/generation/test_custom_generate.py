@@ -10,7 +10,7 @@ from commands import ROOT
 from tiny import EOS, letters, sources, tiny_t5
 from transformers import TextStreamer, dynamic_module_utils
 
-from bild import BiLDConfig, BildError, BiLDOutput, bild_generate
+from bild import BiLDConfig, BildError, BiLDModel, BiLDOutput, bild_generate
 
 SEED = 30
 OPTIONS = {"max_new_tokens": 16, "suppress_tokens": [EOS]}
@@ -56,6 +56,22 @@ def test_it_is_bild(pair, generate):
         assert torch.equal(generate(source, fallback_threshold=1.1), large.generate(
             source, **OPTIONS))  # fmt: skip
     assert rolled_back
+
+
+def test_it_samples(pair, generate):
+    large, small = pair
+    (source,) = sources(SEED, 1)
+    drawn = {"do_sample": True, "num_return_sequences": 3, "top_k": 8, **OPTIONS}
+    expected = BiLDModel(large, small, engine="transformers").generate(
+        source, bild_config=BiLDConfig(0.3, sampling="block"),
+        generator=torch.Generator().manual_seed(3), **drawn,
+    )  # fmt: skip
+    found = generate(
+        source, fallback_threshold=0.3, sampling="block",
+        generator=torch.Generator().manual_seed(3), **drawn,
+    )  # fmt: skip
+    assert found.shape[0] == 3
+    assert torch.equal(found, expected.sequences)
 
 
 def test_streamers_and_stop_strings_reach_it(pair, generate, capsys):

@@ -13,7 +13,7 @@ from tiny import EOS, sources, tiny_t5
 from transformers.generation import MaxTimeCriteria, StoppingCriteriaList
 
 from bild import BiLDConfig, BildError, BiLDModel
-from bild.checkpoints.drafter import make_drafter
+from bild.checkpoints.drafter import BiLDDrafter, make_drafter
 from bild.engines.t5_batch import NativeCompany
 from bild.engines.t5_rounds import LONGEST, NativeRounds
 from bild.generation.decoding import Stopping, decode
@@ -41,11 +41,10 @@ def tiny_pair(seed=0, noise=0.3, precision="float32", drafts=False):
 @contextmanager
 def reading(pair, source):
     own = Source(source)
-    with (
-        pair.models["large"].reading(own) as large,
-        pair.models["small"].reading(own, pair._states_for_small(large, {})) as small,
-    ):
-        yield large, small
+    with pair.models["large"].reading(own) as large:
+        states = large.encoder_outputs if isinstance(pair.small, BiLDDrafter) else None
+        with pair.models["small"].reading(own, states) as small:
+            yield large, small
 
 
 def in_one_call(pair, source, config, stopping, prompt=(0,), at_a_time=16, on_commit=None):

@@ -9,7 +9,16 @@ from tiny import letters, sources, tiny_t5
 from transformers import GenerationConfig
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
 
-from bild import BiLDConfig, BildError, BiLDModel, bild_generate, greedy_generate
+from bild import (
+    BiLDConfig,
+    BildError,
+    BiLDModel,
+    DecodeStats,
+    bild_generate,
+    greedy_generate,
+)
+from bild.checkpoints.drafter import make_drafter
+from bild.checkpoints.early_exit import early_exit
 from bild.engines import Decoder, Draft, build
 from bild.generation import sampling
 from bild.generation.decoding import Stopping, answer_at_once
@@ -121,7 +130,7 @@ class Table(Decoder):
 ON_TABLES = {"fallback_threshold": 0.55, "start": "small"}
 
 
-def sampled_from_tables(config, runs=1500, spread=1.5):
+def sampled_from_tables(config, runs=1000, spread=1.5):
     """The counted outputs of the loop over two tables, and what the large one's are."""
     large, small = Table("large", 1, spread), Table("small", 2, spread)
     stopping, counted = Stopping(1 + Table.size, frozenset({2})), Counter()
@@ -414,6 +423,23 @@ def test_sampled_bild_without_chance_follows_every_variant(pair, variant):
         if variant == "verified":
             assert torch.equal(sampled.sequences, greedy.sequences)
         assert sampled.stats.generated_tokens == sampled.sequences.shape[1] - 1
+
+
+@pytest.mark.parametrize("small", ["drafter", "early exit"])
+def test_small_models_without_an_encoder_of_their_own_draft_too(small, source):
+    """A drafter knows a part of the vocabulary: all else has no chance, with any warper."""
+    large = tiny_t5(3, width=32, head_width=16, vocab=12)
+    shortlist = torch.tensor([1, 3, 4, 7, 8, 11])
+    one_layer = early_exit(large, 1)
+    drafts = make_drafter(large, shortlist=shortlist) if small == "drafter" else one_layer
+    pair = BiLDModel(large, drafts, engine="fast", compile=False)
+    greedy = pair.greedy(source, max_new_tokens=LIMIT).sequences
+    shared = {"do_sample": True, "max_new_tokens": LIMIT}
+    for kind, warped in zip(itertools.cycle(KINDS), WARPED, strict=False):
+        given = {"bild_config": BiLDConfig(0.3, sampling=kind), **shared}
+        found = pair.generate(source, num_return_sequences=2, **warped, **given)
+        assert found.stats == sum(found.row_stats, DecodeStats())
+        assert torch.equal(pair.generate(source, top_k=1, **given).sequences, greedy)
 
 
 # ------------------------------------------------------------------------------ what goes with it

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -10,6 +12,7 @@ from functools import partial
 import optuna
 import pytest
 from commands import run_here
+from launching import run_processes, together
 from mirror import PAIRS
 from oracle import Oracle
 from toy import COSTS
@@ -18,6 +21,7 @@ from bild import BildError
 from bild.config import SearchConfig
 from bild.evaluation.arms import ArmId
 from bild.evaluation.loop import ArmSample, Sample
+from bild.evaluation.own import OwnArm
 from bild.evaluation.record import arm_of
 from bild.generation.stats import DecodeStats
 from bild.tasks.registry import Thresholds
@@ -339,6 +343,50 @@ def test_measured_grid_times_the_large_model_beside_every_example(command):
     arms = [json.loads(line)["arms"] for line in path.open()]
     kinds = [[name.split("-")[0] for name in a] for a in arms]
     assert kinds == [["vanilla", "bild"]] * 4
+
+
+def test_processes_share_the_grid_and_choose_what_one_would(command, tmp_path, monkeypatch):
+    """One of three is killed at its first thresholds, which another one takes over."""
+    monkeypatch.setattr(
+        "bild.tuning.prices.measure_costs", lambda works, _: [COSTS for _ in works]
+    )  # by the clock, which differs from run to run
+    few = ("--method", "grid", "--max-loss", 100, "--max-eval-samples", 4)
+    alone = SearchRecord.load(command(*few, "--output-dir", "alone").require_success().path)
+
+    def process(rank):
+        run, seen = OwnArm.run, []
+
+        def killed(arm, case):
+            seen.append(arm)
+            if len(seen) == 1:
+                together(tmp_path / "here", rank, 3)
+            if rank == 1 and len(seen) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return run(arm, case)
+
+        OwnArm.run = killed  # in this fork alone
+        command(*few, "--output-dir", "shared").require_success()
+
+    assert run_processes(3, process) == [0, -signal.SIGKILL, 0]
+    (path,) = (tmp_path / "shared" / "iwslt2017").glob("search-*/grid.json")
+    record = SearchRecord.load(path)
+    assert (record.points, record.chosen, record.front) == (
+        alone.points, alone.chosen, alone.front,
+    )  # fmt: skip
+    assert (record.spent, record.large) == (alone.spent, alone.large)
+    assert not (path.parent / "shared").exists()
+    decoded = {p.name for p in (path.parent / "decoded").iterdir()}
+    assert decoded == {p.name for p in tmp_path.glob("alone/*/*/decoded/*")}
+
+
+def test_processes_do_not_share_optunas_proposals(command, tmp_path):
+    def process(rank):
+        done = command("--output-dir", "shared")
+        assert "several processes search with --method grid alone" in done.err
+        os._exit(done.code)
+
+    assert run_processes(2, process) == [2, 2]
+    assert not list(tmp_path.glob("shared/*/search-*"))
 
 
 def test_an_output_folder_may_have_any_name(command, tmp_path):
