@@ -62,6 +62,20 @@ def launch() -> Launch:
     return found
 
 
+def require_alone() -> None:
+    """Refuse a launch of work that processes do not share: each would do all of it.
+
+    Raises:
+        BildError: a launcher has started several processes.
+    """
+    here = launch()
+    if here.count > 1:
+        raise BildError(
+            f"a launcher has started {here.count} processes, and this is work of one: its arms run "
+            "side by side in one process; start it without a launcher"
+        )
+
+
 def go_on_alone() -> None:
     """From here on this process is alone: what the others were started for is done."""
     part()

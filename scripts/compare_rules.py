@@ -29,6 +29,7 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
+from bild.processes import require_alone
 from bild.tasks.registry import MODES
 from bild.tasks.sources import locate
 
@@ -48,6 +49,7 @@ def make_parser() -> Parser:
 
 def main() -> None:
     a = make_parser().parse_args()
+    require_alone()
     thresholds = chosen_thresholds(a.task, a.mode, a.fallback, a.rollback)
     base = BiLDConfig(**thresholds, **rule_options(a))
     config = EvalConfig(bild=base, **run_options(a), **read_fields(a, "repeat"))

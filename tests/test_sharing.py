@@ -8,6 +8,7 @@ import time
 from collections import Counter
 
 import pytest
+from commands import run_here
 from launching import run_processes, together
 
 from bild import BildError, processes, sharing
@@ -145,6 +146,26 @@ def test_a_number_that_no_process_can_have_is_refused(monkeypatch, said):
         monkeypatch.setenv(name, value)
     with pytest.raises(BildError, match=next(iter(said))):
         launch()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("compare_small_models", ("demo", "--small", "a=x", "--test-file", "x.jsonl")),
+        ("compare_rules", ("demo",)),
+        ("benchmark", ()),
+    ],
+)
+def test_work_that_is_not_shared_is_refused_to_several_processes(
+    monkeypatch, capsys, tmp_path, name, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    done = run_here(monkeypatch, capsys, *arguments, name=name)
+    assert done.code == 2
+    assert "a launcher has started 3 processes, and this is work of one" in done.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_hear_where_the_first_one_works(tmp_path):

@@ -44,6 +44,7 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
+from bild.processes import require_alone
 from bild.tasks.registry import MODES, Thresholds, get, task_names
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def parse() -> Namespace:
 
 def main() -> None:
     a = parse()
+    require_alone()
     check_writable(a.output_dir)
     check_record(a.record)
 

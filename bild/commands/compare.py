@@ -39,6 +39,7 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, named_models, read_fields
 from bild.parser import Parser
+from bild.processes import require_alone
 from bild.tasks.data import load_examples
 from bild.tasks.sources import locate
 
@@ -67,6 +68,7 @@ def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
 
 def main() -> None:
     a, config, models, grid = parse()
+    require_alone()
     check_writable(a.output_dir / config.task)
     check_record(a.record, config)
     sources = locate(config)
