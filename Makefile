@@ -7,7 +7,7 @@ SHELL := bash
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -r $(1) \
 	| awk '!/^Requirement already satisfied/ { print; fflush() }'
 
-.PHONY: help demo web serve docs test lint check faults results
+.PHONY: help demo web serve docs test lint audit check faults results
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -33,7 +33,10 @@ test: .venv/installed-dev  ## all tests: no network, no GPU
 lint: .venv/installed-dev  ## lint, format, types, secrets, large files
 	$(BIN)/pre-commit run --all-files
 
-check: lint test  ## both
+audit: .venv/installed-dev  ## known holes in the locked packages; skipped without a network
+	@$(BIN)/python .ci/audit.py
+
+check: lint audit test  ## all three
 
 faults: .venv/installed-dev  ## a thousand kills and full disks over all scripts that write; hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/injecting.py $(ARGS)

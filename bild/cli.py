@@ -386,9 +386,13 @@ def training_job(a: argparse.Namespace) -> TrainingJob:
     return job
 
 
-def print_facts(facts: Mapping[str, Any]) -> None:
-    """Print the plain values of a result, one a line; the first process alone."""
-    if os.environ.get("RANK", "0") == "0":
+def print_facts(facts: Mapping[str, Any], a: argparse.Namespace | None = None) -> None:
+    """Print the plain values of a result, one a line, or as `tell`; the first process alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if a is not None and is_silent(a):
+        print(as_json(dict(facts)) if a.json else facts["output"])
+    else:
         for name, value in facts.items():
             if not isinstance(value, dict):
                 print(f"{name}: {value}")

@@ -344,6 +344,7 @@ OTHERS = {
     "--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--requeue", "--open-mode",
     "--kill-on-bad-exit",  # of Slurm
     "--require-hashes",  # of pip
+    "--random-source",  # of shuf
 }  # fmt: skip
 
 

@@ -15,7 +15,11 @@ from conftest import complain_of_skip
 import bild
 
 ROOT = Path(__file__).resolve().parent.parent
-SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}")
+SECRET = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
+    r"|\bsk-[A-Za-z0-9_-]{20,}"
+)
+PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|home|root|Users|tmp)/")
 
 
@@ -42,6 +46,25 @@ def test_no_secrets_no_machine_paths_no_oversized_files():
         if path.suffix in {".json", ".jsonl", ".md", ".toml", ".sh", ".yaml", ".cff"}:
             assert not MACHINE_PATH.search(text), path
     assert total < 90e6
+
+
+def secrets_in(lines):
+    return [line for line in lines if SECRET.search(line) or PRIVATE_KEY.search(line)]
+
+
+def test_no_secret_was_ever_committed():
+    """In the whole history as far as it is here: what was taken out later can still be read."""
+    command = ["git", "-C", str(ROOT), "log", "-p", "--unified=0", "--no-color", "--no-ext-diff"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as log:
+        found = secrets_in(line for line in log.stdout if line.startswith("+"))
+    if log.returncode:
+        pytest.skip("not a git checkout")
+    assert found == []
+    token = "hf_" + "x" * 30
+    key = "-----BEGIN RSA PRIVATE " + "KEY-----"
+    assert secrets_in(["+nothing", f"+TOKEN = '{token}'", f"+{key}"]) == [
+        f"+TOKEN = '{token}'", f"+{key}",
+    ]  # fmt: skip
 
 
 def test_the_readmes_tree_names_every_wing_and_script():

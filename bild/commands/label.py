@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from bild.cli import print_facts, quiet_loading
+from bild.cli import add_output_flags, is_silent, print_facts, quiet_loading
 from bild.files import check_file
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser, add_allow_pickle
@@ -37,6 +37,7 @@ def make_parser() -> Parser:
     add("--data-file", type=Path, required=True, metavar="FILE", help="JSON Lines (.gz)")
     add("--output", type=Path, required=True, metavar="FILE", help="the .jsonl to write")
     add_fields(parser, LabelConfig, *NAMES)
+    add_output_flags(parser)
     add_allow_pickle(parser)
     return parser
 
@@ -51,5 +52,7 @@ def main() -> None:
     from bild.training.labelling import label
 
     quiet_loading()
-    card = label(a.large, data, a.output, config, tokenizer=a.tokenizer)
-    print_facts({**card["counts"], "sha256": card["sha256"], "output": a.output})
+    shown = not is_silent(a)
+    card = label(a.large, data, a.output, config, tokenizer=a.tokenizer, progress=shown)
+    facts = {**card["counts"], "sha256": card["sha256"], "output": str(a.output)}
+    print_facts(facts, a)

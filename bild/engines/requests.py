@@ -51,7 +51,27 @@ class VerifyRequest(NamedTuple):
         return self.decoder.verify(self.pending, self.drafted, self.first_row)
 
 
-Request: TypeAlias = FeedRequest | DraftRequest | VerifyRequest
+class RoundsRequest(NamedTuple):
+    """`NativeRounds.run`: whole rounds of one output, by a pair that can make them in one call."""
+
+    rounds: Any
+    at_least: int
+    least_chance: float
+
+    @property
+    def decoder(self) -> Decoder:
+        large: Decoder = self.rounds.large
+        return large
+
+    def alone(self) -> list[int]:
+        written: list[int] = self.rounds.run(self.at_least, self.least_chance)
+        return written
+
+
+Request: TypeAlias = FeedRequest | DraftRequest | VerifyRequest | RoundsRequest
+
+
+LATER = object()  # in the place of an answer: it goes on when it is asked again
 
 
 class Company(ABC):
@@ -63,6 +83,11 @@ class Company(ABC):
     @abstractmethod
     def feed(self, asked: Sequence[FeedRequest]) -> list[Tensor]:
         """`Decoder.feed` of each."""
+
+    def rounds(self, asked: Sequence[RoundsRequest]) -> list[Any]:
+        """What each request's `alone` returns; `LATER` for those that have not been given all they
+        ask for, and are to be asked again. At least one has."""
+        raise NotImplementedError  # who makes rounds alone makes them together
 
     def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
         """`Decoder.draft` of each: they step together, and one that stops leaves."""
@@ -95,13 +120,17 @@ def _drafting(asked: DraftRequest) -> Generator[Sequence[int], Tensor, Draft]:
 
 
 def answer(asked: Sequence[Request]) -> list[Any]:
-    """What each request's `alone` returns, from as few forwards as the decoders allow."""
+    """What each request's `alone` returns, from as few forwards as the decoders allow.
+
+    Of requests for rounds some may not be answered yet, which `LATER` says.
+    """
     groups: defaultdict[Any, list[int]] = defaultdict(list)
     for i, request in enumerate(asked):
         company = request.decoder.company
-        groups[(type(request), i if company is None else company)].append(i)
+        beside = request.rounds.small.company if isinstance(request, RoundsRequest) else None
+        groups[(type(request), i if company is None else company, beside)].append(i)
     answers: list[Any] = [None] * len(asked)
-    for (kind, company), places in groups.items():
+    for (kind, company, _), places in groups.items():
         found = _together(kind, company, [asked[i] for i in places])
         for i, reply in zip(places, found, strict=True):
             answers[i] = reply
@@ -109,6 +138,9 @@ def answer(asked: Sequence[Request]) -> list[Any]:
 
 
 def _together(kind: type, company: Any, asked: Sequence[Any]) -> Sequence[Any]:
+    if kind is RoundsRequest and (len(asked) > 1 or asked[0].rounds.is_under_way):
+        rounds: Sequence[Any] = company.rounds(asked)
+        return rounds
     if len(asked) == 1:  # it need not be put together
         return [asked[0].alone()]
     assert isinstance(company, Company)

@@ -8,6 +8,7 @@ Letters used for shapes: T fed tokens, V vocabulary.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
@@ -17,11 +18,20 @@ from torch import Tensor
 
 from bild.checkpoints.drafter import spread
 from bild.engines.base import Draft, Verdict, check_ids
-from bild.engines.requests import Company, DraftRequest, FeedRequest, VerifyRequest
+from bild.engines.requests import (
+    LATER,
+    Company,
+    DraftRequest,
+    FeedRequest,
+    RoundsRequest,
+    VerifyRequest,
+)
 from bild.engines.t5_native import NativeStack, Room, buffer, ints, padded
-from bild.engines.t5_structs import CAsk, CTogether, Double, Int
+from bild.engines.t5_structs import CAsk, CRounds, CTogether, Double, Int
 from bild.engines.t5_torch import feed_together
 from bild.policy import MaxProbability
+
+FORWARD = 512  # tokens of a forward of rounds that outputs share, if not one of them alone has more
 
 
 class TorchCompany(Company):
@@ -103,6 +113,26 @@ class NativeCompany(Company):
             self._library.bild_t5_verify_together(self._all, asks, len(asks))
         return [_verdict_of(r, ask) for r, ask in zip(asked, asks, strict=True)]
 
+    def rounds(self, asked: Sequence[RoundsRequest]) -> list[Any]:
+        made = [request.rounds for request in asked]
+        for rounds, request in zip(made, asked, strict=True):
+            if not rounds.is_under_way:
+                rounds.begin(request.at_least, request.least_chance)
+        structs = (ctypes.POINTER(CRounds) * len(made))(*(ctypes.pointer(m.struct) for m in made))
+        small: NativeCompany = made[0].small.company
+        widths = [rounds.widest for rounds in made]
+        tokens = max(*widths, min(FORWARD, sum(widths)))
+        # Nobody takes them in another order: a model's company is that of large or of small ones.
+        with self._lock, small._lock:
+            for company, sessions in (
+                (self, [rounds.large.session for rounds in made]),
+                (small, [rounds.small.session for rounds in made]),
+            ):
+                positions = max(session.positions for session in sessions)
+                company._take_room(sessions[0].struct, tokens, positions, rows=tokens)
+            self._library.bild_t5_rounds_together(self._all, small._all, structs, len(made))
+        return [rounds.end() if rounds.is_done else LATER for rounds in made]
+
     def _asks(
         self, decoders: Sequence[Any], pending: Sequence[Sequence[int]], more: Sequence[int] = ()
     ) -> Any:
@@ -114,11 +144,14 @@ class NativeCompany(Company):
 
     def _make_room(self, asked: Sequence[Any], asks: Any, rows: int) -> None:
         """Memory for a forward of all tokens, and for `rows` of logits."""
-        self._all.tokens = sum(ask.count for ask in asks)
-        self._all.positions = max(request.decoder.session.positions for request in asked)
-        floats = self._library.bild_t5_together_floats(
-            asks[0].model, self._all.tokens, self._all.positions
-        )
+        tokens = sum(ask.count for ask in asks)
+        positions = max(request.decoder.session.positions for request in asked)
+        self._take_room(asks[0].model, tokens, positions, rows)
+
+    def _take_room(self, model: Any, tokens: int, positions: int, rows: int) -> None:
+        """Memory for a forward of so many tokens of a model, and for `rows` of logits."""
+        self._all.tokens, self._all.positions = tokens, positions
+        floats = self._library.bild_t5_together_floats(model, tokens, positions)
         self._all.scratch = self._scratch.address(floats)
         self._all.logits = self._logits.address(rows * self._stride)
 

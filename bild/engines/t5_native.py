@@ -172,7 +172,7 @@ class NativeSession:
         self._encoder = encoder
         self.model = decoder
         self.library = decoder.library
-        self._struct = CModel.from_buffer_copy(decoder.struct)
+        self.struct = CModel.from_buffer_copy(decoder.struct)
         # The source is read by every forward, beside the weights: in half precision with them.
         kept = "float32" if decoder.precision == "float32" else "bfloat16"
         self._session = CSession(cross_type=PRECISIONS[kept])
@@ -205,24 +205,24 @@ class NativeSession:
         w = self.model.weights
         states = states.float().contiguous()
         session = self._session
-        self._struct.vocabulary = w.rows(vocab_size)
+        self.struct.vocabulary = w.rows(vocab_size)
         self._vocab_size = vocab_size
-        self._struct.threads = thread_count()
+        self.struct.threads = thread_count()
         session.source, session.source_stride = len(states), padded(len(states))
         numbers = len(w.layers) * w.heads * session.source_stride * w.head_width
         session.cross_keys, session.cross_values = (r.address(numbers) for r in self._cross)
         self._reserve(1)
         self._make_room()
-        self.library.bild_t5_begin(self._struct, session, states.data_ptr())
+        self.library.bild_t5_begin(self.struct, session, states.data_ptr())
 
     def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
         """Logits (T, V) of `tokens`, fed after the first `length` cached ones."""
         self.move_to(length, len(tokens))
-        logits = buffer(len(tokens), padded(self._struct.vocabulary))
+        logits = buffer(len(tokens), padded(self.struct.vocabulary))
         self.library.bild_t5_feed(
-            self._struct, self._session, self.model.ids(tokens), len(tokens), logits.data_ptr()
+            self.struct, self._session, self.model.ids(tokens), len(tokens), logits.data_ptr()
         )
-        scores = logits[:, : self._struct.vocabulary]
+        scores = logits[:, : self.struct.vocabulary]
         shortlist = self.model.weights.shortlist
         if shortlist is None:
             return scores
@@ -241,7 +241,7 @@ class NativeSession:
         written, probabilities = (Int * limit)(), (Double * limit)()
         written_count = Int()
         count = self.library.bild_t5_draft(
-            *(self._struct, self._session, self.model.ids(pending), len(pending)),
+            *(self.struct, self._session, self.model.ids(pending), len(pending)),
             *(limit, threshold, ints(eos_token_ids), len(eos_token_ids)),
             *(written, probabilities, ctypes.byref(written_count)),
         )
@@ -254,12 +254,12 @@ class NativeSession:
     ) -> Verdict:
         """`Decoder.verify`, after the first `length` cached tokens."""
         self.move_to(length, len(pending))
-        check_ids(drafted, self._struct.vocabulary, "scored tokens")
+        check_ids(drafted, self.struct.vocabulary, "scored tokens")
         rows = len(pending) - first_row
         tokens, probabilities = (Int * rows)(), (Double * rows)()
         distances = (Double * len(drafted))()
         self.library.bild_t5_verify(
-            *(self._struct, self._session, self.model.ids(pending), len(pending)),
+            *(self.struct, self._session, self.model.ids(pending), len(pending)),
             *(ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
         )
         return Verdict(tokens[:], probabilities[:], distances[:])
@@ -271,7 +271,7 @@ class NativeSession:
         """
         self.move_to(length, len(pending) + more)
         return CAsk(
-            model=ctypes.pointer(self._struct),
+            model=ctypes.pointer(self.struct),
             session=ctypes.pointer(self._session),
             pending=self.model.ids(pending),
             count=len(pending),
@@ -303,14 +303,14 @@ class NativeSession:
             keys[:, :, :old], values[:, :, :old] = self._cache
         self._cache = keys, values
         self._layers = self.model.layers_with_bias(capacity)
-        self._struct.layers = self._layers
+        self.struct.layers = self._layers
         self._session.capacity = capacity
         self._session.keys, self._session.values = keys.data_ptr(), values.data_ptr()
         self._make_room()
 
     def _make_room(self) -> None:
         """Scratch memory for the present source, capacity and number of threads."""
-        floats = self.library.bild_t5_scratch_floats(self._struct, self._session)
+        floats = self.library.bild_t5_scratch_floats(self.struct, self._session)
         self._session.scratch = self._scratch.address(floats)
 
 

@@ -88,6 +88,8 @@ class NativeRounds:
     """Rounds of one output on two sessions; arguments as of `rounds_of`.
 
     Attributes:
+        large, small: the pair.
+        struct: for the library.
         ended: whether the output is whole.
         damaged: where scores are NaN: of which decoder, and the output position; else None.
         times: of the rounds of the last call.
@@ -102,12 +104,13 @@ class NativeRounds:
         max_length: int,
         eos_token_ids: Collection[int],
     ) -> None:
-        self._large, self._small = large, small
+        self.large, self.small = large, small
         rest = max(0, max_length - len(prompt))
         self._longest = int(min((rules.guesses + 1) * (rules.window + 1), rest))
         self._room = 0
+        self._began: int | None = None  # tokens before the rounds under way
         self._tokens = ints(prompt)
-        self._rounds = CRounds(
+        self.struct = CRounds(
             eos=ints(eos_token_ids),
             eos_count=len(eos_token_ids),
             count=len(prompt),
@@ -127,23 +130,23 @@ class NativeRounds:
 
     @property
     def ended(self) -> bool:
-        return bool(self._rounds.ended)
+        return bool(self.struct.ended)
 
     @property
     def damaged(self) -> tuple[Decoder, int] | None:
-        if not self._rounds.damaged:
+        if not self.struct.damaged:
             return None
-        return (self._large, self._small)[self._rounds.damaged - 1], self._rounds.position
+        return (self.large, self.small)[self.struct.damaged - 1], self.struct.position
 
     @property
     def times(self) -> list[RoundTime]:
-        rounds = self._times[: self._rounds.rounds]
+        rounds = self._times[: self.struct.rounds]
         return [RoundTime(t.drafted, t.forwards, t.verified, t.width) for t in rounds]
 
     @property
     def counts(self) -> dict[str, int]:
         """What was counted so far, by the names of `DecodeStats`."""
-        return {name: getattr(self._rounds, name) for name in ROUND_COUNTS}
+        return {name: getattr(self.struct, name) for name in ROUND_COUNTS}
 
     def run(self, at_least: int, least_chance: float = -1.0) -> list[int]:
         """Rounds until the output ends, or so many tokens more can no longer change.
@@ -156,19 +159,48 @@ class NativeRounds:
         Returns:
             The tokens that this call wrote, in order.
         """
-        rounds, before = self._rounds, self._rounds.count
+        self.begin(at_least, least_chance)
+        self.large.session.library.bild_t5_rounds(self.struct)
+        return self.end()
+
+    def begin(self, at_least: int, least_chance: float) -> None:
+        """Before rounds, arguments as of `run`: memory for them, in which nothing moves until their
+        `end`."""
+        rounds, before = self.struct, self.struct.count
         more = at_least - 1 + self._longest
         self._make_room(before + more, at_least)
-        for name, decoder in (("large", self._large), ("small", self._small)):
+        for name, decoder in (("large", self.large), ("small", self.small)):
             ask = decoder.session.ask(decoder.length, self._tokens[decoder.length : before], more)
             setattr(rounds, name, ask.session)
             setattr(rounds, f"{name}_model", ask.model)
-        rounds.at_least, rounds.least, rounds.rounds = at_least, least_chance, 0
+        rounds.until, rounds.least, rounds.rounds = rounds.checked + at_least, least_chance, 0
         rounds.large_forwards = rounds.small_forwards = rounds.large_fed = rounds.small_fed = 0
-        self._large.session.library.bild_t5_rounds(rounds)
+        self._began = before
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there are rounds that have begun and whose `end` is still to come."""
+        return self._began is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether rounds that have begun are to end: the output ends, or enough is checked."""
+        rounds = self.struct
+        return bool(rounds.ended or rounds.damaged or rounds.checked >= rounds.until)
+
+    @property
+    def widest(self) -> int:
+        """Tokens of the widest forward that rounds may make."""
+        fed = min(self.large.session.length, self.small.session.length)
+        return max(self.struct.count - fed, 1) + self._longest
+
+    def end(self) -> list[int]:
+        """After rounds: what is as of `run`."""
+        assert self._began is not None
+        rounds, before, self._began = self.struct, self._began, None
         for decoder, forwards, fed in (
-            (self._large, rounds.large_forwards, rounds.large_fed),
-            (self._small, rounds.small_forwards, rounds.small_fed),
+            (self.large, rounds.large_forwards, rounds.large_fed),
+            (self.small, rounds.small_forwards, rounds.small_fed),
         ):
             decoder.count(fed, forwards)
             decoder.rollback_to(decoder.session.length)
@@ -178,8 +210,8 @@ class NativeRounds:
         """For so many tokens of the output, and rounds that commit one each."""
         if self._room < tokens:
             self._room = 2 * tokens
-            known = self._tokens[: self._rounds.count]
+            known = self._tokens[: self.struct.count]
             self._tokens = (Int * self._room)(*known)
-            self._rounds.tokens = ctypes.cast(self._tokens, ctypes.POINTER(Int))
+            self.struct.tokens = ctypes.cast(self._tokens, ctypes.POINTER(Int))
         self._times = (CRoundTime * at_least)()
-        self._rounds.times = ctypes.cast(self._times, ctypes.POINTER(CRoundTime))
+        self.struct.times = ctypes.cast(self._times, ctypes.POINTER(CRoundTime))

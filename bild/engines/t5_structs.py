@@ -108,7 +108,7 @@ class CRounds(ctypes.Structure):
         ("tokens", ctypes.POINTER(Int)),
         ("times", ctypes.POINTER(CRoundTime)),
         ("eos", ctypes.POINTER(Int)),
-        *((n, Int) for n in ("eos_count", "count", "checked", "max_length", "at_least")),
+        *((n, Int) for n in ("eos_count", "count", "checked", "max_length", "until")),
         *((n, Double) for n in ("fallback", "rollback")),
         *((n, Int) for n in ("window", "lookahead")),
         ("least", Double),
@@ -153,12 +153,15 @@ def load() -> ctypes.CDLL:
         *(Pointer, Pointer, Pointer),
     )
     calls.bild_t5_verify.restype = None
-    calls.bild_t5_rounds.argtypes, calls.bild_t5_rounds.restype = (ctypes.POINTER(CRounds),), None
+    rounds, together = ctypes.POINTER(CRounds), ctypes.POINTER(CTogether)
+    calls.bild_t5_rounds.argtypes, calls.bild_t5_rounds.restype = (rounds,), None
+    calls.bild_t5_rounds_together.argtypes = (together, together, ctypes.POINTER(rounds), Int)
+    calls.bild_t5_rounds_together.restype = None
     calls.bild_t5_together_floats.argtypes = (model, Int, Int)
     calls.bild_t5_together_floats.restype = ctypes.c_int64
     for what in ("feed", "draft", "verify"):
         call = getattr(calls, f"bild_t5_{what}_together")
-        call.argtypes = (ctypes.POINTER(CTogether), ctypes.POINTER(CAsk), Int)
+        call.argtypes = (together, ctypes.POINTER(CAsk), Int)
         call.restype = None
     return calls
 

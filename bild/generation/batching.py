@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bild.engines.requests import Request, answer
+from bild.engines.requests import LATER, Request, answer
 from bild.errors import BildError
 from bild.generation.decoding import Steps
 from bild.generation.output import states_of
@@ -89,7 +89,8 @@ def _answer_some(busy: list[_Row]) -> None:
     chosen = [(row, request) for row, request in asking if _asked_last(request) == first]
     replies = answer([request for _, request in chosen])
     for (row, _), reply in zip(chosen, replies, strict=True):
-        row.tell(reply)
+        if reply is not LATER:
+            row.tell(reply)
 
 
 def _asked_last(request: Request) -> bool:

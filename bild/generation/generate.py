@@ -25,6 +25,7 @@ from transformers.generation import (
     PrefixConstrainedLogitsProcessor,
 )
 
+from bild.checkpoints.early_exit import shares_encoder
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder, states_for
@@ -32,12 +33,12 @@ from bild.errors import BildError
 from bild.generation.copying import with_copies
 from bild.generation.decoding import Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
-from bild.generation.lookahead import decode_ahead
+from bild.generation.lookahead import ahead_steps
 from bild.generation.output import BiLDOutput, gather, pad_token_id, states_of
 from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
 from bild.generation.rewinding import settle
-from bild.generation.rounds import decode_rounds, make_rounds
+from bild.generation.rounds import make_rounds, rounds_steps
 from bild.generation.sampling import Sampler, sampled_alone, sampled_steps
 from bild.generation.sequences import Samples
 from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
@@ -106,7 +107,8 @@ def bild_generate(
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
     source = call.source
     large.read(source.ids, source.mask, source.states["large"])
-    states = states_for(small, large, source.states.get("small"))
+    shared = shares_encoder(model, small_model)
+    states = states_for(small, large, source.states.get("small"), shared=shared)
     small.read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
     drafter = with_copies(small, source.ids, bild_config, output_trace)
@@ -276,14 +278,13 @@ def pair_steps(
     stream: Stream | None = None,
     output_trace: bool = False,
     experience: Experience | None = None,
-    ahead: bool = True,
     generator: torch.Generator | None = None,
 ) -> Steps[BiLDOutput | Tensor]:
     """`decode_steps`, or `sampled_steps`, by a plan; both decoders have been given the source.
 
-    Where the configuration looks ahead it is `decode_ahead`, unless something reads scores, a
-    trace is asked for, which tells of plain rounds, or `ahead` forbids it. Where an engine can make
-    whole rounds it does, on the same conditions: in a batch rows share forwards instead.
+    Where the configuration looks ahead it is `ahead_steps`, unless something reads scores or a
+    trace is asked for, which tells of plain rounds. Where an engine can make whole rounds it does,
+    on the same conditions.
     """
     config = BiLDConfig() if bild_config is None else bild_config
     if not isinstance(config, BiLDConfig):
@@ -293,16 +294,17 @@ def pair_steps(
     arguments = _Arguments(plan, Stream() if stream is None else stream, output_trace)
     prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
     seen = plan.samples or plan.reads_scores or output_trace
-    prices, unseen = experience.prices, ahead and not seen
+    prices, unseen = experience.prices, not seen
     rounds = make_rounds(large, small, prompt, config, stopping) if unseen else None
     if plan.samples:
         written = yield from sampled_steps(
             large, small, config=config, **arguments.where_it_samples(generator)
         )
     elif rounds is not None:
-        written = decode_rounds(rounds, large, small, prompt, config, prices, on_commit)
+        written = yield from rounds_steps(rounds, prompt, config, prices, on_commit)
     elif unseen and config.lookahead != 0:
-        written = decode_ahead(large, small, prompt, config, stopping, prices, on_commit)
+        known = config, stopping, prices, on_commit
+        written = yield from ahead_steps(large, small, prompt, *known)
     else:
         written = yield from decode_steps(
             large, small, config=config, experience=experience, **arguments.of_the_loop

@@ -26,11 +26,14 @@ from dataclasses import dataclass, field
 
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Draft, Verdict, judge
+from bild.engines.requests import DraftRequest, FeedRequest, VerifyRequest
 from bild.generation.decoding import (
     NOTHING,
     OnCommit,
     Output,
+    Steps,
     Stopping,
+    alone,
     refuse_nan,
     stats_of,
 )
@@ -102,7 +105,7 @@ def check_proposal(rule: AcceptanceRule, looked: Window, guesses: Sequence[int])
     return Finding(None, False, len(guesses) + 1, len(guesses), spent=spent)
 
 
-def decode_ahead(
+def ahead_steps(
     large: Decoder,
     small: Decoder,
     prompt: Sequence[int],
@@ -110,13 +113,13 @@ def decode_ahead(
     stopping: Stopping,
     prices: Prices,
     on_commit: OnCommit | None = None,
-) -> tuple[Output, DecodeStats]:
-    """`decode` with guesses; for outputs whose scores nothing looks at.
+) -> Steps[tuple[Output, DecodeStats]]:
+    """`decode_steps` with guesses; for outputs whose scores nothing looks at.
 
     Args:
         large, small, prompt, config, stopping, on_commit: as of `decode`; `stopping` without
             criteria.
-        prices: of this pair; they are learned on the way.
+        prices: of this pair; they are learned on the way. In a batch they tell of all rows.
 
     Raises:
         BildError: a model's scores are NaN.
@@ -128,7 +131,7 @@ def decode_ahead(
     spent = 0.0
     done = len(tokens) >= stopping.max_length
     while not done:
-        proposal = _propose(small, y, turn, config, stopping, prices)
+        proposal = yield from _propose(small, y, turn, config, stopping, prices)
         looked = len(tokens)  # the large model looks at tokens[checked:looked]
         if proposal.ends and not rule.checks_end:
             if not proposal.guesses:
@@ -138,7 +141,7 @@ def decode_ahead(
         # Of a proposal that ends the output the last token looked at need not be fed.
         pending = tokens[large.length : looked - proposal.ends]
         start = time.perf_counter()
-        verdict = _verify(large, pending, tokens[checked:looked], checked, rule)
+        verdict = yield from _verify(large, pending, tokens[checked:looked], checked, rule)
         prices.verified(time.perf_counter() - start, len(pending))
         for i, probability in enumerate(verdict.probabilities):
             refuse_nan(probability, large, checked + i)
@@ -165,17 +168,22 @@ def decode_ahead(
     return y, stats_of(y, counts, large, small)
 
 
+decode_ahead = alone(ahead_steps)
+
+
 def _verify(
     large: Decoder,
     pending: Sequence[int],
     drafted: Sequence[int],
     checked: int,
     rule: AcceptanceRule,
-) -> Verdict:
+) -> Steps[Verdict]:
     first_row, needs = checked - large.length - 1, rule.needs & DEAR_MEASURES
     if not needs:
-        return large.verify(pending, drafted, first_row)
-    raw = large.feed(pending)[first_row:]
+        verdict: Verdict = yield VerifyRequest(large, pending, drafted, first_row)
+        return verdict
+    logits = yield FeedRequest(large, pending)
+    raw = logits[first_row:]
     return judge(raw, raw, drafted, needs)
 
 
@@ -186,7 +194,7 @@ def _propose(
     config: BiLDConfig,
     stopping: Stopping,
     prices: Prices,
-) -> Proposal:
+) -> Steps[Proposal]:
     """Draft windows onto `y`, with guesses between them as far as it pays."""
     proposal, chance, fallback = Proposal(), 1.0, config.fallback_rule
     last_guess = may_end_with_guess(config)
@@ -196,7 +204,7 @@ def _propose(
         if turn == "small":
             limit = int(min(config.num_small_iters, stopping.max_length - len(y.tokens)))
             pending = y.tokens[small.length :]
-            draft = small.draft(pending, limit, fallback, stopping.eos_token_ids)
+            draft = yield DraftRequest(small, pending, limit, fallback, stopping.eos_token_ids)
             if draft.probabilities:
                 refuse_nan(draft.probabilities[-1], small, len(y.tokens) + len(draft.tokens))
             y.tokens += draft.tokens
@@ -211,7 +219,7 @@ def _propose(
         goes_on = _may_guess(config, prices, len(proposal.guesses), chance)
         if not goes_on and not (last_guess and draft.unsure is not None):
             break
-        guess, probability = _guess(small, y, draft)
+        guess, probability = yield from _guess(small, y, draft)
         chance *= probability
         goes_on = goes_on and _may_guess(config, prices, len(proposal.guesses), chance)
         if not goes_on and not last_guess:
@@ -242,11 +250,11 @@ def _may_guess(config: BiLDConfig, prices: Prices, made: int, chance: float) -> 
     return made < config.lookahead
 
 
-def _guess(small: Decoder, y: Output, draft: Draft) -> tuple[int, float]:
+def _guess(small: Decoder, y: Output, draft: Draft) -> Steps[tuple[int, float]]:
     """The small model's choice where the large one writes, and its probability."""
     if draft.unsure is not None:
         return draft.unsure, draft.probabilities[-1]
-    one = small.draft(y.tokens[small.length :], 1, NEVER_STOPS)
+    one = yield DraftRequest(small, y.tokens[small.length :], 1, NEVER_STOPS, ())
     refuse_nan(one.probabilities[-1], small, len(y.tokens))
     return one.tokens[0], one.probabilities[0]
 

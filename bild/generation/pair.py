@@ -77,7 +77,7 @@ class BiLDModel:
         self._arrange()
 
     def _arrange(self) -> None:
-        self._experience = Experience()
+        self._experience, self._in_batches = Experience(), Experience()
         both: tuple[tuple[Writer, PreTrainedModel], ...] = (
             ("large", self.large),
             ("small", self.small),
@@ -152,7 +152,7 @@ class BiLDModel:
         large.vocab_size = pair.vocab_size
         alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options["small"])
         pair.models = {"large": large, "small": alone}
-        pair._experience = Experience()
+        pair._experience, pair._in_batches = Experience(), Experience()
         return pair
 
     @property
@@ -249,7 +249,7 @@ class BiLDModel:
             input_ids: source tokens, (B, S); the rows of a batch are decoded together, each to
                 what it is alone.
             attention_mask: (B, S), 1 for tokens and 0 for padding.
-            bild_config: thresholds and variant; the rows of a batch do not look ahead.
+            bild_config: thresholds and variant.
             streamer: gets tokens once they can no longer be rolled back; with `output_trace`, one
                 that has a method `put_traced` gets lists of `TracedToken`s by it. Of one row.
             output_trace: put a `.trace` of who wrote each token into the output; of one row.
@@ -272,7 +272,7 @@ class BiLDModel:
         """
         own = {"streamer": streamer, "output_trace": output_trace, "bild_config": bild_config}
         given = input_ids, attention_mask, generator, {**own, **generate_kwargs}
-        return generate_rows(self.steps, self.large, *given, ahead=False)
+        return generate_rows(self.steps, self.large, *given, together=True)
 
     def generate_many(
         self,
@@ -302,7 +302,7 @@ class BiLDModel:
             BildError: as `generate`; a batch size below 1.
         """
         given = sources, batch_size, generator, {"bild_config": bild_config, **generate_kwargs}
-        return generate_many_rows(self.steps, self.large, *given, ahead=False)
+        return generate_many_rows(self.steps, self.large, *given, together=True)
 
     def steps(
         self,
@@ -312,12 +312,13 @@ class BiLDModel:
         *,
         streamer: BaseStreamer | None = None,
         output_trace: bool = False,
-        ahead: bool = True,
+        together: bool = False,
         generator: torch.Generator | None = None,
         encoded: dict[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`generate` of one row, as it asks its models; `encoded` as of `SingleModel.steps`."""
+        """`generate` of one row, as it asks its models, `together` with others or not; `encoded` as
+        of `SingleModel.steps`."""
         encoded = {} if encoded is None else encoded
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
@@ -330,7 +331,8 @@ class BiLDModel:
         ):
             encoded |= {"large": large.encoder_outputs, "small": small.encoder_outputs}
             drafter = with_copies(small, source.ids, bild_config, output_trace)
-            told = Stream(streamer), output_trace, self._experience, ahead, generator
+            experience = self._in_batches if together else self._experience
+            told = Stream(streamer), output_trace, experience, generator
             return (yield from pair_steps(plan, large, drafter, bild_config, *told))
 
     def _states_for_small(self, large: Decoder, encoded: Mapping[str, Any]) -> Any:

@@ -12,8 +12,17 @@ from collections.abc import Sequence
 from bild.acceptance import Exact
 from bild.config import BiLDConfig
 from bild.engines import Decoder
+from bild.engines.requests import RoundsRequest
 from bild.engines.t5_rounds import NativeRounds, RoundRules, rounds_of
-from bild.generation.decoding import OnCommit, Output, Stopping, refuse_nan, stats_of
+from bild.generation.decoding import (
+    OnCommit,
+    Output,
+    Steps,
+    Stopping,
+    alone,
+    refuse_nan,
+    stats_of,
+)
 from bild.generation.lookahead import may_end_with_guess
 from bild.generation.prices import Prices
 from bild.generation.stats import DecodeStats
@@ -66,20 +75,18 @@ def _rollback(rule: AcceptanceRule) -> float | None:
     return rule.threshold if type(rule) is DistanceRule else None
 
 
-def decode_rounds(
+def rounds_steps(
     rounds: NativeRounds,
-    large: Decoder,
-    small: Decoder,
     prompt: Sequence[int],
     config: BiLDConfig,
     prices: Prices,
     on_commit: OnCommit | None = None,
     at_a_time: int = AT_A_TIME,
-) -> tuple[Output, DecodeStats]:
+) -> Steps[tuple[Output, DecodeStats]]:
     """What `decode`, or with guesses `decode_ahead`, comes to.
 
     Args:
-        rounds: of `large`, `small` and `prompt` by `config`.
+        rounds: of `prompt` by `config`.
         prices: of this pair; they are learned where the configuration goes by them.
         on_commit: called with the tokens that can no longer change, in order, after each round.
         at_a_time: tokens to write in one call.
@@ -91,7 +98,7 @@ def decode_rounds(
     by_price = config.lookahead == "auto"
     while not rounds.ended:
         least = prices.least_chance() if by_price else -math.inf
-        written = rounds.run(1 if on_commit is not None else at_a_time, least)
+        written = yield RoundsRequest(rounds, 1 if on_commit is not None else at_a_time, least)
         y.tokens += written
         if rounds.damaged is not None:
             refuse_nan(math.nan, *rounds.damaged)
@@ -101,4 +108,7 @@ def decode_rounds(
                 prices.verified(time.verified, time.width)
         if on_commit is not None and written:
             on_commit(written)
-    return y, stats_of(y, rounds.counts, large, small)
+    return y, stats_of(y, rounds.counts, rounds.large, rounds.small)
+
+
+decode_rounds = alone(rounds_steps)

@@ -134,7 +134,7 @@ class Translator:
         Raises:
             BildError: what `BiLDModel.generate` refuses.
         """
-        return answer_at_once(self._row(job, ahead=True))
+        return answer_at_once(self._row(job, together=False))
 
     def decode_joining(
         self, jobs: Iterable[Job | None], size: int
@@ -155,20 +155,20 @@ class Translator:
             for job in jobs:
                 if job is not None:
                     taken[next(number)] = job
-                yield None if job is None else fail_alone(self._row(job, ahead=False))
+                yield None if job is None else fail_alone(self._row(job, together=True))
 
         for place, found in run_rows(rows(), size):
             yield taken.pop(place), found
 
-    def _row(self, job: Job, *, ahead: bool) -> Steps[Answer]:
-        """A text's decoding; `ahead` allows what rows that share forwards cannot do."""
+    def _row(self, job: Job, *, together: bool) -> Steps[Answer]:
+        """A text's decoding, `together` with others or not."""
         ids, length = self._read(job)
         pieces = _Pieces(self, job) if job.watched else None
         start = time.perf_counter()
         output = yield from self.pair.steps(
             ids, torch.ones_like(ids), job.config,
             streamer=_Nobody(job) if pieces is None else pieces,
-            output_trace=pieces is not None, ahead=ahead, **_options(job),
+            output_trace=pieces is not None, together=together, **_options(job),
         )  # fmt: skip
         seconds = time.perf_counter() - start
         return self._answer(output, length, seconds, None if pieces is None else pieces.all)

@@ -32,6 +32,7 @@ from transformers import (
     set_seed,
 )
 from transformers.optimization import Adafactor
+from transformers.trainer_utils import rotate_checkpoints
 
 from bild.checkpoints.identity import describe_model
 from bild.checkpoints.loading import load_model, load_tokenizer
@@ -283,6 +284,9 @@ def _train(
         if last is not None:
             remove_half_deleted(job.checkpoints, last)
     trained = trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if trainer.is_world_process_zero():  # one that was killed between saving and deleting has more
+        best = trainer.state.best_model_checkpoint
+        rotate_checkpoints(str(job.checkpoints), settings.save_total_limit, best)
     facts = {
         **work,
         **results(job, trainer, trainer.evaluate(), one_pass),

@@ -79,12 +79,13 @@ def check(together, alone):
     variant=st.sampled_from(VARIANTS),
     iters=st.sampled_from((1, 3, 10)),
     start=st.sampled_from(("large", "small")),
+    lookahead=st.sampled_from((0, 1, float("inf"))),
 )
 def test_each_row_is_what_it_is_alone(
-    options, size, seed, fallback, rollback, variant, iters, start
+    options, size, seed, fallback, rollback, variant, iters, start, lookahead
 ):
     pair, rows = pair_on(options), sources(seed, size, longest=30)
-    config = BiLDConfig(fallback, rollback, iters, variant, start)
+    config = BiLDConfig(fallback, rollback, iters, variant, start, lookahead=lookahead)
     alone = [pair.generate(r, bild_config=config, max_new_tokens=LIMIT) for r in rows]
     check(pair.generate(**padded(rows), bild_config=config, max_new_tokens=LIMIT), alone)
     for batch_size in (1, 4):
@@ -286,6 +287,8 @@ def test_one_large_forward_serves_all_rows(options, monkeypatch):
         return real(kind, company, group)
 
     monkeypatch.setattr(requests, "_together", together)
+    # Where the library makes whole rounds nobody asks for a forward.
+    monkeypatch.setattr("bild.generation.generate.make_rounds", lambda *_: None)
     output = pair.generate(
         **padded(sources(5, 8, longest=30)), bild_config=BiLDConfig(0.3, 0.5), max_new_tokens=LIMIT
     )
@@ -378,12 +381,20 @@ def test_sources_in_every_form():
     assert list(pair.generate_many([])) == []
 
 
-def test_lookahead_is_plain_in_a_batch_and_writes_the_same():
-    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(37, 3, longest=30)
-    plain, ahead = BiLDConfig(0.3, 0.5), BiLDConfig(0.3, 0.5, lookahead=2)
-    found = [pair.generate(**padded(rows), bild_config=c, max_new_tokens=9) for c in (plain, ahead)]
-    assert torch.equal(found[0].sequences, found[1].sequences)
-    assert found[1].stats.guesses == 0
+@pytest.mark.parametrize("options", ENGINES[:2])
+def test_rows_of_a_batch_look_ahead(options):
+    pair, rows = pair_on(options), sources(39, 6, longest=30)
+    plain, ahead, priced = (
+        pair.generate(
+            **padded(rows), bild_config=BiLDConfig(0.6, 0.5, lookahead=n), max_new_tokens=20
+        )
+        for n in (0, 2, "auto")
+    )
+    assert torch.equal(plain.sequences, ahead.sequences)
+    assert torch.equal(plain.sequences, priced.sequences)  # how far it looks the clock decides
+    assert ahead.stats.guesses_held > 0
+    assert ahead.stats.large_forwards < plain.stats.large_forwards
+    assert pair._in_batches.prices.seen > 0
 
 
 @pytest.mark.parametrize("options", ENGINES[:2])

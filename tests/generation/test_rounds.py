@@ -14,15 +14,19 @@ from transformers.generation import MaxTimeCriteria, StoppingCriteriaList
 
 from bild import BiLDConfig, BildError, BiLDModel
 from bild.checkpoints.drafter import BiLDDrafter, make_drafter
+from bild.engines.build import find_compiler
+from bild.engines.t5_batch import NativeCompany
 from bild.engines.t5_rounds import LONGEST, NativeRounds
 from bild.generation.decoding import Stopping, decode
 from bild.generation.lookahead import decode_ahead
 from bild.generation.pace import Experience
 from bild.generation.prices import Prices
-from bild.generation.rounds import decode_rounds, make_rounds, round_rules
+from bild.generation.rounds import AT_A_TIME, decode_rounds, make_rounds, round_rules
 from bild.generation.source import Source
 from bild.policy import RULES, DistanceRule, MaxProbability
 from bild.rules import FALLBACK
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
 
 SHORTLIST = torch.tensor([1, 3, 4, 5, 8, 9, 11, 15])
 
@@ -50,8 +54,7 @@ def in_one_call(pair, source, config, stopping, prompt=(0,), at_a_time=16, on_co
     with reading(pair, source) as (large, small):
         rounds = make_rounds(large, small, prompt, config, stopping)
         assert rounds is not None
-        arguments = large, small, prompt, config, Prices(), on_commit, at_a_time
-        output, stats = decode_rounds(rounds, *arguments)
+        output, stats = decode_rounds(rounds, prompt, config, Prices(), on_commit, at_a_time)
         return output.tokens, stats, large.length, small.length
 
 
@@ -126,7 +129,7 @@ def test_as_long_as_it_pays_the_output_is_the_same_and_prices_are_learned():
     for source in sources(3, 3):
         with reading(pair, source) as (large, small):
             rounds = make_rounds(large, small, [0], config, stopping)
-            output, stats = decode_rounds(rounds, large, small, [0], config, prices)
+            output, stats = decode_rounds(rounds, [0], config, prices)
         plain = by_the_loop(pair, source, BiLDConfig(0.3, 1.0), stopping)
         assert output.tokens == plain[0]
         assert stats.guesses >= stats.guesses_held
@@ -228,11 +231,29 @@ def test_where_something_looks_in_between_the_loop_decodes(case, monkeypatch):
     assert counted.calls == 1
 
 
-def test_rows_of_a_batch_share_forwards_instead(monkeypatch):
-    pair, counted = tiny_pair(3), Counted(monkeypatch)
-    source = torch.tensor([[3, 4, 5, 1], [7, 6, 2, 1]])
-    pair.generate(source, bild_config=BiLDConfig(0.3, 1.0), max_new_tokens=8)
-    assert counted.calls == 0
+def test_rows_of_a_batch_make_their_rounds_in_one_call(monkeypatch):
+    pair, together = tiny_pair(3), []
+    made = NativeCompany.rounds
+    monkeypatch.setattr(
+        NativeCompany,
+        "rounds",
+        lambda self, asked: together.append(len(asked)) or made(self, asked),
+    )
+    source = torch.tensor([[3, 4, 5, 1], [7, 6, 2, 1], [8, 2, 5, 1]])
+    pair.generate(source, bild_config=BiLDConfig(0.3, 1.0), max_new_tokens=30)
+    assert together[0] == 3
+    # Rows are asked again when another has ended or enough is written, never between two rounds.
+    assert len(together) <= 3 * (1 + 30 // AT_A_TIME)
+
+
+def test_rounds_of_many_rows_take_several_forwards_where_memory_is_bounded(monkeypatch):
+    pair, rows = tiny_pair(3), sources(3, 7)
+    settings = {"bild_config": BiLDConfig(0.3, 1.0, lookahead=1), "max_new_tokens": 30}
+    alone = [pair.generate(row, **settings) for row in rows]
+    monkeypatch.setattr("bild.engines.t5_batch.FORWARD", 1)
+    found = list(pair.generate_many(rows, batch_size=7, **settings))
+    assert [o.sequences.tolist() for o in found] == [o.sequences.tolist() for o in alone]
+    assert [o.stats for o in found] == [o.stats for o in alone]
 
 
 def test_pairs_that_cannot_are_left_to_the_loop():

@@ -350,8 +350,8 @@ class Letters(Slow):
         self.beats = []
         self.on_beat = lambda text: None
 
-    def _row(self, job, *, ahead):
-        assert not ahead
+    def _row(self, job, *, together):
+        assert together
         for _ in job.text:
             yield Beat(self, job)
         if job.text == "bad":

@@ -227,3 +227,17 @@ def test_mistakes_are_named_in_one_sentence(
     assert done.code == 2
     assert len(done.complaints) == 1
     assert all(needle in done.complaints[0] for needle in needles), done.err
+
+
+def test_what_was_written_is_told_as_it_is_asked_for(large, data, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "out.jsonl"
+    command = ("--large", large, "--data-file", tmp_path / "train.jsonl", "--output", output)
+    command += ("--max-new-tokens", 4)
+    told = [
+        run_here(monkeypatch, capsys, *command, *flags, name="make_calibration").require_success()
+        for flags in ((), ("--json",), ("--quiet",))
+    ]
+    facts = json.loads(told[1].out)
+    assert facts["examples"] == len(PAIRS)
+    assert told[0].out.splitlines() == [f"{name}: {value}" for name, value in facts.items()]
+    assert told[2].out == f"{output}\n"

@@ -180,6 +180,27 @@ def test_bars_are_drawn_for_those_who_watch(job, monkeypatch):
         assert arguments(job("model")).disable_tqdm != terminal
 
 
+def test_killed_between_saving_and_deleting_it_keeps_no_checkpoint_more(job, monkeypatch):
+    whole, killed = job("whole", preset=SIX_STEPS), job("killed", preset=SIX_STEPS)
+    train(whole)
+
+    def stop_at_the_last(**_):
+        if (killed.checkpoints / "checkpoint-6").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.trainer.rotate_checkpoints", stop_at_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            train(killed)
+    assert len(checkpoints_of(killed)) > len(checkpoints_of(whole))
+    train(killed)
+    assert checkpoints_of(killed) == checkpoints_of(whole)
+
+
+def checkpoints_of(made):
+    return sorted(path.name for path in made.checkpoints.glob("checkpoint-*"))
+
+
 def test_two_trainings_do_not_share_a_folder(job):
     """A second process is refused in a sentence; when the first is done, it finds its work."""
     shared = job("shared")

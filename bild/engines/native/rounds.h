@@ -1,10 +1,11 @@
 // Whole rounds of Big Little Decoder: draft, verify, cut, commit, roll both caches back, as
 // bild/generation/lookahead.py tells it, which is the definition. Here for rules that need no more
-// than the tokens' distances, and for nobody who looks at scores.
+// than the tokens' distances, and for nobody who looks at scores. The outputs of a batch make their
+// rounds side by side, so that one forward serves them all; each as if it were alone.
 #pragma once
 
 // Where a round's time went: to the drafts, of so many small forwards; and to a large forward of
-// `width` tokens, 0 where none was made.
+// `width` tokens, 0 where none was made. Of what several outputs share, each has its part.
 struct RoundTime {
   double drafted, verified;
   int32_t forwards, width;
@@ -21,13 +22,13 @@ struct Rounds {
   const Model *large_model, *small_model;
   Session *large, *small;
   int32_t* tokens;  // the output so far, prompt included, with room for the longest round
-  RoundTime* times;  // of each round; with room for at_least + 1
+  RoundTime* times;  // of each round; with room for one a token to check
   const int32_t* eos;
   int32_t eos_count;
   int32_t count;       // tokens
   int32_t checked;     // of them those that can no longer change
   int32_t max_length;
-  int32_t at_least;    // tokens to check before it returns
+  int32_t until;       // tokens to check before it returns
   double fallback, rollback;
   int32_t window;      // tokens that the small model may write in a row
   int32_t lookahead;   // guesses behind which it may go on in a round, and
@@ -42,15 +43,6 @@ struct Rounds {
   RoundCounts counts;
 };
 
-extern "C" {
-int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_t count,
-                      int32_t limit, double threshold, const int32_t* eos, int32_t eos_count,
-                      int32_t* written, double* probabilities, int32_t* written_count);
-void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t count,
-                    const int32_t* drafted, int32_t drafted_count, int32_t first_row,
-                    int32_t* tokens, double* probabilities, double* distances);
-}
-
 namespace {
 
 double seconds_now() {
@@ -63,30 +55,92 @@ struct Window {
   bool unsure = false, full = false;
 };
 
-// One output's rounds.
+// One output's rounds, forward by forward: the small model is fed as long as it `drafts`, then the
+// large one once if it `looks`.
 class Rounding {
  public:
   explicit Rounding(Rounds& rounds) : r(rounds) {}
 
-  void run() {
-    const int32_t enough = r.checked + r.at_least;
-    while (!r.ended && r.checked < enough) {
-      RoundTime& time = r.times[r.rounds];
-      time = {seconds_now(), 0, -r.small_forwards, 0};
-      if (!propose()) return;
-      const double proposed = seconds_now();
-      time = {proposed - time.drafted, 0, r.small_forwards + time.forwards, 0};
-      ++r.rounds;
-      if (ends_ && !r.checks_end && places_.empty()) {
-        count_windows(1);
-        r.ended = 1;
-        return;
-      }
-      if (!verify(time.width)) return;
-      time.verified = seconds_now() - proposed;
-      commit();
-    }
+  bool drafts() const { return drafts_ && !r.damaged; }
+  bool looks() const { return !r.damaged && !unchecked(); }
+
+  // Whether there is nothing more to do for now.
+  bool is_done() const { return r.ended || r.damaged || r.checked >= r.until; }
+
+  // A round begins.
+  void begin() {
+    windows_.clear();
+    places_.clear();
+    chance_ = 1;
+    ends_ = false;
+    window_ = {};
+    if (r.small_turn)
+      open_window();
+    else
+      close_window();
+    time_ = {0, 0, -r.small_forwards, 0};
   }
+
+  // What the small model is to be fed: all that it has not seen.
+  Part pending() {
+    const int32_t cached = r.small->length, T = r.count - cached;
+    r.small_fed += T;
+    return {r.small_model->layers, r.small, r.tokens + cached, T, T - 1};
+  }
+
+  // What it wrote behind that.
+  void drafted(const Best& best) {
+    const double p = probability(best);
+    ++r.small_forwards;
+    if (p != p) return refuse(2, r.count);
+    if (guesses_) return guess(best.token, p);
+    window_.unsure = p < r.fallback;
+    if (!window_.unsure) {
+      r.tokens[r.count++] = best.token;
+      if (++window_.tokens < limit_ && !is_eos(best.token)) return;
+    }
+    ends_ = window_.tokens > 0 && output_ends();
+    window_.full = !window_.unsure && !ends_;
+    close_window();
+    if (window_.unsure && guesses_) guess(best.token, p);
+  }
+
+  // What the large model is to be fed: all that it has not seen. Of a proposal that ends the output
+  // the last token looked at need not be fed.
+  Part looked_at() {
+    looked_ = ends_ && !r.checks_end ? places_.back() + 1 : r.count;
+    const int32_t cached = r.large->length, width = looked_ - ends_ - cached;
+    const int32_t first_row = r.checked - cached - 1;
+    choices_.resize(width - first_row);
+    distances_.resize(looked_ - r.checked);
+    r.large_forwards += 1;
+    r.large_fed += width;
+    time_.width = width;
+    return {r.large_model->layers, r.large, r.tokens + cached, width, first_row};
+  }
+
+  // What it says of the i-th token looked at, by a row of its logits.
+  void judged(int32_t i, const Best& best, const float* logits) {
+    const double p = probability(best);
+    if (p != p && !r.damaged) refuse(1, r.checked + i);
+    choices_[i] = best.token;
+    if (i < int32_t(distances_.size()))
+      distances_[i] = distance(best, logits, r.tokens[r.checked + i]);
+  }
+
+  // The round is over: it took so long, `width` tokens being fed to the large model.
+  void end(double drafted, double verified, int32_t width) {
+    time_ = {drafted, verified, forwards(), width};
+    r.times[r.rounds++] = time_;
+    if (r.damaged) return;
+    if (!unchecked()) return commit();
+    count_windows(1);
+    r.ended = 1;
+  }
+
+  // Of this round: small forwards, and tokens fed to the large model.
+  int32_t forwards() const { return r.small_forwards + time_.forwards; }
+  int32_t width() const { return time_.width; }
 
  private:
   bool is_eos(int32_t token) const {
@@ -94,94 +148,46 @@ class Rounding {
   }
 
   // Whether the output ends with its last token.
-  bool over() const { return r.count >= r.max_length || is_eos(r.tokens[r.count - 1]); }
+  bool output_ends() const { return r.count >= r.max_length || is_eos(r.tokens[r.count - 1]); }
 
-  bool refuse(int32_t model, int32_t position) {
+  // Whether the proposal ends the output without a look at it.
+  bool unchecked() const { return ends_ && !r.checks_end && places_.empty(); }
+
+  void refuse(int32_t model, int32_t position) {
     r.damaged = model;
     r.position = position;
-    return false;
   }
 
-  // Lets the small model write behind the last token; what it wrote last is in `written_`, whether
-  // it counts or not. Returns the number of probabilities.
-  int32_t draft(int32_t limit, double threshold, int32_t* kept) {
-    const int32_t cached = r.small->length, pending = r.count - cached;
-    if (int32_t(written_.size()) < limit) {
-      written_.resize(limit);
-      probabilities_.resize(limit);
-    }
-    const int32_t forwards =
-        bild_t5_draft(r.small_model, r.small, r.tokens + cached, pending, limit, threshold, r.eos,
-                      r.eos_count, written_.data(), probabilities_.data(), kept);
-    r.small_forwards += forwards;
-    if (forwards > 0) r.small_fed += pending + forwards - 1;
-    return forwards;
+  bool may_guess() const { return int32_t(places_.size()) < r.lookahead && chance_ > r.least; }
+
+  void open_window() {
+    window_ = {};
+    drafts_ = true;
+    guesses_ = false;
+    limit_ = std::min(r.window, r.max_length - r.count);
+    if (limit_ > 0) return;
+    window_.full = true;  // of none
+    close_window();
   }
 
-  bool may_guess(double chance) const {
-    return int32_t(places_.size()) < r.lookahead && chance > r.least;
+  // The window is whole; the small model goes on only behind a guess, the next token. Behind a token
+  // that fills the output nothing could be drafted.
+  void close_window() {
+    windows_.push_back(window_);
+    const bool room = !ends_ && r.count + 1 < r.max_length;
+    goes_on_ = room && may_guess();
+    drafts_ = guesses_ = goes_on_ || (room && r.last_guess && window_.unsure);
   }
 
-  // Windows behind the last token, with guesses between them; false where scores are NaN.
-  bool propose() {
-    windows_.clear();
-    places_.clear();
-    ends_ = false;
-    double chance = 1;
-    for (bool small_turn = r.small_turn;; small_turn = true) {
-      Window window;
-      double last = 0;  // the probability of what it wrote last
-      if (small_turn) {
-        const int32_t limit = std::min(r.window, r.max_length - r.count);
-        const int32_t made = draft(limit, r.fallback, &window.tokens);
-        if (made > 0) last = probabilities_[made - 1];
-        if (last != last) return refuse(2, r.count + window.tokens);
-        window.unsure = made > window.tokens;
-        std::copy_n(written_.data(), window.tokens, r.tokens + r.count);
-        r.count += window.tokens;
-        ends_ = window.tokens > 0 && over();
-        window.full = !window.unsure && !ends_;
-      }
-      windows_.push_back(window);
-      // Behind a token that fills the output nothing could be drafted.
-      if (ends_ || r.count + 1 >= r.max_length) return true;
-      bool goes_on = may_guess(chance);
-      if (!goes_on && !(r.last_guess && window.unsure)) return true;
-      int32_t guess = window.unsure ? written_[window.tokens] : 0;
-      if (!window.unsure) {
-        int32_t kept;
-        draft(1, 0, &kept);
-        guess = written_[0];
-        last = probabilities_[0];
-        if (last != last) return refuse(2, r.count);
-      }
-      chance *= last;
-      goes_on = goes_on && may_guess(chance);
-      if (!goes_on && !r.last_guess) return true;
-      places_.push_back(r.count);
-      r.tokens[r.count++] = guess;
-      ends_ = over();
-      if (ends_ || !goes_on) return true;
-    }
-  }
-
-  // One large forward over all that it has not seen; false where scores are NaN. Of a proposal that
-  // ends the output the last token looked at need not be fed.
-  bool verify(int32_t& width) {
-    looked_ = ends_ && !r.checks_end ? places_.back() + 1 : r.count;
-    const int32_t cached = r.large->length, first_row = r.checked - cached - 1;
-    width = looked_ - ends_ - cached;
-    const int32_t rows = width - first_row, drafted = looked_ - r.checked;
-    choices_.resize(rows);
-    certainties_.resize(rows);
-    distances_.resize(drafted);
-    bild_t5_verify(r.large_model, r.large, r.tokens + cached, width, r.tokens + r.checked, drafted,
-                   first_row, choices_.data(), certainties_.data(), distances_.data());
-    r.large_forwards += 1;
-    r.large_fed += width;
-    for (int32_t i = 0; i < rows; ++i)
-      if (certainties_[i] != certainties_[i]) return refuse(1, r.checked + i);
-    return true;
+  void guess(int32_t token, double p) {
+    chance_ *= p;
+    goes_on_ = goes_on_ && may_guess();
+    drafts_ = false;
+    if (!goes_on_ && !r.last_guess) return;
+    places_.push_back(r.count);
+    r.tokens[r.count++] = token;
+    ends_ = output_ends();
+    if (goes_on_ && !ends_) open_window();
   }
 
   // DistanceRule.first_cut of tokens first..last of those looked at; `last` where there is no cut.
@@ -232,7 +238,7 @@ class Rounding {
     }
     r.tokens[r.count++] = choices_[kept];
     r.checked = r.count;
-    r.ended = over();
+    r.ended = output_ends();
     r.small_turn = !(rolled_back && r.large_after_cut);
   }
 
@@ -248,17 +254,86 @@ class Rounding {
   Rounds& r;
   std::vector<Window> windows_;
   std::vector<int32_t> places_;  // of the guesses, each behind its window
+  Window window_;                // that is being written
+  int32_t limit_ = 0;            // of its tokens
+  double chance_ = 1;            // that all guesses hold
+  bool drafts_ = false;          // the small model goes on, and
+  bool guesses_ = false;         // its next token is a guess, behind which
+  bool goes_on_ = false;         // it opens another window
   bool ends_ = false;            // the proposal's last token ends the output
   int32_t looked_ = 0;           // the large model looks at tokens[checked:looked_]
-  std::vector<int32_t> written_, choices_;  // by the small model; by the large one
-  std::vector<double> probabilities_, certainties_;  // of these
-  std::vector<double> distances_;  // the large model's from the tokens looked at
+  std::vector<int32_t> choices_;   // its own
+  std::vector<double> distances_;  // from the tokens looked at
+  RoundTime time_ = {};
 };
+
+// Rounds of several outputs side by side until one of them is done. `feed_small` and `feed_large`
+// are given parts of outputs, and hand on each row of logits with the number of its part.
+template <typename FeedSmall, typename FeedLarge>
+void make_rounds(std::vector<Rounding>& all, const FeedSmall& feed_small,
+                 const FeedLarge& feed_large) {
+  std::vector<Part> parts;
+  std::vector<Rounding*> whose;
+  const auto wanted = [&](auto wants, auto part) {
+    parts.clear(), whose.clear();
+    for (Rounding& one : all)
+      if (wants(one)) whose.push_back(&one), parts.push_back(part(one));
+    return !parts.empty();
+  };
+  bool done = false;
+  while (!done) {
+    const double start = seconds_now();
+    for (Rounding& one : all) one.begin();
+    while (wanted([](auto& one) { return one.drafts(); }, [](auto& one) { return one.pending(); }))
+      feed_small(parts, [&](size_t i, int, const Best& best, const float*) {
+        whose[i]->drafted(best);
+      });
+    const double proposed = seconds_now();
+    if (wanted([](auto& one) { return one.looks(); }, [](auto& one) { return one.looked_at(); }))
+      feed_large(parts, [&](size_t i, int row, const Best& best, const float* logits) {
+        whose[i]->judged(row, best, logits);
+      });
+    const double drafting = proposed - start, verifying = seconds_now() - proposed;
+    int forwards = 0, width = 0;
+    const int count = int(whose.size());
+    for (Rounding& one : all) forwards += one.forwards(), width += one.width();
+    for (Rounding& one : all) {
+      const double share = forwards ? drafting * one.forwards() / forwards : 0;
+      const bool looked = one.width() > 0;
+      one.end(share, looked ? verifying / count : 0, looked ? (width + count / 2) / count : 0);
+      done |= one.is_done();
+    }
+  }
+}
 
 }  // namespace
 
 extern "C" {
 
-// Rounds until the output ends, `at_least` tokens more are checked, or scores are NaN.
-void bild_t5_rounds(Rounds* rounds) { Rounding(*rounds).run(); }
+// Rounds of one output until it ends, `until` tokens are checked, or scores are NaN.
+void bild_t5_rounds(Rounds* rounds) {
+  const auto feed = [](const Model* m) {
+    return [m](const std::vector<Part>& parts, const auto& take) {
+      const Part& part = parts[0];
+      const auto take_row = [&](int row, const Best& b, const float* l) { take(0, row, b, l); };
+      feed_alone(*m, *part.session, part.tokens, part.T, part.first_row, take_row);
+    };
+  };
+  std::vector<Rounding> one(1, Rounding(*rounds));
+  if (!one[0].is_done()) make_rounds(one, feed(rounds->small_model), feed(rounds->large_model));
+}
+
+// Rounds of several outputs of one pair until one of them is done; none of them is yet.
+void bild_t5_rounds_together(Together* large, Together* small, Rounds* const* rounds,
+                             int32_t count) {
+  const auto feed = [](Together& all, const Model* m, Pace& pace) {
+    return [&all, m, &pace](const std::vector<Part>& parts, const auto& take) {
+      feed_together(all, *m, pace, parts, take);
+    };
+  };
+  std::vector<Rounding> all;
+  for (int32_t i = 0; i < count; ++i) all.emplace_back(*rounds[i]);
+  make_rounds(all, feed(*small, rounds[0]->small_model, small->drafts),
+              feed(*large, rounds[0]->large_model, large->verdicts));
+}
 }

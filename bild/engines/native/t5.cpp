@@ -7,6 +7,7 @@
 // width, V vocabulary, S source tokens, P positions the cache holds. C, D, F and P are multiples
 // of 16.
 
+#include <functional>
 #include <vector>
 
 #include "layers.h"
@@ -268,25 +269,35 @@ struct Part {
   int at = 0, row = 0;  // its first among all tokens, and among all rows of logits
 };
 
-// The best token of ids v0..v1 of a row of logits, and the sum over these; the first of equals.
+// The highest logit of ids v0..v1 of a row, and the sum over these; its token is only found
+// (`best_of_parts`) where it is the highest of the whole row, and is v0 until then.
 Best best_of(const float* row, int64_t v0, int64_t v1) {
   Best best = {int32_t(v0), -std::numeric_limits<float>::infinity(), 0};
-  for (int64_t v = v0; v < v1; ++v)
-    if (row[v] > best.logit) best.logit = row[v], best.token = int32_t(v);
-  Floats sums = {};
+  Floats tops = Floats{} + best.logit;
   int64_t v = v0;
-  for (; v + kLanes <= v1; v += kLanes) sums += exp_negative(load<Floats>(row + v) - best.logit);
+  for (; v + kLanes <= v1; v += kLanes) {
+    const Floats logits = load<Floats>(row + v);
+    tops = logits > tops ? logits : tops;  // a damaged model's NaN is no top
+  }
+  for (int i = 0; i < kLanes; ++i) best.logit = std::max(best.logit, tops[i]);
+  for (; v < v1; ++v) best.logit = row[v] > best.logit ? row[v] : best.logit;
+  Floats sums = {};
+  for (v = v0; v + kLanes <= v1; v += kLanes) sums += exp_negative(load<Floats>(row + v) - best.logit);
   for (; v < v1; ++v) best.sum += std::exp(row[v] - best.logit);
   best.sum += sum(sums);
   return best;
 }
 
-// The best token of each of `rows` rows of logits, from those of its parts, (kParts, stride).
-void best_of_parts(const Model& m, const Best* parts, int64_t stride, int rows, Best* best) {
+// The best token of each of `rows` rows of logits, from those of its parts, (kParts, stride); the
+// first of equals.
+void best_of_parts(const Model& m, const Best* parts, int64_t stride, int rows,
+                   const float* logits, int64_t logits_stride, Best* best) {
   for (int r = 0; r < rows; ++r) {
     Best b = parts[r];
     for (int i = 1; i < kParts; ++i)
       if (parts[i * stride + r].logit > b.logit) b = parts[i * stride + r];
+    if (b.logit > -std::numeric_limits<float>::infinity())
+      while (logits[r * logits_stride + b.token] != b.logit) ++b.token;
     float total = 0;
     for (int i = 0; i < kParts; ++i) {
       const Best& part = parts[i * stride + r];
@@ -343,7 +354,7 @@ void forward(const Model& m, Part* parts, int count, const Scratch& scratch, Pac
         scratch.parts[i * scratch.tokens + r] =
             best_of(logits + r * stride, part_start(i), std::min(V, part_start(i + 1)));
     worker.meet();
-    if (worker.index == 0) best_of_parts(m, scratch.parts, scratch.tokens, rows, best);
+    if (worker.index == 0) best_of_parts(m, scratch.parts, scratch.tokens, rows, logits, stride, best);
   });
   for (int i = 0; i < count; ++i) parts[i].session->length += parts[i].T;
 }
@@ -353,6 +364,22 @@ void forward(const Model& m, Session& s, const int32_t* tokens, int T, int first
              float* logits, Best* best) {
   Part part = {m.layers, &s, tokens, T, first_row};
   forward(m, &part, 1, Scratch(m, s), s.forwards, T - 1, logits, best);
+}
+
+// Feeds T tokens of one sequence, in pieces; `take` gets each row of logits from first_row on, with
+// its number from there and its best token.
+template <typename Take>
+void feed_alone(const Model& m, Session& s, const int32_t* tokens, int T, int first_row,
+                const Take& take) {
+  const int64_t stride = rounded_up(m.vocabulary);
+  Best best[kMaxTokens];
+  for (int at = 0, count; at < T; at += count) {
+    count = std::min(kMaxTokens, T - at);
+    const int first = std::min(std::max(first_row - at, 0), count - 1);
+    forward(m, s, tokens + at, count, first, s.logits, best);
+    for (int r = std::max(first_row, at + first); r < at + count; ++r)
+      take(r - first_row, best[r - at - first], s.logits + (r - at - first) * stride);
+  }
 }
 
 // Forwards of about as many tokens, for their pace.
@@ -370,6 +397,26 @@ void forward(Together& all, std::vector<Part>& parts, const Model& m, Pace& pace
   best.resize(rows);
   forward(m, parts.data(), int(parts.size()), Scratch(m, all.tokens, all.positions, all.scratch),
           pace, size_of_forward(tokens), all.logits, best.data());
+}
+
+// Feeds several sequences, in as few forwards as the memory allows, which is enough for each of
+// them; `take` gets the number of a part and what `feed_alone` tells of it.
+template <typename Take>
+void feed_together(Together& all, const Model& m, Pace& pace, const std::vector<Part>& parts,
+                   const Take& take) {
+  const int64_t stride = rounded_up(m.vocabulary);
+  std::vector<Part> here;
+  std::vector<Best> best;
+  for (size_t start = 0; start < parts.size(); start += here.size()) {
+    here.clear();
+    int tokens = 0;
+    for (size_t i = start; i < parts.size() && (tokens += parts[i].T) <= all.tokens; ++i)
+      here.push_back(parts[i]);
+    forward(all, here, m, pace, best);
+    for (size_t i = 0; i < here.size(); ++i)
+      for (int r = 0; r < here[i].T - here[i].first_row; ++r)
+        take(start + i, r, best[here[i].row + r], all.logits + (here[i].row + r) * stride);
+  }
 }
 
 // Floats that `begin` needs: keys or values (S, H C), the states as inputs of products, and a
@@ -533,21 +580,11 @@ int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_
 void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t count,
                     const int32_t* drafted, int32_t drafted_count, int32_t first_row,
                     int32_t* tokens, double* probabilities, double* distances) {
-  Best best[kMaxTokens];
-  for (int32_t at = 0, T; at < count; at += T) {
-    T = std::min(kMaxTokens, count - at);
-    const int32_t first = std::min(std::max(first_row - at, 0), T - 1);
-    forward(*m, *s, pending + at, T, first, s->logits, best);
-    for (int32_t r = std::max(first_row, at + first); r < at + T; ++r) {
-      const Best& b = best[r - at - first];
-      const int32_t i = r - first_row;
-      tokens[i] = b.token;
-      probabilities[i] = probability(b);
-      if (i < drafted_count)
-        distances[i] =
-            distance(b, s->logits + (r - at - first) * rounded_up(m->vocabulary), drafted[i]);
-    }
-  }
+  feed_alone(*m, *s, pending, count, first_row, [&](int i, const Best& b, const float* logits) {
+    tokens[i] = b.token;
+    probabilities[i] = probability(b);
+    if (i < drafted_count) distances[i] = distance(b, logits, drafted[i]);
+  });
 }
 
 int64_t bild_t5_together_floats(const Model* m, int32_t tokens, int32_t positions) {
@@ -596,21 +633,15 @@ void bild_t5_draft_together(Together* all, Ask* asks, int32_t count) {
 // bild_t5_verify of several, in one forward.
 void bild_t5_verify_together(Together* all, Ask* asks, int32_t count) {
   std::vector<Part> parts;
-  std::vector<Best> best;
   for (int32_t i = 0; i < count; ++i)
     parts.push_back({asks[i].model->layers, asks[i].session, asks[i].pending, asks[i].count,
                      asks[i].first_row});
-  forward(*all, parts, *asks[0].model, all->verdicts, best);
-  const int64_t stride = rounded_up(asks[0].model->vocabulary);
-  for (const Part& part : parts) {
-    const Ask& a = asks[&part - parts.data()];
-    for (int r = 0; r < part.T - part.first_row; ++r) {
-      const Best& b = best[part.row + r];
-      a.tokens[r] = b.token;
-      a.probabilities[r] = probability(b);
-      if (r < a.drafted_count)
-        a.distances[r] = distance(b, all->logits + (part.row + r) * stride, a.drafted[r]);
-    }
-  }
+  const auto take = [&](size_t i, int r, const Best& b, const float* logits) {
+    const Ask& a = asks[i];
+    a.tokens[r] = b.token;
+    a.probabilities[r] = probability(b);
+    if (r < a.drafted_count) a.distances[r] = distance(b, logits, a.drafted[r]);
+  };
+  feed_together(*all, *asks[0].model, all->verdicts, parts, take);
 }
 }
