@@ -110,12 +110,12 @@ class Parser(argparse.ArgumentParser):
             if path is None and named and isinstance(named[0], str):
                 path = Path(named[0])
             if path is not None:
-                task = self._take_task(path, self.task_files)
+                task = self._take_task(path, self.task_files, given[:1])
         if config is not None:
             self._take(f"--config {str(config)!r}", settings, self._flags(), f"flag of {self.prog}")
         return task
 
-    def _take_task(self, path: Path, files: TaskFiles) -> str:
+    def _take_task(self, path: Path, files: TaskFiles, first: Sequence[str]) -> str:
         """Make what a task's file says the defaults of flags, and set the task argument aside."""
         settings = read_yaml(path, "--task-file")
         named = settings.pop("name", None)
@@ -144,6 +144,8 @@ class Parser(argparse.ArgumentParser):
             if action.option_strings:
                 action.default = task
             else:  # there the file stands for it
+                if first and action.choices is not None and first[0] in action.choices:
+                    raise BildError(f"give the task {first[0]} or --task-file, not both")
                 self._positionals._remove_action(action)
         self.set_defaults(task=task)
         return task

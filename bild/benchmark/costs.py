@@ -125,7 +125,13 @@ class StepTimes:
 
 
 def measure_steps(
-    large: Decoder, small: Decoder, input_ids: Tensor, prefix: int, repeats: int = 3
+    large: Decoder,
+    small: Decoder,
+    input_ids: Tensor,
+    prefix: int,
+    repeats: int = 3,
+    *,
+    shared: bool = False,
 ) -> StepTimes:
     """Time each step of two decoders in the middle of an output; medians.
 
@@ -137,6 +143,7 @@ def measure_steps(
         input_ids: source tokens, (1, S).
         prefix: tokens that both have cached before the measured step.
         repeats: of each step.
+        shared: whether both have one encoder, which then runs once.
     """
     device = large.device
     mask = torch.ones_like(input_ids)
@@ -146,7 +153,8 @@ def measure_steps(
     drafts: list[float] = []
 
     def encode(decoder: Decoder) -> None:
-        decoder.read(input_ids, mask, None if decoder is large else states_for(small, large))
+        known = None if decoder is large else states_for(small, large, shared=shared)
+        decoder.read(input_ids, mask, known)
 
     encoders = [
         sum(timed(device, partial(encode, decoder))[1] for decoder in (large, small))

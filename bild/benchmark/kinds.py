@@ -16,6 +16,7 @@ from bild.benchmark.costs import StepTimes, measure_steps
 from bild.benchmark.kit import Kit
 from bild.benchmark.profile import Profile, profile_own
 from bild.benchmark.rivals import CTranslate2Arm, TransformersArm
+from bild.checkpoints.early_exit import shares_encoder
 from bild.engines import EngineName
 from bild.errors import BildError
 from bild.evaluation.arms import BILD, SMALL, VANILLA, Arm, ArmId, Case
@@ -54,7 +55,8 @@ class PairArm(OwnArm):
         ids = case.input_ids.to(self.runner.device)
         large, small = (m.engine.decoder(m.name, m.vocab_size) for m in pair.values())
         try:
-            return measure_steps(large, small, ids, prefix=case.max_new_tokens // 2)
+            shared = shares_encoder(self.runner.large, self.runner.small)
+            return measure_steps(large, small, ids, case.max_new_tokens // 2, shared=shared)
         finally:
             large.release()
             small.release()

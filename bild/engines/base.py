@@ -225,14 +225,17 @@ class Decoder(ABC):
         return judge(rows, rows, drafted)
 
 
-def states_for(small: Decoder, large: Decoder, own: Any = None) -> Any:
+def states_for(small: Decoder, large: Decoder, own: Any = None, *, shared: bool = False) -> Any:
     """What a small model is given of a source that a large one has read; None: it encodes it.
 
     Args:
         small, large: the pair.
         own: what the small model's encoder has made of the source already, if it has one.
+        shared: whether both have one encoder, as in early exit.
     """
-    return own if small.has_encoder else large.encoder_outputs
+    if not small.has_encoder or (shared and own is None):
+        return large.encoder_outputs
+    return own
 
 
 def draft_tokens(

@@ -25,6 +25,7 @@ from transformers.generation import (
     PrefixConstrainedLogitsProcessor,
 )
 
+from bild.checkpoints.early_exit import shares_encoder
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder, states_for
@@ -106,7 +107,8 @@ def bild_generate(
     small = HuggingFaceDecoder(small_model, "small", vocab_size)
     source = call.source
     large.read(source.ids, source.mask, source.states["large"])
-    states = states_for(small, large, source.states.get("small"))
+    shared = shares_encoder(model, small_model)
+    states = states_for(small, large, source.states.get("small"), shared=shared)
     small.read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
     drafter = with_copies(small, source.ids, bild_config, output_trace)

@@ -5,8 +5,10 @@ import torch
 from commands import run_here
 from tiny import sources, tiny_bart, tiny_t5
 
-from bild import BiLDConfig, BildError, BiLDModel
+from bild import BiLDConfig, BildError, BiLDModel, bild_generate
+from bild.benchmark.kinds import PairArm
 from bild.checkpoints.early_exit import early_exit, exit_layers
+from bild.evaluation.arms import BILD, Case
 
 
 def pair(engine, kind="t5", **config):
@@ -56,6 +58,33 @@ def test_the_source_is_read_once(engine, monkeypatch):
     )
     both.generate(sources(2, 1)[0], max_new_tokens=8)
     assert read == ["large"]
+
+
+def test_the_source_is_read_once_in_transformers_own_generate_too():
+    large, (ids,), read = tiny_t5(2, layers=4, decoder_layers=4), sources(2, 1), []
+    large.encoder.register_forward_hook(lambda *_: read.append("large"))
+    output = large.generate(
+        ids,
+        custom_generate=bild_generate,
+        small_model=early_exit(large, 2),
+        bild_config=BiLDConfig(0.1, acceptance="exact"),
+        max_new_tokens=8,
+        return_dict_in_generate=True,
+    )
+    assert read == ["large"]
+    assert output.stats.drafted_tokens > 0
+
+
+def test_the_steps_of_a_benchmark_read_the_source_once(monkeypatch):
+    both, read = pair("fast", "t5"), []
+    arm = PairArm(kind=BILD, runner=both, bild=BiLDConfig())
+    kind = type(both.models["small"].engine.decoder("small"))
+    encode = kind.encode
+    monkeypatch.setattr(
+        kind, "encode", lambda self, *a, **k: read.append(self.name) or encode(self, *a, **k)
+    )
+    arm.steps(Case(sources(2, 1)[0], 8))
+    assert set(read) == {"large"}
 
 
 def test_what_cannot_be_left_early_is_refused():

@@ -164,6 +164,7 @@ def test_a_launch_writes_what_one_process_writes(tmp_path, monkeypatch, capsys):
         ),
         tmp_path,
         {},
+        timeout=900,
     )  # fmt: skip
     done.require_success()
     alone = run_here(

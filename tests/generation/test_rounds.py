@@ -14,6 +14,7 @@ from transformers.generation import MaxTimeCriteria, StoppingCriteriaList
 
 from bild import BiLDConfig, BildError, BiLDModel
 from bild.checkpoints.drafter import BiLDDrafter, make_drafter
+from bild.engines.build import find_compiler
 from bild.engines.t5_batch import NativeCompany
 from bild.engines.t5_rounds import LONGEST, NativeRounds
 from bild.generation.decoding import Stopping, decode
@@ -24,6 +25,8 @@ from bild.generation.rounds import AT_A_TIME, decode_rounds, make_rounds, round_
 from bild.generation.source import Source
 from bild.policy import RULES, DistanceRule, MaxProbability
 from bild.rules import FALLBACK
+
+pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
 
 SHORTLIST = torch.tensor([1, 3, 4, 5, 8, 9, 11, 15])
 

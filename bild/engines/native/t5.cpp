@@ -269,25 +269,35 @@ struct Part {
   int at = 0, row = 0;  // its first among all tokens, and among all rows of logits
 };
 
-// The best token of ids v0..v1 of a row of logits, and the sum over these; the first of equals.
+// The highest logit of ids v0..v1 of a row, and the sum over these; its token is only found
+// (`best_of_parts`) where it is the highest of the whole row, and is v0 until then.
 Best best_of(const float* row, int64_t v0, int64_t v1) {
   Best best = {int32_t(v0), -std::numeric_limits<float>::infinity(), 0};
-  for (int64_t v = v0; v < v1; ++v)
-    if (row[v] > best.logit) best.logit = row[v], best.token = int32_t(v);
-  Floats sums = {};
+  Floats tops = Floats{} + best.logit;
   int64_t v = v0;
-  for (; v + kLanes <= v1; v += kLanes) sums += exp_negative(load<Floats>(row + v) - best.logit);
+  for (; v + kLanes <= v1; v += kLanes) {
+    const Floats logits = load<Floats>(row + v);
+    tops = logits > tops ? logits : tops;  // a damaged model's NaN is no top
+  }
+  for (int i = 0; i < kLanes; ++i) best.logit = std::max(best.logit, tops[i]);
+  for (; v < v1; ++v) best.logit = row[v] > best.logit ? row[v] : best.logit;
+  Floats sums = {};
+  for (v = v0; v + kLanes <= v1; v += kLanes) sums += exp_negative(load<Floats>(row + v) - best.logit);
   for (; v < v1; ++v) best.sum += std::exp(row[v] - best.logit);
   best.sum += sum(sums);
   return best;
 }
 
-// The best token of each of `rows` rows of logits, from those of its parts, (kParts, stride).
-void best_of_parts(const Model& m, const Best* parts, int64_t stride, int rows, Best* best) {
+// The best token of each of `rows` rows of logits, from those of its parts, (kParts, stride); the
+// first of equals.
+void best_of_parts(const Model& m, const Best* parts, int64_t stride, int rows,
+                   const float* logits, int64_t logits_stride, Best* best) {
   for (int r = 0; r < rows; ++r) {
     Best b = parts[r];
     for (int i = 1; i < kParts; ++i)
       if (parts[i * stride + r].logit > b.logit) b = parts[i * stride + r];
+    if (b.logit > -std::numeric_limits<float>::infinity())
+      while (logits[r * logits_stride + b.token] != b.logit) ++b.token;
     float total = 0;
     for (int i = 0; i < kParts; ++i) {
       const Best& part = parts[i * stride + r];
@@ -344,7 +354,7 @@ void forward(const Model& m, Part* parts, int count, const Scratch& scratch, Pac
         scratch.parts[i * scratch.tokens + r] =
             best_of(logits + r * stride, part_start(i), std::min(V, part_start(i + 1)));
     worker.meet();
-    if (worker.index == 0) best_of_parts(m, scratch.parts, scratch.tokens, rows, best);
+    if (worker.index == 0) best_of_parts(m, scratch.parts, scratch.tokens, rows, logits, stride, best);
   });
   for (int i = 0; i < count; ++i) parts[i].session->length += parts[i].T;
 }
