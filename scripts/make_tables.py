@@ -8,6 +8,7 @@
 `<!-- speed: demo -->` that of the benchmark results/speed/demo.json, `<!-- two-factors -->` that of
 all benchmarks: what the engine gives, and what BiLD adds,
 `<!-- rules: demo -->` that of results/demo/rules.json, once it is there,
+`<!-- faults: faults -->` that of results/faults.json, once it is there,
 `<!-- agreement: tatoeba -->` that of results/tatoeba/agreement.json, and
 `<!-- small-models: tatoeba -->` those of results/tatoeba/small-models.json.
 """

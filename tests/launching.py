@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-TIME = 300  # seconds that processes may take, however busy the machine is
+TIME = 600  # seconds that processes may take, however busy the machine is
 
 
 def run_processes(count: int, work: Callable[[int], None], seconds: float = TIME) -> list[int]:

@@ -10,7 +10,8 @@ PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 
 
 def test_every_row_names_a_test_that_is_there():
-    rows = [line for line in PAGE.splitlines() if line.startswith("|")][2:]
+    table = PAGE.partition("<!-- faults")[0]  # behind it are figures
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
     assert len(rows) >= 38
     for row in rows:
         place = re.search(r"`(tests/\S+)::(\w+)` \|$", row)

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 from commands import run_here
-from launching import run_processes, together
+from launching import TIME, run_processes, together
 
 from bild import BildError, processes, sharing
 from bild.processes import Launch, agree, launch
@@ -50,7 +50,7 @@ def share(folder, each):
 @pytest.mark.parametrize("count", [2, 3])
 def test_each_unit_is_done_once_and_a_long_one_keeps_nobody_waiting(tmp_path, count):
     def each(rank, unit):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + TIME
         while unit == 0 and sum(map(len, logged(tmp_path).values())) < UNITS - 1:
             assert time.monotonic() < deadline, "the others did not do all the rest"
             time.sleep(0.01)
@@ -67,7 +67,7 @@ def test_what_a_killed_process_held_is_taken_over(tmp_path, victim):
         if rank == victim and len(logged(tmp_path).get(rank, ())) == 1:
             (tmp_path / "held").write_text(str(unit))
             os.kill(os.getpid(), signal.SIGKILL)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + TIME
         while rank != victim and not (tmp_path / "held").exists():
             assert time.monotonic() < deadline, "nobody was killed"
             time.sleep(0.01)

@@ -18,6 +18,7 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
 CODES = {INT: 130, TERM: 143}
 GOES_ON = "; the same command goes on from here:\n"
 IMPORTING = "import time:"
+SOON = 4  # seconds: two, and what a busy machine adds
 
 
 class Process:
@@ -106,7 +107,7 @@ def test_while_it_starts_a_script_ends_at_once_with_one_sentence(start, module, 
     assert said.startswith("\nstopped")
     assert said.count("stopped") == 1
     assert "Traceback" not in said
-    assert seconds < 2
+    assert seconds < SOON
 
 
 @pytest.mark.parametrize("numbers", [(INT,), (INT, INT), (TERM,), (INT, TERM)])
@@ -118,7 +119,7 @@ def test_at_work_one_sentence_says_how_to_go_on(program, numbers, between):
     assert said.startswith(f"\nstopped{GOES_ON}python ")
     assert said.endswith("program.py\n")
     assert said.count("stopped") == 1
-    assert seconds < 2
+    assert seconds < SOON
 
 
 class InUse:
@@ -158,7 +159,7 @@ def test_what_does_not_hear_a_signal_ends_all_the_same(program, deaf, number):
     assert code == CODES[number]
     assert said.startswith(f"\nstopped{GOES_ON}")
     assert said.count("stopped") == 1
-    assert SECONDS <= seconds < 2.5
+    assert SECONDS <= seconds < SOON
 
 
 def test_a_second_signal_does_not_wait(program):
@@ -212,7 +213,7 @@ def test_a_run_says_how_much_is_done_and_goes_on(start, tmp_path):
     sentence = said[said.index("stopped") :]
     assert sentence.startswith(f"stopped ({done} examples are done and kept in out/demo/")
     assert f"{GOES_ON}python {ROOT}/scripts/run_eval.py demo unaligned" in sentence
-    assert seconds < 2
+    assert seconds < SOON
     again = start(*arguments)
     assert again.running.wait(timeout=120) == 0
     assert folder.read_bytes().count(b"\n") == 16

@@ -12,6 +12,7 @@ from bild.errors import BildError
 from bild.evaluation.folder import Identity
 from bild.evaluation.record import Record, RunRecord
 from bild.files import write_atomically
+from bild.show.faults import faults_of
 from bild.show.front import FrontRecord, front_text
 from bild.show.rules import rules_table
 from bild.show.speed_tables import speed_summary, two_factors
@@ -131,6 +132,12 @@ def _rules(results: Path, name: str) -> str:
     return rules_table(_load(RulesRecord, path)) if path.exists() else ""
 
 
+def _faults(results: Path, name: str) -> str:
+    """Injected faults by script; empty where they have not been counted."""
+    path = results / f"{name}.json"
+    return faults_of(path) if path.exists() else ""
+
+
 TABLES: dict[str, Callable[[Path, str], str]] = {
     "front": _front,
     "results": _runs,
@@ -138,6 +145,7 @@ TABLES: dict[str, Callable[[Path, str], str]] = {
     "throughput": _throughput,
     TWO_FACTORS: _two_factors,
     "rules": _rules,
+    "faults": _faults,
     "published": lambda _, task: paper_table(task),
     "agreement": lambda results, name: agreement_table(
         _load(AgreementRecord, results / name / "agreement.json")

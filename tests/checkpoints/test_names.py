@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import AT_ONCE
 from hub_server import HubServer
 from huggingface_hub import close_session, constants
 
@@ -442,7 +443,7 @@ def test_no_mirror_no_cache_no_network(monkeypatch, tmp_path, resolve):
     start = time.perf_counter()
     with pytest.raises(BildError) as error:
         resolve(NAME)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 4.5
     for part in (NAME, NOWHERE, str(tmp_path), "BILD_MODELS_ROOT", "connect to the network"):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -461,7 +462,7 @@ def test_the_time_limit_is_the_users(monkeypatch, tmp_path, hub):
     start = time.perf_counter()
     with pytest.raises(BildError, match=r"cannot be reached \((no answer within 0\.2|ReadTimeout)"):
         resolve_model(NAME)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 4.5
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
@@ -479,7 +480,7 @@ def test_a_name_look_up_that_takes_for_ever(monkeypatch):
     start = time.perf_counter()
     with pytest.raises(BildError, match=r"no answer within 0\.3 seconds; BILD_HUB_TIMEOUT"):
         resolve_model(NAME)
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 4.5
 
 
 @pytest.mark.parametrize("where", ["endpoint", "proxy"])
@@ -526,4 +527,4 @@ def test_in_a_process_of_its_own(tmp_path):
     message, seconds = run.stdout.splitlines()
     assert NAME in message
     assert NOWHERE in message
-    assert float(seconds) < 3
+    assert float(seconds) < AT_ONCE

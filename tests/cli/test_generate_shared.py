@@ -144,7 +144,8 @@ def test_a_line_that_no_process_wrote_is_named(job, line):
 
 
 @pytest.mark.parametrize("name", ["source", "output"])
-def test_pipes_are_not_shared(job, name):
+def test_pipes_are_not_shared(job, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     codes = run_processes(2, writing(replace(job, **{name: "-"})))
     assert codes == [2, 2]
 
@@ -164,6 +165,7 @@ def test_a_launch_writes_what_one_process_writes(tmp_path, monkeypatch, capsys):
         ),
         tmp_path,
         {},
+        timeout=900,
     )  # fmt: skip
     done.require_success()
     alone = run_here(

@@ -199,7 +199,7 @@ def test_a_launch_whose_process_is_killed_is_finished_by_one_process(
         "    if os.environ['RANK'] == '1' and len(seen) == 8:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    if os.environ['RANK'] == '0' and len(seen) == 14:\n"
-        "        time.sleep(200)  # until the launcher ends it\n"
+        "        time.sleep(800)  # until the launcher ends it\n"
         "    return run(arm, case)\n"
         "OwnArm.run = until\n"
         f"runpy.run_path({str(ROOT / 'scripts' / 'run_eval.py')!r}, run_name='__main__')\n"
@@ -217,6 +217,7 @@ def test_a_launch_whose_process_is_killed_is_finished_by_one_process(
         ),
         tmp_path,
         {},
+        timeout=900,
     )  # fmt: skip
     assert done.code != 0
     folder = only_run(tmp_path / "out")
