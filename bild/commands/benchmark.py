@@ -89,7 +89,7 @@ def make_parser() -> Parser:
     add("--rollback", type=float, help="threshold (default: as --fallback)")
     guesses = {"default": "auto", "help": "how often the arms with guesses go on behind one in a "
                "row: a whole number or auto"}  # fmt: skip
-    add_fields(parser, BiLDConfig, "lookahead", lookahead=guesses)
+    add_fields(parser, BiLDConfig, "start", "lookahead", lookahead=guesses)
     add_fields(parser, BenchmarkConfig, "guess_share", guess_share={"default": None})
     numbers = {"type": _numbers, "nargs": None, "metavar": "N,M"}
     own: dict[str, Any] = {"samples": {"default": 8}, "lengths": numbers, "batch_sizes": numbers}
@@ -145,6 +145,7 @@ def main() -> None:
             thresholds.fallback,
             thresholds.rollback,
             variant=chosen_variant(a.variant, task),
+            start=a.start,
             lookahead=a.lookahead,
         ),
         task=task,

@@ -22,6 +22,7 @@ from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId
 from bild.evaluation.record import Interval
+from bild.policy import Writer
 from bild.tasks.metrics import METRIC_NAMES
 from bild.tasks.registry import get
 from bild.visible import visible
@@ -51,6 +52,7 @@ class Best:
         precision: of the weights.
         small_precision: of the small model's, if it is another one.
         lookahead: how often it goes on behind guesses (`BiLDConfig.lookahead`).
+        start: the model that makes the first token.
     """
 
     mode: str
@@ -58,6 +60,7 @@ class Best:
     precision: str = "float32"
     small_precision: str | None = None
     lookahead: float | Literal["auto"] = 0
+    start: Writer = "large"
 
 
 # The one place that names what `make demo` and README.md show.
@@ -142,6 +145,7 @@ def front_config(
             thresholds.fallback,
             thresholds.rollback,
             variant=task.variant,
+            start=best.start,
             lookahead=best.lookahead,
         ),
         samples=samples,

@@ -89,9 +89,10 @@ def test_the_four_arms_run_on_the_best_configuration_in_one_benchmark():
     assert CONFIG.bild == BiLDConfig(0.4, 0.69, variant="verified", lookahead=1)
     assert CONFIG.bild.is_lossless
     other = front_config(
-        replace(BEST, small="demo/small", precision="int8", lookahead="auto"), 5, compiled=False,
-        threads=None, repeat=2, seed=3,
+        replace(BEST, small="demo/small", precision="int8", lookahead="auto", start="small"), 5,
+        compiled=False, threads=None, repeat=2, seed=3,
     )  # fmt: skip
+    assert (other.bild.start, other.bild.lookahead) == ("small", "auto")
     assert other.arms[-1] == ArmId("bild", "fast", "int8", False, ahead=True)
     assert (other.small, other.samples, other.repeat, other.seed) == ("demo/small", 5, 2, 3)
 
