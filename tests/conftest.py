@@ -29,6 +29,13 @@ def pytest_runtest_setup() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A name with an address in it is another one in every process; workers must agree on names."""
+    named = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named:
+        raise pytest.UsageError(f"{named[0]} has an address in its name; give it an id of its own")
+
+
 # What a machine may lack where CI is set; everything else that skips there is an error.
 MAY_BE_SKIPPED = (
     "there is a GPU",

@@ -74,7 +74,7 @@ def test_the_drafter_gives_the_large_models_own_output_in_a_fraction_of_its_forw
     pair = BiLDModel.from_pretrained(
         str(DEMO / "large"), str(DEMO / "drafter"), engine="fast", small_precision="int8"
     )
-    config = BiLDConfig(0.4, 0.69, variant="verified", lookahead=1)
+    config = BiLDConfig(0.7, 0.69, variant="verified", start="small", lookahead=1)
     total, different = DecodeStats(), 0
     for source, expected in zip(sources, greedy, strict=True):
         output = pair.generate(source, bild_config=config, max_new_tokens=LIMIT)

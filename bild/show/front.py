@@ -64,7 +64,7 @@ class Best:
 
 
 # The one place that names what `make demo` and README.md show.
-BEST = Best("drafter", small_precision="int8", lookahead=1)
+BEST = Best("drafter", small_precision="int8", lookahead=1, start="small")
 
 
 @dataclass(frozen=True)

@@ -388,7 +388,7 @@ TASKS: dict[str, Task] = {
                 "unaligned": (Thresholds(0.6, 2), Thresholds(0.2, 5)),
                 "aligned": (Thresholds(0.6, 2), Thresholds(0.2, 5)),
                 # The first is lossless: what it keeps is the large model's own first choice.
-                "drafter": (Thresholds(0.4, 0.69), Thresholds(0.5, 2)),
+                "drafter": (Thresholds(0.7, 0.69), Thresholds(0.5, 2)),
             },
             split="test",
             file="demo/sentences.jsonl",

@@ -559,7 +559,6 @@ def test_settings_of_greedy_drafts_are_refused(pair, source, fields, message):
         ({"num_return_sequences": 2, "do_sample": True, "output_trace": True}, "output_trace="),
         ({"num_return_sequences": 2, "do_sample": True, "streamer": object()}, "streamer="),
     ],
-    ids=str,
 )
 def test_calls_that_make_no_sense_are_refused(pair, source, options, message):
     with pytest.raises(BildError, match=message):

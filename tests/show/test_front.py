@@ -86,7 +86,7 @@ def test_the_four_arms_run_on_the_best_configuration_in_one_benchmark():
         "bild-compiled-ahead@float32/int8",
     ]  # fmt: skip
     assert CONFIG.small == "demo/drafter"
-    assert CONFIG.bild == BiLDConfig(0.4, 0.69, variant="verified", lookahead=1)
+    assert CONFIG.bild == BiLDConfig(0.7, 0.69, variant="verified", start="small", lookahead=1)
     assert CONFIG.bild.is_lossless
     other = front_config(
         replace(BEST, small="demo/small", precision="int8", lookahead="auto", start="small"), 5,
