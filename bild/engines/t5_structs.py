@@ -130,8 +130,8 @@ def load() -> ctypes.CDLL:
     """
     calls = build.load().calls
     model, session = ctypes.POINTER(CModel), ctypes.POINTER(CSession)
-    calls.bild_t5_layout.argtypes = (ctypes.POINTER(Int),)
-    calls.bild_t5_layout.restype = None
+    calls.bild_t5_layout.argtypes = (ctypes.POINTER(Int), Int)
+    calls.bild_t5_layout.restype = Int
     _check_layout(calls)
     calls.bild_t5_scratch_floats.argtypes = (model, session)
     calls.bild_t5_scratch_floats.restype = ctypes.c_int64
@@ -168,7 +168,8 @@ def load() -> ctypes.CDLL:
 
 def _check_layout(calls: ctypes.CDLL) -> None:
     """Both sides must have the same structures and limits, or one overwrites the other's memory."""
-    theirs = (Int * (len(STRUCTURES) + 2))()
-    calls.bild_t5_layout(theirs)
     ours = [*map(ctypes.sizeof, STRUCTURES), MULTIPLE, MAX_TOKENS]
-    assert theirs[:] == ours, f"t5.cpp has {theirs[:]}, Python {ours}"
+    theirs = (Int * len(ours))()
+    count = calls.bild_t5_layout(theirs, len(ours))
+    found = count, theirs[:]
+    assert found == (len(ours), ours), f"t5.cpp has {count}: {theirs[:]}, Python {ours}"

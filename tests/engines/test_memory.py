@@ -173,6 +173,18 @@ def test_structures_are_measured_when_the_library_is_loaded(monkeypatch):
     with pytest.raises(AssertionError, match=r"t5\.cpp has .* Python"):
         t5_structs.load()
     monkeypatch.undo()
-    monkeypatch.setattr(t5_structs, "STRUCTURES", (t5_structs.CMatrix,) * 4)
-    with pytest.raises(AssertionError, match=r"t5\.cpp has .* Python"):
-        t5_structs.load()
+    for fewer in range(
+        len(t5_structs.STRUCTURES)
+    ):  # nothing is written behind what there is room for
+        monkeypatch.setattr(t5_structs, "STRUCTURES", t5_structs.STRUCTURES[:fewer])
+        with pytest.raises(AssertionError, match=r"t5\.cpp has 10: .* Python"):
+            t5_structs.load()
+        monkeypatch.undo()
+
+
+def test_a_layout_is_written_as_far_as_there_is_room():
+    calls = t5_structs.load()
+    room = (t5_structs.Int * 12)(*[-1] * 12)
+    assert calls.bild_t5_layout(room, 3) == 10
+    assert min(room[:3]) > 0
+    assert room[3:] == [-1] * 9

@@ -515,12 +515,15 @@ extern "C" {
 // The optional flags this was compiled with.
 const char* bild_flags() { return BILD_FLAGS; }
 
-// What the caller has to know the same: sizes of the structures above, and two limits.
-void bild_t5_layout(int32_t* layout) {
+// What the caller has to know the same: sizes of the structures above, and two limits; at most `room`
+// of them are written. Returns how many there are.
+int32_t bild_t5_layout(int32_t* layout, int32_t room) {
   const int32_t sizes[] = {sizeof(Matrix), sizeof(Layer),    sizeof(Model), sizeof(Session),
                            sizeof(Ask),    sizeof(Together), sizeof(RoundTime),
                            sizeof(Rounds), kLanes,           kMaxTokens};
-  std::memcpy(layout, sizes, sizeof sizes);
+  const int32_t count = sizeof sizes / sizeof *sizes;
+  std::copy_n(sizes, std::min(count, room), layout);
+  return count;
 }
 
 int64_t bild_t5_encode_floats(const Model* m, int32_t source, int32_t positions) {
