@@ -163,7 +163,7 @@ def decode_steps(
         recorder.verified(verdict, cut, commits=cut is not None or not draft_ends)
         count_verdict(counts, len(tokens) - checked, cut)
         if cut is not None:
-            _roll_back(y, checked + cut, large, small)
+            roll_back(y, checked + cut, large, small)
         elif draft_ends:
             break  # confirmed (rules that check the end)
 
@@ -241,7 +241,8 @@ decode = alone(decode_steps)
 decode_greedy = alone(greedy_steps)
 
 
-def _roll_back(y: Output, length: int, *decoders: Decoder) -> None:
+def roll_back(y: Output, length: int, *decoders: Decoder) -> None:
+    """Cut the output, and what each model has seen of it, back to so many tokens."""
     y.cut(length)
     for decoder in decoders:
         decoder.rollback_to(length)

@@ -46,6 +46,7 @@ from bild.generation.decoding import (
     Steps,
     Stopping,
     refuse_nan,
+    roll_back,
     stats_of,
 )
 from bild.generation.judging import count_draft, count_verdict
@@ -140,9 +141,7 @@ def sampled_steps(
         cut = kept if kept < len(drafted) else None
         count_verdict(counts, len(drafted), cut)
         if cut is not None:
-            y.cut(checked + cut)
-            for decoder in (large, small):
-                decoder.rollback_to(len(tokens))
+            roll_back(y, checked + cut, large, small)
         elif draft_ends:
             recorder.verified(verdict, cut, commits=False)
             break
