@@ -35,6 +35,7 @@ from bild.generation.decoding import (
     Stopping,
     alone,
     refuse_nan,
+    roll_back,
     stats_of,
 )
 from bild.generation.judging import known_rule
@@ -154,9 +155,7 @@ def ahead_steps(
         if found.kept is None and proposal.ends:
             break
         if found.kept is not None:
-            y.cut(checked + found.kept)
-            large.rollback_to(len(tokens))
-            small.rollback_to(len(tokens))
+            roll_back(y, checked + found.kept, large, small)
         y.append(verdict.tokens[len(tokens) - checked], None)
         done = stopping(y)
         if on_commit is not None:
