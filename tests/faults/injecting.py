@@ -202,7 +202,7 @@ class Trials:
     def __init__(
         self, log: Path, names: Sequence[str], kills: int, seconds: float, seed: int
     ) -> None:
-        self._log, self._kills, self._seed = log, kills, seed
+        self._log, self._names, self._kills, self._seed = log, names, kills, seed
         self._end = time.monotonic() + seconds
         log.parent.mkdir(parents=True, exist_ok=True)
         self.lines = [line for line in read_lines(log, json.loads) if line["script"] in names]
@@ -262,8 +262,10 @@ class Trials:
         """What a record has, by script: counts, complaints, and of the times to recover the least,
         the median and the most."""
         found: dict[str, Any] = {}
-        for name in dict.fromkeys(line["script"] for line in self.lines):
+        for name in self._names:
             lines = [line for line in self.lines if line["script"] == name]
+            if not lines:
+                continue
             times = [line["seconds"] for line in lines]
             found[name] = {
                 "changes": max(line["changes"] for line in lines),
