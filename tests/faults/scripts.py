@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def prepare(stage: Path) -> None:
     save_data(stage / "validation.jsonl", PAIRS[32:])
     (stage / "records").mkdir()
     run_record().save(stage / "records" / "run.json")
+
+
+def keeps_attributes(folder: Path) -> bool:
+    """Whether the file system keeps with a file what `bild generate` says of it."""
+    try:
+        os.setxattr(folder, "user.bild.tried", b"1")
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def commands(stage: Path) -> dict[str, list[str]]:
@@ -86,7 +96,7 @@ def commands(stage: Path) -> dict[str, list[str]]:
         "check_duplicates": [few, "--corpus", validation, "--record", "record.json"],
         "generate": [
             few, "-o", "outputs.jsonl", "--large", large, "--small", small, "--source-key", "de",
-            "--stats", "--overwrite",
+            "--stats", *([] if keeps_attributes(stage) else ["--overwrite"]),
         ],
         "compare_rules": [
             "demo", *pair, *short, "--rules", "exact", "lenient:share=0.2", "--draftings",

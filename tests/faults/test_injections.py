@@ -62,3 +62,10 @@ def test_faults_are_injected(injector):
     assert scripts.left_over(folder) != []
     assert injector.run("check_duplicates", folder, "full", 1)["code"] == 2
     assert changes >= 4
+
+
+def test_generate_broken_off_at_its_end_finishes_or_says_that_it_is_done(injector):
+    """Killed when the output is in its place, and when it has cleared away behind it as well."""
+    _, changes = injector.whole("generate")
+    for at in (changes - 1, changes):
+        assert injector.trial("generate", "half", [at]).wrong == []
