@@ -17,6 +17,7 @@ from torch.nn import functional
 from bild.checkpoints.drafter import spread
 from bild.engines import t5_structs
 from bild.engines.base import Draft, Verdict, check_ids
+from bild.engines.pages import LargePages
 from bild.engines.t5_structs import (
     ACTIVATIONS,
     MAX_TOKENS,
@@ -66,7 +67,7 @@ class NativeStack:
         self.library = t5_structs.load()
         self.weights = weights
         self.precision = precision
-        self._alive: list[Tensor] = []  # what the structures below point to
+        self._pages = LargePages()  # what the structures below point to
         self.layers = (CLayer * len(weights.layers))()
         for c_layer, layer in zip(self.layers, weights.layers, strict=True):
             c_layer.own = self._attention(layer.own)
@@ -139,9 +140,7 @@ class NativeStack:
         return CMatrix(data, scales, sums, PRECISIONS[self.precision], columns)
 
     def _keep(self, tensor: Tensor) -> int:
-        tensor = tensor.contiguous()
-        self._alive.append(tensor)
-        return tensor.data_ptr()
+        return self._pages.keep(tensor).data_ptr()
 
 
 class Room:
