@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,11 @@ def prepare(stage: Path) -> None:
 
 def keeps_attributes(folder: Path) -> bool:
     """Whether the file system keeps with a file what `bild generate` says of it."""
-    try:
-        os.setxattr(folder, "user.bild.tried", b"1")
-    except (AttributeError, OSError):
-        return False
+    with tempfile.TemporaryFile(dir=folder) as tried:
+        try:
+            os.setxattr(tried.fileno(), "user.bild.tried", b"1")
+        except (AttributeError, OSError):
+            return False
     return True
 
 
@@ -83,6 +85,13 @@ def commands(stage: Path) -> dict[str, list[str]]:
         ],
         "finetune": ["finetune", *training],
         "align": ["align", *training, "--large", large, "--max-new-tokens", "6"],
+        "align-on-policy": [
+            "align", *training, "--large", large, "--max-new-tokens", "6", "--method", "on-policy",
+        ],
+        "align-drafter": [
+            "drafter", *(training[2:]), "--large", large, "--max-new-tokens", "6", "--method",
+            "drafter",
+        ],
         "measure_agreement": [
             "--large", large, "--small", small, "--data-file", few, "--output-dir", "out",
             "--record", "record.json", "--max-new-tokens", "6",
