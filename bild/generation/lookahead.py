@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bild.config import BiLDConfig
-from bild.engines import Decoder, Draft, Verdict, judge
-from bild.engines.requests import DraftRequest, FeedRequest, VerifyRequest
+from bild.engines import Decoder, Draft, Verdict
+from bild.engines.requests import DraftRequest, VerifyRequest
 from bild.generation.decoding import (
     NOTHING,
     OnCommit,
@@ -178,12 +178,8 @@ def _verify(
     rule: AcceptanceRule,
 ) -> Steps[Verdict]:
     first_row, needs = checked - large.length - 1, rule.needs & DEAR_MEASURES
-    if not needs:
-        verdict: Verdict = yield VerifyRequest(large, pending, drafted, first_row)
-        return verdict
-    logits = yield FeedRequest(large, pending)
-    raw = logits[first_row:]
-    return judge(raw, raw, drafted, needs)
+    verdict: Verdict = yield VerifyRequest(large, pending, drafted, first_row, needs)
+    return verdict
 
 
 def _propose(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from bild.config import BiLDConfig, EvalConfig, GridConfig, SearchConfig
@@ -95,6 +95,7 @@ class SearchRecord(Record):
         chosen: index of the fastest point that was kept; None when there is none.
         spent: what finding it cost.
         check: the chosen point on other examples; None when not asked for.
+        trials: of the study that several workers shared; None of a search by one process.
     """
 
     kind: ClassVar[str] = "search"
@@ -111,6 +112,8 @@ class SearchRecord(Record):
     chosen: int | None
     spent: Spent
     check: Check | None
+    _: KW_ONLY
+    trials: int | None = None
 
 
 @dataclass(frozen=True)
