@@ -38,7 +38,7 @@ audit: .venv/installed-dev  ## known holes in the locked packages; skipped witho
 
 check: lint audit test  ## all three
 
-faults: .venv/installed-dev  ## a thousand kills and full disks over all scripts that write; hours
+faults: .venv/installed-dev  ## a thousand kills over all scripts that write, and full disks; up to an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/injecting.py $(ARGS)
 
 results: .venv/installed-dev  ## every record in results/ again, from one clean commit; hours

@@ -18,9 +18,10 @@ stopping.listen()  # before anything else is imported, which takes its time
 
 # ruff: noqa: E402
 from bild.config import BiLDConfig, EvalConfig
-from bild.errors import UNLIKE_TORCHVISION, BildError, is_no_room, is_unlike_torchvision
+from bild.errors import BildError, is_no_room
 from bild.files import as_json, check_writable
 from bild.flags import add_fields, device_name, read_fields
+from bild.imports import why_not_imported
 from bild.parser import Parser, TaskFiles, add_allow_pickle
 from bild.policy import RULES
 from bild.shortage import advice, is_out_of_memory
@@ -30,7 +31,6 @@ from bild.visible import sentence, show_any_text
 if TYPE_CHECKING:
     from bild.evaluation.record import Record
     from bild.training.config import TrainingJob
-
 
 # What the machine refuses, not the program: no right, a folder or disk that is gone or broken.
 ENVIRONMENT = (
@@ -264,8 +264,8 @@ def _explain(error: Exception, resumes: bool) -> None:
     """Refuse in one sentence what is the machine's fault, not the program's."""
     if is_out_of_memory(error):
         _refuse(BildError(advice(error, resumes, Parser.flags)))
-    if is_unlike_torchvision(error):
-        _refuse(BildError(UNLIKE_TORCHVISION))
+    if (why := why_not_imported(error)) is not None:
+        _refuse(BildError(why))
     where = getattr(error, "filename", None)
     if is_no_room(error):
         said, way_out = "No space left on device", "make room"
@@ -295,11 +295,13 @@ def _leave_a_closed_pipe() -> NoReturn:
 
 
 def _while_importing(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """What a script says of a missing extra, or of Ctrl+C, before `run` is reached."""
+    """What a script says of what it cannot import, or of Ctrl+C, before `run` is reached."""
     if isinstance(error, BildError):
         _refuse(error)
     if isinstance(error, KeyboardInterrupt):
         _stop(error)
+    if isinstance(error, ImportError | ValueError):
+        _explain(error, resumes=False)
     sys.__excepthook__(kind, error, trace)
 
 

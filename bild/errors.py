@@ -37,21 +37,6 @@ def is_no_room(error: BaseException | None) -> bool:
     return False
 
 
-def is_unlike_torchvision(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, says that torchvision belongs to another torch."""
-    while error is not None:
-        if "torchvision::nms" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-UNLIKE_TORCHVISION = (
-    "the installed torchvision belongs to another torch, so that transformers cannot be imported; "
-    "pip uninstall torchvision torchaudio (nothing here needs them), or install those of this torch"
-)
-
-
 def require(extra: str, *modules: str) -> None:
     """Refuse to go on without the packages of an extra; a wing calls it as it is imported.
 

@@ -156,8 +156,8 @@ class Window:
         )
 
 
-# What is known of every draft, and what an engine measures where a rule asks for it: from the whole
-# distribution, so that it cannot judge a draft without handing out its logits.
+# What is known of every draft, and what an engine measures of the whole distribution where a rule
+# asks for it.
 FREE_MEASURES = frozenset({"distances", "own_distances", "confidences"})
 DEAR_MEASURES = frozenset({"entropies", "ranks"})
 

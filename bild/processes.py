@@ -110,7 +110,7 @@ def part() -> None:
     One that never comes is waited for `PARTING` seconds.
     """
     here = launch()
-    if here.count == 1 or _launcher_listens():
+    if here.count == 1 or not _Meetings.held or _launcher_listens():
         return
     deadline = time.monotonic() + PARTING
     with suppress(RuntimeError, OSError):

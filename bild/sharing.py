@@ -31,10 +31,54 @@ HELD = (errno.EAGAIN, errno.EACCES)
 DONE = b"\1"
 
 
-class Queue:
-    """Units of work, of which this process takes one after the other.
+class Places:
+    """Numbered places in a file, of which this process holds some, as long as it lives.
 
     Only one may be open for a file in a process: closing any other would unlock what is held.
+
+    Args:
+        path: of the file.
+        make: make it where it is missing.
+
+    Raises:
+        BildError: a file or file system that cannot be used.
+        FileNotFoundError: it is missing, and is not to be made.
+    """
+
+    def __init__(self, path: Path, *, make: bool) -> None:
+        if sys.platform == "win32":
+            raise BildError("several processes share work on Linux and macOS alone; start one")
+        check_kind(path)
+        self.path = path
+        if not make and not path.exists():
+            raise FileNotFoundError(path)
+        with writing(path):
+            self._file = os.open(path, os.O_RDWR | NO_LINKS | (os.O_CREAT if make else 0), 0o666)
+
+    def hold(self, place: int) -> bool:
+        """Hold a place until it is released; False where another process holds it."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError as error:
+            if error.errno in HELD:
+                return False
+            raise BildError(
+                f"the file system of {str(self.path.parent)!r} has no locks "
+                f"({error.strerror}), without which processes cannot share work; start one process"
+            ) from None
+        return True
+
+    def release(self, place: int) -> None:
+        """Let others hold it."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
+
+    def close(self) -> None:
+        """Give up what is held."""
+        os.close(self._file)
+
+
+class Queue(Places):
+    """Units of work, of which this process takes one after the other.
 
     Args:
         path: of the file; a process other than the first expects to find it.
@@ -50,20 +94,15 @@ class Queue:
     """
 
     def __init__(self, path: Path, total: int, *, first: bool) -> None:
-        if sys.platform == "win32":
-            raise BildError("several processes share work on Linux and macOS alone; start one")
-        check_kind(path)
-        self.path, self.total = path, total
+        super().__init__(path, make=first)
+        self.total = total
         self._held: dict[int, float] = {}  # since when
         self._longest = 0.0  # seconds that a unit took
         self._cursor = 0
-        if not first and not path.exists():
-            raise FileNotFoundError(path)
         with writing(path):
-            self._file = os.open(path, os.O_RDWR | NO_LINKS | (os.O_CREAT if first else 0), 0o666)
             if first and os.fstat(self._file).st_size < total:
                 os.ftruncate(self._file, total)
-        self.slot = next((k for k in range(1, SLOTS) if self._lock(total + k)), 0)
+        self.slot = next((k for k in range(1, SLOTS) if self.hold(total + k)), 0)
         if not self.slot:
             raise BildError(f"{SLOTS - 1} processes are at work on {path.parent}; start fewer")
 
@@ -84,13 +123,13 @@ class Queue:
         for start, end in ((self._cursor, self.total), (0, self._cursor)):
             unit = marks.find(b"\0", start, end)
             while unit >= 0:
-                if unit not in self._held and self._lock(unit):
+                if unit not in self._held and self.hold(unit):
                     # Only a lock makes sure that what another machine has written is seen.
                     if os.pread(self._file, 1, unit) == b"\0":
                         self._held[unit] = time.monotonic()
                         self._cursor = unit + 1
                         return unit
-                    self._unlock(unit)
+                    self.release(unit)
                 unit = marks.find(b"\0", unit + 1, end)
         return None
 
@@ -99,7 +138,7 @@ class Queue:
         with writing(self.path):
             os.pwrite(self._file, DONE, unit)
         self._longest = max(self._longest, time.monotonic() - self._held.pop(unit))
-        self._unlock(unit)
+        self.release(unit)
 
     def units(self) -> Iterator[int]:
         """The units that this process does, until all are done by somebody.
@@ -136,10 +175,6 @@ class Queue:
             time.sleep(LOOK)
         return unit
 
-    def close(self) -> None:
-        """Give up what is held."""
-        os.close(self._file)
-
     def remove(self) -> None:
         """Remove the file; all is done."""
         self.path.unlink(missing_ok=True)
@@ -151,18 +186,3 @@ class Queue:
             if error.errno != errno.ESTALE:  # the first process, on another machine, removed it
                 raise
             return DONE * self.total
-
-    def _lock(self, place: int) -> bool:
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-        except OSError as error:
-            if error.errno in HELD:
-                return False
-            raise BildError(
-                f"the file system of {str(self.path.parent)!r} has no locks "
-                f"({error.strerror}), without which processes cannot share work; start one process"
-            ) from None
-        return True
-
-    def _unlock(self, place: int) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)

@@ -18,9 +18,9 @@ from commands import ROOT
 # From the ground up. A module imports from its own line and from lines above it here.
 LAYERS = (
     (
-        *("errors", "_version", "config", "files", "json_files", "yaml_files", "flags", "parser"),
-        *("pictures", "processes", "progress", "sharing", "shortage", "together", "visible"),
-        *("policy", "acceptance", "fallback", "rules", "stopping"),
+        *("errors", "_version", "config", "files", "json_files", "yaml_files", "flags", "imports"),
+        *("parser", "pictures", "processes", "progress", "sharing", "shortage", "together"),
+        *("visible", "policy", "acceptance", "fallback", "rules", "stopping"),
     ),
     ("checkpoints", "tasks"),
     ("engines",),

@@ -7,7 +7,7 @@ wrong; `bild.benchmark.planted` makes the models that do so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
@@ -185,7 +185,13 @@ class _ScriptedLarge(_Scripted):
 
     name = "large"
 
-    def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
+    def verify(
+        self,
+        pending: Sequence[int],
+        drafted: Sequence[int],
+        first_row: int = 0,
+        needs: Collection[str] = (),
+    ) -> Verdict:
         self.feed(pending)
         rows = len(pending) - first_row
         distances = [0.0 if token == _RIGHT else math.inf for token in drafted]

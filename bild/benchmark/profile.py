@@ -152,8 +152,14 @@ class _TimedDecoder(Decoder):
     ) -> Draft:
         return self._forward(lambda: self.inner.draft(pending, limit, rule, eos_token_ids))
 
-    def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
-        return self._forward(lambda: self.inner.verify(pending, drafted, first_row))
+    def verify(
+        self,
+        pending: Sequence[int],
+        drafted: Sequence[int],
+        first_row: int = 0,
+        needs: Collection[str] = (),
+    ) -> Verdict:
+        return self._forward(lambda: self.inner.verify(pending, drafted, first_row, needs))
 
     def _forward(self, call: Callable[[], Any]) -> Any:
         before = self.inner.forwards

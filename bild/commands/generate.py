@@ -14,9 +14,10 @@ they hold and get "output"; with --stats also what happened. Outputs are those o
 `BiLDModel.generate`, token for token.
 
 Finished lines gather in OUTPUT.partial; when all are there, the file moves into place. A run that
-was stopped, however it was, goes on when the same command is given again; another command is
-refused. Through pipes nothing can go on. Under `accelerate launch --multi_gpu --num_processes 2 -m
-bild generate ...` the processes share the lines; it goes on with any number of them.
+was stopped, however it was, goes on when the same command is given again, and when all is done it
+says so; another command is refused. Through pipes nothing can go on. Under `accelerate launch
+--multi_gpu --num_processes 2 -m bild generate ...` the processes share the lines; it goes on with
+any number of them.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def main() -> None:
     config, job = read(a)
     drawing = read_drawing(a, job)
     if job.output != PIPE:
-        check_output(Path(job.output).expanduser(), a.overwrite)
+        check_output(Path(job.output).expanduser(), a.overwrite, job.source == PIPE)
     _check_pair(a)
     found = locate_models(config)
 
@@ -112,7 +113,7 @@ def read(a: Namespace) -> tuple[EvalConfig, FileJob]:
         raise BildError(f"batch_size must be from 1 to {LARGEST_BATCH}, got {a.batch_size}")
     job = FileJob(
         *(a.input, a.output, source_form, output_form, key),
-        **read_fields(a, "output_key", "stats", "quiet", "batch_size"),
+        **read_fields(a, "output_key", "stats", "quiet", "batch_size", "overwrite"),
     )
     if a.sample:
         # The large model checks drawn drafts by rules of their own, which have no variants.

@@ -16,7 +16,10 @@ alone decodes once; thresholds are given up as soon as it is clear that they los
 too slow. Everything is kept in out/<task>/search-..., so that a search that was stopped goes on
 when started again, and another goal, or the grid, decodes only what is new. How speed is told, and
 why not by the clock alone: `bild.tuning.prices`. Under `accelerate launch` several processes share
-the grid, and choose what one would (docs/cluster.md).
+the grid, and choose what one would. With --storage every start of the command, on any machine, is a
+worker of one search (docs/cluster.md):
+
+    bild search demo --storage sqlite:///search.db --trials 20
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from bild.tasks.data import load_examples
 from bild.tasks.registry import MODES, get
 from bild.tasks.sources import locate
 from bild.tuning.record import TriedPoint
+from bild.tuning.study import study_config
 
 SEARCH_OPTIONS = ("confidence", "method", "speed", "fallbacks", "rollbacks", "budget")
 # What decides how a pair decodes, apart from its thresholds.
@@ -71,6 +75,19 @@ def make_parser() -> Parser:
     two = {"metavar": ("LOW", "HIGH")}
     add_fields(parser, SearchConfig, *SEARCH_OPTIONS, fallbacks=two, rollbacks=two)
     add("--check-file", metavar="FILE", help="other examples, to time the choice on")
+    add(
+        "--storage",
+        metavar="URL",
+        help="database in which several workers share what Optuna proposes, as SQLAlchemy has it: "
+        "sqlite:///search.db, postgresql://user@host/name",
+    )
+    add(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="thresholds that all workers of --storage try together (default: as many as --budget "
+        "pays for when each is decoded to the end)",
+    )
     add_run_options(parser)
     return parser
 
@@ -122,6 +139,11 @@ def launch_command(a: Namespace, changed: dict[str, Any], point: TriedPoint) -> 
 
 def main() -> None:
     a, config, search, changed = parse()
+    shared = None
+    if a.storage is not None:
+        shared = study_config(a.storage, a.trials, search)
+    elif a.trials is not None:
+        raise BildError(f"--trials {a.trials} is of workers that share a --storage; name one")
     check_writable(a.output_dir / config.task)
     check_record(a.record, config)
     sources = locate(config)
@@ -133,14 +155,20 @@ def main() -> None:
     from bild.evaluation.run import prepare
     from bild.show.tables import search_table
     from bild.tuning.search import search_thresholds, share_grid
+    from bild.tuning.workers import search_together
 
     quiet_loading()
     work = prepare(config, sources)
-    if launch().count > 1 and not share_grid(work, search, a.output_dir):
-        return
-    record, path = search_thresholds(
-        work, search, a.output_dir, check=check, progress=not is_silent(a)
-    )
+    shown = not is_silent(a) and launch().is_first
+    if shared is None:
+        if launch().count > 1 and not share_grid(work, search, a.output_dir):
+            return
+        record, path = search_thresholds(work, search, a.output_dir, check=check, progress=shown)
+    else:
+        made = search_together(work, search, shared, a.output_dir, check=check, progress=shown)
+        if made is None:
+            return  # another worker makes the record, and tells of it
+        record, path = made
     if a.record is not None:
         record.save(a.record)
     text = search_table(record)

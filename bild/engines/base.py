@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from bild.engines.measures import distances_from, entropies, spread, top_token
 from bild.errors import BildError
 from bild.policy import FallbackRule, Step, Window
 
@@ -211,7 +212,13 @@ class Decoder(ABC):
             self.feed, pending, limit, rule, ends=lambda token: token in eos_token_ids
         )
 
-    def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
+    def verify(
+        self,
+        pending: Sequence[int],
+        drafted: Sequence[int],
+        first_row: int = 0,
+        needs: Collection[str] = (),
+    ) -> Verdict:
         """Feed `pending` in ONE forward and judge the drafted tokens by its logits.
 
         Args:
@@ -219,10 +226,11 @@ class Decoder(ABC):
             drafted: T >= 0 tokens.
             first_row: the row of the logits that scores the first drafted token; as many rows
                 as there are drafted tokens start there, or one more.
+            needs: what else is to be told, of `bild.policy.DEAR_MEASURES`.
         """
         check_ids(drafted, self.vocab_size, "scored tokens")
         rows = self.feed(pending)[first_row:]  # (T or T + 1, V)
-        return judge(rows, rows, drafted)
+        return judge(rows, rows, drafted, needs)
 
 
 def states_for(small: Decoder, large: Decoder, own: Any = None, *, shared: bool = False) -> Any:
@@ -299,50 +307,6 @@ def drive(steps: Generator[Q, A, R], answer: Callable[[Q], A]) -> R:
         reply = answer(question)
 
 
-def top_token(scores: Tensor) -> tuple[int, float]:
-    """The most likely token and its probability, `max softmax(scores)`; scores: (V,).
-
-    The probability is NaN when a score is NaN.
-    """
-    scores = scores.float()
-    top, token = scores.max(-1)
-    # One transfer for both: float64 holds a token id exactly.
-    token_id, distance = torch.stack((token.double(), scores.logsumexp(-1) - top)).tolist()
-    return int(token_id), math.exp(-distance)
-
-
-def spread(scores: Tensor) -> tuple[float, float]:
-    """The entropy of softmax(scores) in nats, and by how much its first leads its second; (V,)."""
-    log_p = scores.float().log_softmax(-1)
-    first, second = log_p.topk(2).values.exp()
-    entropy, margin = torch.stack((_entropies(log_p), first - second)).tolist()
-    return entropy, margin
-
-
-def _entropies(log_p: Tensor) -> Tensor:
-    """Entropies in nats of distributions (..., V) given as logarithms; impossible tokens add 0."""
-    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
-
-
-def distances_from(
-    large_logits: Tensor, drafted: Tensor, normalizers: Tensor | None = None
-) -> Tensor:
-    """How far the large model is from each drafted token, in nats; (T,).
-
-    It is the large model's cross-entropy with the small one's hard label, `-log p_L(drafted)`
-    (paper, Eq. 2).
-
-    Args:
-        large_logits: (T, V), the large model's raw logits at the drafted positions.
-        drafted: (T,), the tokens the small model wrote.
-        normalizers: (T,), the logsumexp of each row of the logits, where it is known already.
-    """
-    logits = large_logits.float()
-    if normalizers is None:
-        normalizers = logits.logsumexp(-1)
-    return normalizers - logits.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
-
-
 def check_mask(mask: Tensor, input_ids: Tensor) -> None:
     """Refuse an attention mask that does not fit its source, or that hides all of it."""
     if mask.shape != input_ids.shape:
@@ -388,7 +352,7 @@ def judge(
         parts.append(distances_from(raw[:drafts], best.indices[:drafts]).double())
     if needs:
         logits = raw[:drafts].float()
-        parts.append(_entropies(logits.log_softmax(-1)).double())
+        parts.append(entropies(logits.log_softmax(-1)).double())
         parts.append((logits > logits.gather(-1, asked[:, None])).sum(-1).double())
     values, ends = torch.cat(parts).tolist(), accumulate(len(part) for part in parts)
     tokens, gaps, *rest = (values[e - len(p) : e] for e, p in zip(ends, parts, strict=True))

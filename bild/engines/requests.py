@@ -46,9 +46,10 @@ class VerifyRequest(NamedTuple):
     pending: Sequence[int]
     drafted: Sequence[int]
     first_row: int
+    needs: Collection[str] = ()
 
     def alone(self) -> Verdict:
-        return self.decoder.verify(self.pending, self.drafted, self.first_row)
+        return self.decoder.verify(self.pending, self.drafted, self.first_row, self.needs)
 
 
 class RoundsRequest(NamedTuple):
@@ -111,7 +112,7 @@ class Company(ABC):
             check_ids(request.drafted, request.decoder.vocab_size, "scored tokens")
         fed = self.feed([FeedRequest(request.decoder, request.pending) for request in asked])
         rows = [logits[r.first_row :] for r, logits in zip(asked, fed, strict=True)]
-        return [judge(own, own, r.drafted) for r, own in zip(asked, rows, strict=True)]
+        return [judge(own, own, r.drafted, r.needs) for r, own in zip(asked, rows, strict=True)]
 
 
 def _drafting(asked: DraftRequest) -> Generator[Sequence[int], Tensor, Draft]:

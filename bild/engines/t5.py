@@ -27,10 +27,12 @@ from bild.engines.requests import Company
 from bild.engines.snapshot import Snapshot
 from bild.engines.t5_batch import NativeCompany, TorchCompany
 from bild.engines.t5_native import NativeSession, NativeStack
+from bild.engines.t5_rules import native_fallback
+from bild.engines.t5_structs import CFallback
 from bild.engines.t5_torch import TorchEncoder, TorchSession
 from bild.engines.t5_weights import read_stack
 from bild.errors import BildError
-from bild.policy import FallbackRule, MaxProbability, Step
+from bild.policy import FallbackRule, Step
 
 
 class Session(Protocol):
@@ -217,6 +219,18 @@ class T5Decoder(Decoder):
             self._arranged, self._session = arranged, arranged.take()
         self._checked = True
 
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        **inputs: Any,
+    ) -> None:
+        # Looked at once: most masks hide nothing, and then nobody need ask again.
+        if attention_mask is not None and attention_mask.shape == input_ids.shape:
+            attention_mask = None if bool(attention_mask.all()) else attention_mask
+        super().read(input_ids, attention_mask, encoder_outputs, **inputs)
+
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
         if inputs:
             raise BildError(
@@ -277,17 +291,21 @@ class NativeT5Decoder(T5Decoder):
         rule: FallbackRule,
         eos_token_ids: Collection[int] = (),
     ) -> Draft:
-        # The one rule that t5.cpp knows; a class made of it may decide otherwise.
-        if type(rule) is MaxProbability:
-            return self._draft(pending, limit, rule.threshold, eos_token_ids)
+        native = native_fallback(rule)
+        if native is not None:
+            return self._draft(pending, limit, native, eos_token_ids)
         if rule.needs:
             return super().draft(pending, limit, rule, eos_token_ids)
         return self._draft_by(rule, pending, limit, eos_token_ids)
 
     def _draft(
-        self, pending: Sequence[int], limit: int, threshold: float, eos_token_ids: Collection[int]
+        self,
+        pending: Sequence[int],
+        limit: int,
+        fallback: CFallback,
+        eos_token_ids: Collection[int],
     ) -> Draft:
-        draft = self._session.draft(self.length, pending, limit, threshold, eos_token_ids)
+        draft = self._session.draft(self.length, pending, limit, fallback, eos_token_ids)
         forwards = len(draft.probabilities)
         if forwards:
             self.count(len(pending) + forwards - 1, forwards)
@@ -305,7 +323,7 @@ class NativeT5Decoder(T5Decoder):
         probabilities: list[float] = []
         product = 1.0
         while len(tokens) < limit and not (tokens and tokens[-1] in eos_token_ids):
-            one = self._draft(tokens[-1:] or pending, 1, 0.0, eos_token_ids)
+            one = self._draft(tokens[-1:] or pending, 1, CFallback(), eos_token_ids)
             probabilities += one.probabilities
             if one.unsure is not None:  # NaN
                 return Draft(tokens, probabilities, one.unsure)
@@ -315,9 +333,15 @@ class NativeT5Decoder(T5Decoder):
             tokens += one.tokens
         return Draft(tokens, probabilities, unsure=None)
 
-    def verify(self, pending: Sequence[int], drafted: Sequence[int], first_row: int = 0) -> Verdict:
+    def verify(
+        self,
+        pending: Sequence[int],
+        drafted: Sequence[int],
+        first_row: int = 0,
+        needs: Collection[str] = (),
+    ) -> Verdict:
         if isinstance(self.engine.model, BiLDDrafter):  # t5.cpp verifies with whole heads alone
-            return super().verify(pending, drafted, first_row)
-        verdict = self._session.verify(self.length, pending, drafted, first_row)
+            return super().verify(pending, drafted, first_row, needs)
+        verdict = self._session.verify(self.length, pending, drafted, first_row, needs)
         self.count(len(pending))
         return verdict

@@ -26,10 +26,10 @@ from bild.engines.requests import (
     RoundsRequest,
     VerifyRequest,
 )
-from bild.engines.t5_native import NativeStack, Room, buffer, ints, padded
+from bild.engines.t5_native import NativeStack, Room, buffer, dear_measures, ints, padded
+from bild.engines.t5_rules import native_fallback
 from bild.engines.t5_structs import CAsk, CRounds, CTogether, Double, Int
 from bild.engines.t5_torch import feed_together
-from bild.policy import MaxProbability
 
 FORWARD = 512  # tokens of a forward of rounds that outputs share, if not one of them alone has more
 
@@ -80,15 +80,14 @@ class NativeCompany(Company):
         return list(torch.split(scores, counts))
 
     def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
-        # The one rule that t5.cpp knows; a class made of it may decide otherwise.
-        if any(type(request.rule) is not MaxProbability for request in asked):
+        rules = [native_fallback(request.rule) for request in asked]
+        if any(rule is None for rule in rules):
             return super().draft(asked)
         asks = self._asks(
             [r.decoder for r in asked], [r.pending for r in asked], [r.limit for r in asked]
         )
-        for ask, request in zip(asks, asked, strict=True):
-            assert isinstance(request.rule, MaxProbability)
-            ask.limit, ask.threshold = request.limit, request.rule.threshold
+        for ask, request, rule in zip(asks, asked, rules, strict=True):
+            ask.limit, ask.fallback = request.limit, rule
             ask.eos, ask.eos_count = ints(request.eos_token_ids), len(request.eos_token_ids)
             ask.tokens, ask.probabilities = (Int * request.limit)(), (Double * request.limit)()
         with self._lock:
@@ -108,6 +107,11 @@ class NativeCompany(Company):
             ask.drafted, ask.drafted_count = ints(request.drafted), len(request.drafted)
             ask.tokens, ask.probabilities = (Int * rows)(), (Double * rows)()
             ask.distances = (Double * len(request.drafted))()
+            entropies, ranks = dear_measures(request.needs, len(request.drafted))
+            if entropies:
+                ask.entropies = entropies
+            if ranks:
+                ask.ranks = ranks
         with self._lock:
             self._make_room(asked, asks, rows=sum(a.count - a.first_row for a in asks))
             self._library.bild_t5_verify_together(self._all, asks, len(asks))
@@ -171,6 +175,9 @@ def _verdict_of(request: VerifyRequest, ask: CAsk) -> Verdict:
     decoder: Any = request.decoder
     decoder.count(ask.count)
     rows = ask.count - ask.first_row
+    drafts = len(request.drafted)
     return Verdict(
-        ask.tokens[:rows], ask.probabilities[:rows], ask.distances[: len(request.drafted)]
+        *(ask.tokens[:rows], ask.probabilities[:rows], ask.distances[:drafts], None),
+        ask.entropies[:drafts] if "entropies" in request.needs and drafts else (),
+        ask.ranks[:drafts] if "ranks" in request.needs and drafts else (),
     )

@@ -17,6 +17,7 @@ from torch.nn import functional
 from bild.checkpoints.drafter import spread
 from bild.engines import t5_structs
 from bild.engines.base import Draft, Verdict, check_ids
+from bild.engines.pages import LargePages
 from bild.engines.t5_structs import (
     ACTIVATIONS,
     MAX_TOKENS,
@@ -24,6 +25,7 @@ from bild.engines.t5_structs import (
     PRECISIONS,
     CAsk,
     CAttention,
+    CFallback,
     CFeedForward,
     CLayer,
     CMatrix,
@@ -65,7 +67,7 @@ class NativeStack:
         self.library = t5_structs.load()
         self.weights = weights
         self.precision = precision
-        self._alive: list[Tensor] = []  # what the structures below point to
+        self._pages = LargePages()  # what the structures below point to
         self.layers = (CLayer * len(weights.layers))()
         for c_layer, layer in zip(self.layers, weights.layers, strict=True):
             c_layer.own = self._attention(layer.own)
@@ -138,9 +140,7 @@ class NativeStack:
         return CMatrix(data, scales, sums, PRECISIONS[self.precision], columns)
 
     def _keep(self, tensor: Tensor) -> int:
-        tensor = tensor.contiguous()
-        self._alive.append(tensor)
-        return tensor.data_ptr()
+        return self._pages.keep(tensor).data_ptr()
 
 
 class Room:
@@ -179,6 +179,7 @@ class NativeSession:
         self._cache: tuple[Tensor, Tensor]  # per layer (H, P / 16, C, 16) and (H, P, C)
         self._cross = [Room(getattr(torch, kept)) for _ in range(2)]
         self._scratch = Room()
+        self._vocab_size = 0  # none as yet
         self._logits = buffer(MAX_TOKENS, padded(len(decoder.weights.head)))
         self._session.logits = self._logits.data_ptr()
 
@@ -205,10 +206,11 @@ class NativeSession:
         w = self.model.weights
         states = states.float().contiguous()
         session = self._session
-        self.struct.vocabulary = w.rows(vocab_size)
-        self._vocab_size = vocab_size
+        if vocab_size != self._vocab_size:
+            self.struct.vocabulary, self._vocab_size = w.rows(vocab_size), vocab_size
         self.struct.threads = thread_count()
-        session.source, session.source_stride = len(states), padded(len(states))
+        size = len(states)
+        session.source, session.source_stride = size, padded(size)
         numbers = len(w.layers) * w.heads * session.source_stride * w.head_width
         session.cross_keys, session.cross_values = (r.address(numbers) for r in self._cross)
         self._reserve(1)
@@ -233,7 +235,7 @@ class NativeSession:
         length: int,
         pending: Sequence[int],
         limit: int,
-        threshold: float,
+        fallback: CFallback,
         eos_token_ids: Collection[int],
     ) -> Draft:
         """`Decoder.draft`, after the first `length` cached tokens."""
@@ -242,7 +244,7 @@ class NativeSession:
         written_count = Int()
         count = self.library.bild_t5_draft(
             *(self.struct, self._session, self.model.ids(pending), len(pending)),
-            *(limit, threshold, ints(eos_token_ids), len(eos_token_ids)),
+            *(limit, fallback, ints(eos_token_ids), len(eos_token_ids)),
             *(written, probabilities, ctypes.byref(written_count)),
         )
         kept = written_count.value
@@ -250,7 +252,12 @@ class NativeSession:
         return Draft(written[:kept], probabilities[:count], unsure)
 
     def verify(
-        self, length: int, pending: Sequence[int], drafted: Sequence[int], first_row: int
+        self,
+        length: int,
+        pending: Sequence[int],
+        drafted: Sequence[int],
+        first_row: int,
+        needs: Collection[str] = (),
     ) -> Verdict:
         """`Decoder.verify`, after the first `length` cached tokens."""
         self.move_to(length, len(pending))
@@ -258,11 +265,15 @@ class NativeSession:
         rows = len(pending) - first_row
         tokens, probabilities = (Int * rows)(), (Double * rows)()
         distances = (Double * len(drafted))()
+        entropies, ranks = dear_measures(needs, len(drafted))
         self.library.bild_t5_verify(
             *(self.struct, self._session, self.model.ids(pending), len(pending)),
             *(ints(drafted), len(drafted), first_row, tokens, probabilities, distances),
+            *(entropies or None, ranks or None),
         )
-        return Verdict(tokens[:], probabilities[:], distances[:])
+        return Verdict(
+            *(tokens[:], probabilities[:], distances[:], None, entropies[:], ranks[:]),
+        )
 
     def ask(self, length: int, pending: Sequence[int], more: int = 0) -> CAsk:
         """To feed `pending` after the first `length` cached tokens, and up to `more` after them.
@@ -323,6 +334,12 @@ def cross_width(weights: Stack) -> int:
 
 def padded(rows: int) -> int:
     return -(-rows // MULTIPLE) * MULTIPLE
+
+
+def dear_measures(needs: Collection[str], count: int) -> tuple[Any, Any]:
+    """Memory for entropies and ranks of so many tokens; of what nobody needs, for none."""
+    entropies = count if "entropies" in needs else 0
+    return (Double * entropies)(), (Int * (count if "ranks" in needs else 0))()
 
 
 def ints(values: Collection[int]) -> Any:

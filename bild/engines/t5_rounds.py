@@ -14,36 +14,39 @@ from bild.checkpoints.drafter import BiLDDrafter
 from bild.engines.base import Decoder
 from bild.engines.t5 import NativeT5Decoder
 from bild.engines.t5_native import ints
+from bild.engines.t5_rules import native_acceptance, native_fallback
 from bild.engines.t5_structs import ROUND_COUNTS, CRounds, CRoundTime, Int
+from bild.policy import AcceptanceRule, FallbackRule
 
 LONGEST = 512  # tokens of a round; memory is there for the longest that may come
 
 
 @dataclass(frozen=True)
 class RoundRules:
-    """What decides of rounds that need no more than probabilities and distances.
+    """What decides of rounds.
 
     Attributes:
-        fallback: the small model hands over where its highest probability is below this.
-        rollback: nats; the large model takes over at a token farther from it than this that is
-            not its choice. -inf for at every token that is not its choice.
-        first_far_only: as of `bild.policy.DistanceRule`.
-        checks_end, large_after_cut: as of `bild.policy.AcceptanceRule`.
+        fallback: when the small model hands over.
+        acceptance: which drafted tokens stand.
         starts_small: whether the small model makes the first token.
         window: tokens that it may write in a row; inf for no limit.
         guesses: behind which it may go on, in a round; inf for no limit.
         last_guess: whether a turn may end with a guess, as of `bild.generation.lookahead`.
     """
 
-    fallback: float
-    rollback: float
-    first_far_only: bool
-    checks_end: bool
-    large_after_cut: bool
+    fallback: FallbackRule
+    acceptance: AcceptanceRule
     starts_small: bool
     window: float
     guesses: float
     last_guess: bool
+
+    @property
+    def are_native(self) -> bool:
+        """Whether the library knows them."""
+        return native_fallback(self.fallback) is not None and (
+            native_acceptance(self.acceptance) is not None
+        )
 
 
 class RoundTime(NamedTuple):
@@ -73,6 +76,8 @@ def rounds_of(
         max_length: tokens at most, the prompt included.
         eos_token_ids: the output ends with one of these.
     """
+    if not rules.are_native:
+        return None
     if not (isinstance(large, NativeT5Decoder) and isinstance(small, NativeT5Decoder)):
         return None
     # t5.cpp verifies with whole heads alone; and neither may write what the other does not know.
@@ -116,14 +121,13 @@ class NativeRounds:
             count=len(prompt),
             checked=len(prompt),
             max_length=max_length,
-            fallback=rules.fallback,
-            rollback=rules.rollback,
+            fallback=native_fallback(rules.fallback),
+            acceptance=native_acceptance(rules.acceptance),
             window=int(min(rules.window, rest)),
             lookahead=int(min(rules.guesses, rest)),
             last_guess=rules.last_guess,
-            first_far_only=rules.first_far_only,
-            checks_end=rules.checks_end,
-            large_after_cut=rules.large_after_cut,
+            checks_end=rules.acceptance.checks_end,
+            large_after_cut=rules.acceptance.after_cut == "large",
             small_turn=rules.starts_small,
             ended=not rest,
         )

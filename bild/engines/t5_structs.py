@@ -65,17 +65,27 @@ class CSession(ctypes.Structure):
     )
 
 
+class CFallback(ctypes.Structure):
+    _fields_ = (("kind", Int), ("setting", Double))
+
+
+class CAcceptance(ctypes.Structure):
+    _fields_ = (("kind", Int), ("first_far_only", Int), ("setting", Double), ("second", Double))
+
+
 class CAsk(ctypes.Structure):
     _fields_ = (
         ("model", ctypes.POINTER(CModel)),
         ("session", ctypes.POINTER(CSession)),
         ("pending", ctypes.POINTER(Int)),
         *((n, Int) for n in ("count", "limit", "eos_count")),
-        ("threshold", Double),
+        ("fallback", CFallback),
         ("eos", ctypes.POINTER(Int)),
         *((n, Int) for n in ("drafted_count", "first_row")),
         *((n, ctypes.POINTER(Int)) for n in ("drafted", "tokens")),
-        *((n, ctypes.POINTER(Double)) for n in ("probabilities", "distances")),
+        *((n, ctypes.POINTER(Double)) for n in ("probabilities", "distances", "entropies")),
+        ("ranks", ctypes.POINTER(Int)),
+        ("product", Double),
         *((n, Int) for n in ("written_count", "forwards")),
     )
 
@@ -109,17 +119,22 @@ class CRounds(ctypes.Structure):
         ("times", ctypes.POINTER(CRoundTime)),
         ("eos", ctypes.POINTER(Int)),
         *((n, Int) for n in ("eos_count", "count", "checked", "max_length", "until")),
-        *((n, Double) for n in ("fallback", "rollback")),
+        ("fallback", CFallback),
+        ("acceptance", CAcceptance),
+        ("spent", Double),
         *((n, Int) for n in ("window", "lookahead")),
         ("least", Double),
-        *((n, Int) for n in ("last_guess", "first_far_only", "checks_end", "large_after_cut")),
+        *((n, Int) for n in ("last_guess", "checks_end", "large_after_cut")),
         *((n, Int) for n in ("small_turn", "ended", "rounds")),
         *((n, Int) for n in ("large_forwards", "small_forwards", "large_fed", "small_fed")),
         *((n, Int) for n in ("damaged", "position", *ROUND_COUNTS)),
     )
 
 
-STRUCTURES = (CMatrix, CLayer, CModel, CSession, CAsk, CTogether, CRoundTime, CRounds)
+STRUCTURES = (
+    *(CMatrix, CLayer, CModel, CSession, CAsk, CTogether, CRoundTime, CRounds),
+    *(CFallback, CAcceptance),
+)
 
 
 def load() -> ctypes.CDLL:
@@ -144,13 +159,13 @@ def load() -> ctypes.CDLL:
     calls.bild_t5_feed.argtypes = (model, session, Pointer, Int, Pointer)
     calls.bild_t5_feed.restype = None
     calls.bild_t5_draft.argtypes = (
-        *(model, session, Pointer, Int, Int, Double),
+        *(model, session, Pointer, Int, Int, ctypes.POINTER(CFallback)),
         *(Pointer, Int, Pointer, Pointer, Pointer),
     )
     calls.bild_t5_draft.restype = Int
     calls.bild_t5_verify.argtypes = (
         *(model, session, Pointer, Int, Pointer, Int, Int),
-        *(Pointer, Pointer, Pointer),
+        *(Pointer, Pointer, Pointer, Pointer, Pointer),
     )
     calls.bild_t5_verify.restype = None
     rounds, together = ctypes.POINTER(CRounds), ctypes.POINTER(CTogether)

@@ -345,14 +345,14 @@ def _verify(
     first_row = checked - decoder.length - 1
     needs, reads = rule.needs & DEAR_MEASURES, scores_are_read(stopping, processors, y.keep_scores)
     scores = None
-    if not (needs or reads):
-        verdict = yield VerifyRequest(decoder, pending, drafted, first_row)
+    if not reads:
+        verdict = yield VerifyRequest(decoder, pending, drafted, first_row, needs)
     else:
         logits = yield FeedRequest(decoder, pending)
         raw = processed = logits[first_row:]  # (T, V): a row a drafted token, and one more
-        if reads:
-            scores = [_scores(processors, y.tokens[: checked + i], r) for i, r in enumerate(raw)]
-            processed = torch.stack([s.processed for s in scores]) if processors else raw
+        scores = [_scores(processors, y.tokens[: checked + i], r) for i, r in enumerate(raw)]
+        if processors:
+            processed = torch.stack([s.processed for s in scores])
         verdict = judge(processed, raw, drafted, needs)
     for i, probability in enumerate(verdict.probabilities):
         refuse_nan(probability, decoder, checked + i)

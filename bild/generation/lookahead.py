@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bild.config import BiLDConfig
-from bild.engines import Decoder, Draft, Verdict, judge
-from bild.engines.requests import DraftRequest, FeedRequest, VerifyRequest
+from bild.engines import Decoder, Draft, Verdict
+from bild.engines.requests import DraftRequest, VerifyRequest
 from bild.generation.decoding import (
     NOTHING,
     OnCommit,
@@ -35,6 +35,7 @@ from bild.generation.decoding import (
     Stopping,
     alone,
     refuse_nan,
+    roll_back,
     stats_of,
 )
 from bild.generation.judging import known_rule
@@ -154,9 +155,7 @@ def ahead_steps(
         if found.kept is None and proposal.ends:
             break
         if found.kept is not None:
-            y.cut(checked + found.kept)
-            large.rollback_to(len(tokens))
-            small.rollback_to(len(tokens))
+            roll_back(y, checked + found.kept, large, small)
         y.append(verdict.tokens[len(tokens) - checked], None)
         done = stopping(y)
         if on_commit is not None:
@@ -179,12 +178,8 @@ def _verify(
     rule: AcceptanceRule,
 ) -> Steps[Verdict]:
     first_row, needs = checked - large.length - 1, rule.needs & DEAR_MEASURES
-    if not needs:
-        verdict: Verdict = yield VerifyRequest(large, pending, drafted, first_row)
-        return verdict
-    logits = yield FeedRequest(large, pending)
-    raw = logits[first_row:]
-    return judge(raw, raw, drafted, needs)
+    verdict: Verdict = yield VerifyRequest(large, pending, drafted, first_row, needs)
+    return verdict
 
 
 def _propose(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bild.acceptance import Exact
 from bild.config import BiLDConfig
 from bild.engines import Decoder
 from bild.engines.requests import RoundsRequest
@@ -26,7 +25,6 @@ from bild.generation.decoding import (
 from bild.generation.lookahead import may_end_with_guess
 from bild.generation.prices import Prices
 from bild.generation.stats import DecodeStats
-from bild.policy import AcceptanceRule, DistanceRule, MaxProbability
 
 AT_A_TIME = 16  # tokens, so that the process can be interrupted between them
 
@@ -43,36 +41,19 @@ def make_rounds(
     Arguments as of `decode_rounds`; `stopping` without criteria.
     """
     rules = round_rules(config)
-    if rules is None:
-        return None
     return rounds_of(large, small, prompt, rules, stopping.max_length, stopping.eos_token_ids)
 
 
-def round_rules(config: BiLDConfig) -> RoundRules | None:
-    """The configuration's rules, if they are among the few that an engine knows itself."""
-    fallback, acceptance = config.fallback_rule, config.acceptance_rule
-    rollback = _rollback(acceptance)
-    # A class made of a known one may decide otherwise.
-    if type(fallback) is not MaxProbability or rollback is None:
-        return None
+def round_rules(config: BiLDConfig) -> RoundRules:
+    """What decides of rounds by a configuration."""
     return RoundRules(
-        fallback=fallback.threshold,
-        rollback=rollback,
-        first_far_only=isinstance(acceptance, DistanceRule) and acceptance.first_far_only,
-        checks_end=acceptance.checks_end,
-        large_after_cut=acceptance.after_cut == "large",
+        fallback=config.fallback_rule,
+        acceptance=config.acceptance_rule,
         starts_small=config.start == "small",
         window=config.num_small_iters,
         guesses=math.inf if config.lookahead == "auto" else config.lookahead,
         last_guess=may_end_with_guess(config),
     )
-
-
-def _rollback(rule: AcceptanceRule) -> float | None:
-    """The distance from which on only the large model's own choice stays."""
-    if type(rule) is Exact:
-        return -math.inf
-    return rule.threshold if type(rule) is DistanceRule else None
 
 
 def rounds_steps(

@@ -36,7 +36,7 @@ from transformers.generation import (
 
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Draft, Verdict, judge
-from bild.engines.base import spread, top_token
+from bild.engines.measures import spread, top_token
 from bild.engines.requests import FeedRequest
 from bild.generation.decoding import (
     NOTHING,

@@ -48,6 +48,7 @@ class FileJob:
         stats: put what happened into each object.
         quiet: no progress.
         batch_size: texts decoded at a time; the outputs are the same.
+        overwrite: replace a finished output.
     """
 
     source: str
@@ -59,6 +60,7 @@ class FileJob:
     stats: bool = False
     quiet: bool = False
     batch_size: int = 1
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from bild.generation.texts import written_texts
 from bild.outputs.drawing import Drawing
 from bild.outputs.reading import PIPE, FileJob, Text, look_through, read_texts
 from bild.outputs.shared import decode_together, is_shared
-from bild.outputs.writing import Partial, Pipe, partial
+from bild.outputs.writing import Partial, Pipe, is_finished, partial
 from bild.processes import launch
 from bild.progress import progress_bar
 from bild.tasks.registry import Task
@@ -154,7 +155,8 @@ def generate_file(decoding: Decoding, job: FileJob) -> int:
         How many texts there were.
 
     Raises:
-        BildError: an input or output that cannot be used, by name and line.
+        BildError: an input or output that cannot be used, by name and line, or an output that is
+            there already.
     """
     if launch().count > 1 and PIPE in (job.source, job.output):
         raise BildError("several processes share files, not pipes; name files, or start one")
@@ -171,6 +173,9 @@ def generate_file(decoding: Decoding, job: FileJob) -> int:
     own = {name: getattr(job, name) for name in names}
     work = {**decoding.work, **own, "input": sha256}
     output = Path(job.output).expanduser()
+    if total is not None and not job.overwrite and is_finished(output, work):
+        _say_done(job, total)
+        return total
     if total is not None and is_shared(output):
         _write_together(decoding, job, work, total)
         return total
@@ -179,6 +184,15 @@ def generate_file(decoding: Decoding, job: FileJob) -> int:
         _write_all(decoding, job, islice(texts, lines.done, None), lines, total)
         lines.move_to(output)
     return lines.done
+
+
+def _say_done(job: FileJob, total: int) -> None:
+    if launch().is_first and not job.quiet:
+        print(
+            f"{job.output} is done: this command has written all {total:,} outputs; --overwrite "
+            "decodes them again",
+            file=sys.stderr,
+        )
 
 
 def _write_all(

@@ -34,7 +34,8 @@ Decode = Callable[[Iterator[Text]], Iterator[str]]
 
 def is_shared(output: Path) -> bool:
     """Whether a file is that of several processes, or was begun by some."""
-    return launch().count > 1 or bool(_shards(output))
+    # A queue alone is what is left where a kill came after all lines were put in order.
+    return launch().count > 1 or bool(_shards(output)) or _queue_of(output).exists()
 
 
 def decode_together(

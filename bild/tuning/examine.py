@@ -8,7 +8,7 @@ also says what the confidence covers). All that was asked is asked again as more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -175,6 +175,19 @@ class Search:
         if best is not None:
             shown = f"{best.fallback:g} {best.rollback:g}: {self.speedup(best):.2f}x"
             bar.set_postfix_str(shown)
+
+    def learn(self, thresholds: Thresholds, count: int) -> None:
+        """Look at the first so many examples, which another worker has decoded."""
+        found = list(zip(self.large, islice(self._samples(thresholds), count), strict=False))
+        texts = [sample.of(BILD).text or "" for _, sample in found]
+        times = [self._price(large, sample) for large, sample in found]
+        stats = sum((sample.of(BILD).did for _, sample in found), DecodeStats())
+        self.tried[thresholds] = self._look(texts, times, stats)
+
+    def put_in_order(self, order: Iterable[Thresholds]) -> None:
+        """Forget in which order the thresholds were tried here: it was another one elsewhere."""
+        self.tried = {thresholds: self.tried[thresholds] for thresholds in order}
+        self._margin_of = None
 
     def points(self) -> list[TriedPoint]:
         """What is now known of all that were tried, in that order."""

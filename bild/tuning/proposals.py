@@ -7,7 +7,7 @@ was stopped begins again and goes the same way, without decoding, to where it wa
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,35 @@ def candidates(config: SearchConfig, method: str) -> list[Thresholds]:
     """All thresholds that a method may choose from: "grid" decodes each, "optuna" some."""
     rollbacks = config.axis("rollback", method)
     return [Thresholds(f, r) for f in config.axis("fallback", method) for r in rollbacks]
+
+
+def require_optuna() -> None:
+    """Refuse to go on without Optuna, and keep it from talking.
+
+    Raises:
+        BildError: Optuna or what it needs is not installed.
+    """
+    try:
+        import optuna
+        import scipy  # noqa: F401  (of which Optuna's sampler makes use)
+    except ModuleNotFoundError as error:
+        raise BildError(
+            f"the search needs {error.name}: pip install -r requirements.txt, or use --method grid"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def space(config: SearchConfig) -> dict[str, optuna.distributions.BaseDistribution]:
+    """All thresholds that Optuna may propose, in its words."""
+    import optuna
+
+    axes = {name: config.axis(name, "optuna") for name in AXES}
+    return {
+        name: optuna.distributions.FloatDistribution(
+            values[0], values[-1], step=SEARCH_STEPS["optuna"][name]
+        )
+        for name, values in axes.items()
+    }
 
 
 class Proposals:
@@ -48,27 +77,22 @@ class Proposals:
     def __init__(
         self, config: SearchConfig, first: tuple[Thresholds, ...] = (), seed: int = 0
     ) -> None:
-        try:
-            import optuna
-            import scipy  # noqa: F401  (of which Optuna's sampler makes use)
-        except ModuleNotFoundError as error:
-            raise BildError(
-                f"the search needs {error.name}: pip install -r requirements.txt, or use "
-                "--method grid"
-            ) from None
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        require_optuna()
+        import optuna
+
         self._axes = {name: config.axis(name, "optuna") for name in AXES}
-        self._space: dict[str, optuna.distributions.BaseDistribution] = {
-            name: optuna.distributions.FloatDistribution(
-                values[0], values[-1], step=SEARCH_STEPS["optuna"][name]
-            )
-            for name, values in self._axes.items()
-        }
+        self._space = space(config)
         self._sampler = optuna.samplers.GPSampler
         self._study = optuna.create_study(direction="maximize")
         self._waiting = [t for t in dict.fromkeys(first) if self._is_inside(t)]
         self._seed, self._asked, self._was_known = seed, 0, False
         self._trial: optuna.trial.Trial | None = None
+
+    def learn(self, trials: Iterable[optuna.trial.FrozenTrial]) -> None:
+        """Take the trials of a shared study into account, those too that others are at."""
+        for trial in trials:
+            self._study.add_trial(trial)
+            self._asked += 1
 
     def next(self, tried: Container[Thresholds], best: Thresholds | None) -> Thresholds | None:
         """The next thresholds, perhaps known ones; None when there is nothing left to try.

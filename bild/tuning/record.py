@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 from bild.config import BiLDConfig, EvalConfig, GridConfig, SearchConfig
@@ -10,6 +10,7 @@ from bild.evaluation.record import (
     ArmFigures,
     DataIdentity,
     Interval,
+    ProcessFigures,
     Quality,
     Record,
     Timing,
@@ -95,6 +96,7 @@ class SearchRecord(Record):
         chosen: index of the fastest point that was kept; None when there is none.
         spent: what finding it cost.
         check: the chosen point on other examples; None when not asked for.
+        trials: of the study that several workers shared; None of a search by one process.
     """
 
     kind: ClassVar[str] = "search"
@@ -111,6 +113,8 @@ class SearchRecord(Record):
     chosen: int | None
     spent: Spent
     check: Check | None
+    _: KW_ONLY
+    trials: int | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ class SmallModelsRecord(Record):
         timing: how the arms were timed, on test examples.
         arms: the large model alone, each small model alone, each chosen point.
         differences: the last small model against each other one.
+        processes: those that shared the timed examples; none of a comparison by one process.
     """
 
     kind: ClassVar[str] = "small-models"
@@ -200,6 +205,8 @@ class SmallModelsRecord(Record):
     timing: Timing
     arms: tuple[ArmFigures, ...]
     differences: tuple[Difference, ...]
+    _: KW_ONLY
+    processes: tuple[ProcessFigures, ...] = ()
 
     def arm(self, kind: str, **fields: object) -> ArmFigures:
         """The arm of this kind, and with these values in its id."""

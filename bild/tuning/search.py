@@ -20,7 +20,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from bild.config import SearchConfig
 from bild.errors import BildError
 from bild.evaluation.arms import BILD, VANILLA, Arm
-from bild.evaluation.environment import environment
+from bild.evaluation.environment import Environment, environment
 from bild.evaluation.figures import quality
 from bild.evaluation.folder import UNREPORTED, Identity, own_folder, read_identity
 from bild.evaluation.loop import Loop, samples
@@ -124,10 +124,16 @@ def search_thresholds(
     Raises:
         BildError: as `propose`; a folder that cannot be written or is in use.
     """
-    work, own = _plain(work)
+    work, own = plain(work)
     folder = own_folder(output_dir / work.config.task, f"search-{config.speed}", own)
     with sole_user(folder, "search"):
-        return _search(work, config, folder, check, progress)
+        shutil.rmtree(folder / "shared", ignore_errors=True)  # of processes that were killed
+        begun = begin(work, config, folder, progress)
+        if config.method == "grid":
+            sweep(begun.search)
+        else:
+            propose(begun.search, presets(work.task), work.config.seed)
+        return conclude(begun, folder, check, progress)
 
 
 def share_grid(work: Workload, config: SearchConfig, output_dir: Path) -> bool:
@@ -147,10 +153,10 @@ def share_grid(work: Workload, config: SearchConfig, output_dir: Path) -> bool:
     """
     if config.method != "grid":
         raise BildError(
-            "several processes search with --method grid alone: what Optuna proposes depends on "
-            "what came of its last proposal; start one, or take the grid"
+            "several processes share what Optuna proposes through a database: name one with "
+            "--storage, as sqlite:///search.db; or take --method grid, which needs none"
         )
-    work, own = _plain(work)
+    work, own = plain(work)
     folder = own_folder(output_dir / work.config.task, f"search-{config.speed}", own)
     work, is_timed = _shuffled(work), config.speed == "measured"
     arms, loop = _decoder(work, timed=is_timed), replace(_loop(work, is_timed), runs=1)
@@ -171,7 +177,7 @@ def share_grid(work: Workload, config: SearchConfig, output_dir: Path) -> bool:
     return True
 
 
-def _plain(work: Workload) -> tuple[Workload, Identity]:
+def plain(work: Workload) -> tuple[Workload, Identity]:
     """The work without thresholds, and what it must share with another search's."""
     assert work.config.bild is not None
     plain = work.config.bild.without_thresholds()
@@ -191,9 +197,25 @@ def _loop(work: Workload, is_timed: bool) -> Loop:
     return work.loop() if is_timed else replace(work.loop(), warmup=0)
 
 
-def _search(
-    work: Workload, config: SearchConfig, folder: Path, check: LoadedData | None, progress: bool
-) -> tuple[SearchRecord, Path]:
+@dataclass(frozen=True)
+class Begun:
+    """A search whose prices are known and whose large model has decoded.
+
+    Attributes:
+        search: what decodes.
+        work: models and examples, in the order in which they are decoded.
+        costs: what forwards cost; None where the clock is taken.
+        env: where it runs.
+    """
+
+    search: Search
+    work: Workload
+    costs: Costs | None
+    env: Environment
+
+
+def begin(work: Workload, config: SearchConfig, folder: Path, progress: bool) -> Begun:
+    """Begin a search in its folder, or go on with it; arguments as of `search_thresholds`."""
     env = environment(work.large.device)
     work = _shuffled(work)
     costs = None if config.speed == "measured" else _costs(work, config, folder / "prices.json")
@@ -206,11 +228,21 @@ def _search(
         clock if costs is None else costs,
         progress=progress,
     )
-    if config.method == "grid":
-        sweep(search)
-    else:
-        propose(search, _presets(work.task), work.config.seed)
+    return Begun(search, work, costs, env)
 
+
+def conclude(
+    begun: Begun, folder: Path, check: LoadedData | None, progress: bool, trials: int | None = None
+) -> tuple[SearchRecord, Path]:
+    """Make and save the record of all that was tried.
+
+    Args:
+        begun: the search.
+        folder, check, progress: as of `begin` and `search_thresholds`.
+        trials: of a study that several workers have shared.
+    """
+    search, work, costs = begun.search, begun.work, begun.costs
+    config = search.config
     points, best = search.points(), search.best
     checked = None
     if best is not None and check is not None:
@@ -219,7 +251,7 @@ def _search(
     record = SearchRecord(
         models=work.models,
         data=describe_data(work.data, search.large),
-        env=env,
+        env=begun.env,
         config=describe_config(work.config, work.task),
         search=config,
         costs=None if costs is None else asdict(costs),
@@ -236,6 +268,7 @@ def _search(
             grid_by_pair=len(candidates(config, "grid")) * total,
         ),
         check=checked,
+        trials=trials,
     )
     path = folder / f"{config.method}.json"
     record.save(path)
@@ -266,7 +299,7 @@ def _costs(work: Workload, config: SearchConfig, path: Path) -> Costs:
     return known_costs(path, {"small": work}, middle)["small"]
 
 
-def _presets(task: Task) -> tuple[Thresholds, ...]:
+def presets(task: Task) -> tuple[Thresholds, ...]:
     """Thresholds known for this task, each once, in order."""
     return tuple(dict.fromkeys(t for some in task.thresholds.values() for t in some))
 

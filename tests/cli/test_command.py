@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -312,3 +313,31 @@ def test_a_torchvision_of_another_torch_is_one_sentence(monkeypatch, capsys):
     assert "pip uninstall torchvision torchaudio" in said
     with pytest.raises(ModuleNotFoundError):  # any other is no fault of the machine
         cli.run(lambda: exec("raise ModuleNotFoundError('x')"))
+
+
+@pytest.mark.parametrize(
+    ("library", "variable"),
+    [("huggingface_hub", "HF_ENDPOINT"), ("torch", "TORCH_LOGS"), ("matplotlib", "MPLBACKEND")],
+)
+def test_what_a_library_cannot_read_from_the_environment_is_one_sentence(
+    monkeypatch, capsys, library, variable
+):
+    """As "http://127.0.0.1:port", of which huggingface_hub says no more than that it is no port."""
+
+    def main():
+        try:
+            exec("raise ValueError('no port')", {"__name__": f"{library}.within"})
+        except ValueError as behind:
+            raise RuntimeError("Could not import module 'PreTrainedModel'") from behind
+
+    for name in [name for name in os.environ if name.startswith(("HF_", "TORCH", "MPL"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(RuntimeError):  # a fault of another kind keeps its stack trace
+        cli.run(main)
+    monkeypatch.setenv(variable, "http://me:password@host:port")
+    with pytest.raises(SystemExit) as end:
+        cli.run(main)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {library} cannot be imported (ValueError: no port)")
+    assert said.endswith(f"from the environment: {variable}\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -288,6 +290,74 @@ def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
+@pytest.fixture
+def attributes(monkeypatch, tmp_path):
+    """A file system that keeps attributes; where this is none, as if it were one."""
+    try:
+        os.setxattr(tmp_path, "user.tried", b"1")
+    except (AttributeError, OSError):
+        kept = {}
+
+        def get(path, *_, **__):
+            if os.stat(path).st_ino not in kept:
+                raise OSError
+            return kept[os.stat(path).st_ino]
+
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.setattr(
+            os, "setxattr", lambda f, _, value: kept.update({os.fstat(f).st_ino: value}), False
+        )
+        monkeypatch.setattr(os, "getxattr", get, raising=False)
+
+
+@pytest.mark.usefixtures("attributes")
+def test_the_same_command_once_more_finds_that_it_is_done(job, capsys):
+    """As after a kill behind the last change of all."""
+    assert generate_file(Echo(), job) == 7
+    assert capsys.readouterr().err == ""
+    assert generate_file(Echo(0), replace(job, quiet=False)) == 7
+    said = f"{job.output} is done: this command has written all 7 outputs; --overwrite decodes"
+    assert capsys.readouterr().err == f"{said} them again\n"
+    other = Echo(0, work={"rules": {"fallback": 0.6}})
+    with pytest.raises(BildError, match=r"another command: its rules fallback is 0\.5, not 0\.6"):
+        generate_file(other, job)
+    Path(job.output).write_text(WHOLE.replace("3", "4"))
+    with pytest.raises(BildError, match="there already, made by this command, and was changed"):
+        generate_file(Echo(0), job)
+    assert generate_file(Echo(7), replace(job, overwrite=True)) == 7
+    assert Path(job.output).read_text() == WHOLE
+    packed = replace(job, output=f"{job.output}.gz")
+    for left in (7, 0):
+        assert generate_file(Echo(left), packed) == 7
+
+
+@pytest.mark.usefixtures("attributes")
+def test_done_is_no_error_of_the_command_and_another_one_is(bild, models, tmp_path):  # noqa: F811
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("\n".join(SOURCES[:2]))
+    command = ("generate", source, "-o", output, *models)
+    assert bild(*command) == (0, "", "")
+    code, out, err = bild(*command)
+    assert (code, out) == (0, "")
+    assert "is done: this command has written all 2 outputs" in err
+    err = refused(bild(*command, "--rollback", 1))
+    assert "its rules rollback_threshold is " in err
+    assert "not 1.0; --overwrite replaces it" in err
+    refused(bild("generate", "-", "-o", output, *models))  # of a pipe nobody knows whether it is
+
+
+def test_where_no_attributes_are_kept_it_is_there_already(bild, models, tmp_path, monkeypatch):  # noqa: F811
+    def refuse(*_, **__):
+        raise OSError(errno.ENOTSUP, "no")
+
+    monkeypatch.setattr(os, "setxattr", refuse, raising=False)
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("\n".join(SOURCES[:2]))
+    command = ("generate", source, "-o", output, *models)
+    assert bild(*command) == (0, "", "")
+    assert "is there already; --overwrite replaces it" in refused(bild(*command))
+
+
 KILLED = """
 import sys, time
 sys.path[:0] = [{tests!r}, {cli!r}]
@@ -417,6 +487,7 @@ def test_an_input_that_cannot_be_read_is_named(job, content, needles):
         ('{"source": 3}', "no text as 'source'"),
         ('{"source": "\\ud800"}', "surrogate"),
         ('{"source": "a", "x": "\\uD800"}', "surrogate"),
+        ('{"source": "a", "x": ' + "9" * 5000 + "}", "is not a JSON object"),
     ],
 )
 def test_a_line_that_is_no_object_with_a_text_is_named(tmp_path, line, needle):

@@ -115,6 +115,30 @@ def test_whatever_a_kill_leaves_of_a_process_file_is_gone_on_with(job):
         assert beside(job) == [""]
 
 
+@pytest.mark.parametrize(
+    "step",
+    ["pathlib.Path.unlink", "bild.sharing.Queue.remove", "bild.outputs.writing.Partial.move_to"],
+)
+def test_killed_as_it_clears_away_it_leaves_nothing_after_the_next_run(job, monkeypatch, step):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(RuntimeError):
+        generate_file(Echo(80), job)
+    partial = partial_of(Path(job.output))
+    first = partial.read_bytes().partition(b"\n")[0]
+    lines = (json.dumps([i, f"<{LINES[i]}>"]) for i in range(80, COUNT))
+    Path(f"{partial}-1").write_bytes(first + b"\n" + "".join(f"{x}\n" for x in lines).encode())
+    with monkeypatch.context() as patch:
+        patch.setattr(step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate_file(Echo(0), job)
+    assert partial.read_bytes().count(b"\n") == 1 + COUNT
+    assert generate_file(Echo(0), job) == COUNT
+    assert Path(job.output).read_text() == WHOLE
+    assert beside(job) == [""]
+
+
 def test_other_work_is_refused_and_changes_nothing(job):
     def work(rank):
         return {"rules": {"fallback": 0.5 + rank}}

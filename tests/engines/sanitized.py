@@ -21,6 +21,7 @@ from bild import BiLDConfig, BiLDModel
 from bild.checkpoints.drafter import make_drafter
 from bild.engines import build, t5_native
 from bild.policy import RULES
+from bild.rules import ACCEPTANCE, FALLBACK
 
 S = (3, 12, 60)  # longest sources
 SANITIZERS = (
@@ -66,6 +67,8 @@ def decode(drawn: random.Random, pair: BiLDModel, vocab: int, together: bool) ->
     config = BiLDConfig(
         drawn.uniform(0, 1), drawn.choice((0.0, 1.0, 4.0)), drawn.choice((1, 10, math.inf)),
         drawn.choice(sorted(RULES)), lookahead=drawn.choice((0, 1, math.inf)),
+        acceptance=drawn.choice((None, *ACCEPTANCE)),
+        drafting=drawn.choice((None, *sorted(set(FALLBACK) - {"adaptive"}))),  # it does not guess
     )  # fmt: skip
     limit = drawn.choice((1, 9, 150))
     if together:

@@ -1,5 +1,6 @@
 """Several sequences in one forward: each gets what it gets alone."""
 
+import itertools
 import random
 
 import pytest
@@ -10,8 +11,8 @@ from bild.engines import build, make_engine
 from bild.engines.requests import DraftRequest, FeedRequest, VerifyRequest, answer
 from bild.engines.t5_batch import NativeCompany, TorchCompany
 from bild.errors import BildError
-from bild.fallback import Margin
-from bild.policy import MaxProbability
+from bild.fallback import Entropy, Margin, Product
+from bild.policy import DEAR_MEASURES, MaxProbability
 
 needs_compiler = pytest.mark.skipif(
     build.find_compiler() is None, reason="no C++ compiler on this machine"
@@ -43,11 +44,13 @@ def requests(kind, rng, decoder, twin):
     if kind is FeedRequest:
         arguments = (tokens,)
     elif kind is DraftRequest:
-        rule = MaxProbability(rng.choice((0, 0.3, 0.9)))
+        rule = rng.choice((MaxProbability, Margin, Product))(rng.choice((0, 0.3, 0.9)))
+        rule = rng.choice((rule, Entropy(rng.choice((0.5, 1, 2)))))
         arguments = (tokens, rng.randint(0, 9), rule, (1,))
     else:
         drafted = tokens[len(tokens) - rng.randint(0, len(tokens) - 1) :]
-        arguments = (tokens, drafted, len(tokens) - len(drafted) - 1)
+        needs = rng.choice(((), {"entropies"}, {"ranks"}, DEAR_MEASURES))
+        arguments = (tokens, drafted, len(tokens) - len(drafted) - 1, needs)
     return kind(decoder, *arguments), kind(twin, *arguments)
 
 
@@ -55,8 +58,9 @@ def numbers(reply):
     """Everything in an answer, the discrete and the rest."""
     if isinstance(reply, torch.Tensor):
         return [], reply.flatten().tolist()
-    exact = [reply.tokens, getattr(reply, "unsure", None)]
-    return exact, [*reply.probabilities, *getattr(reply, "distances", ())]
+    exact = [reply.tokens, getattr(reply, "unsure", None), *getattr(reply, "ranks", ())]
+    measured = (getattr(reply, name, ()) for name in ("distances", "entropies"))
+    return exact, [*reply.probabilities, *itertools.chain(*measured)]
 
 
 @pytest.mark.parametrize("options", ENGINES)

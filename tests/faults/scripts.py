@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,16 @@ def prepare(stage: Path) -> None:
     save_data(stage / "validation.jsonl", PAIRS[32:])
     (stage / "records").mkdir()
     run_record().save(stage / "records" / "run.json")
+
+
+def keeps_attributes(folder: Path) -> bool:
+    """Whether the file system keeps with a file what `bild generate` says of it."""
+    with tempfile.TemporaryFile(dir=folder) as tried:
+        try:
+            os.setxattr(tried.fileno(), "user.bild.tried", b"1")
+        except (AttributeError, OSError):
+            return False
+    return True
 
 
 def commands(stage: Path) -> dict[str, list[str]]:
@@ -73,6 +85,13 @@ def commands(stage: Path) -> dict[str, list[str]]:
         ],
         "finetune": ["finetune", *training],
         "align": ["align", *training, "--large", large, "--max-new-tokens", "6"],
+        "align-on-policy": [
+            "align", *training, "--large", large, "--max-new-tokens", "6", "--method", "on-policy",
+        ],
+        "align-drafter": [
+            "drafter", *(training[2:]), "--large", large, "--max-new-tokens", "6", "--method",
+            "drafter",
+        ],
         "measure_agreement": [
             "--large", large, "--small", small, "--data-file", few, "--output-dir", "out",
             "--record", "record.json", "--max-new-tokens", "6",
@@ -86,7 +105,7 @@ def commands(stage: Path) -> dict[str, list[str]]:
         "check_duplicates": [few, "--corpus", validation, "--record", "record.json"],
         "generate": [
             few, "-o", "outputs.jsonl", "--large", large, "--small", small, "--source-key", "de",
-            "--stats", "--overwrite",
+            "--stats", *([] if keeps_attributes(stage) else ["--overwrite"]),
         ],
         "compare_rules": [
             "demo", *pair, *short, "--rules", "exact", "lenient:share=0.2", "--draftings",

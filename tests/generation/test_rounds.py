@@ -14,9 +14,11 @@ from transformers.generation import MaxTimeCriteria, StoppingCriteriaList
 
 from bild import BiLDConfig, BildError, BiLDModel
 from bild.checkpoints.drafter import BiLDDrafter, make_drafter
+from bild.engines import t5_rules
 from bild.engines.build import find_compiler
 from bild.engines.t5_batch import NativeCompany
 from bild.engines.t5_rounds import LONGEST, NativeRounds
+from bild.fallback import Adaptive
 from bild.generation.decoding import Stopping, decode
 from bild.generation.lookahead import decode_ahead
 from bild.generation.pace import Experience
@@ -24,6 +26,7 @@ from bild.generation.prices import Prices
 from bild.generation.rounds import AT_A_TIME, decode_rounds, make_rounds, round_rules
 from bild.generation.source import Source
 from bild.policy import RULES, DistanceRule, MaxProbability
+from bild.rules import ACCEPTANCE as ACCEPTANCE_RULES
 from bild.rules import FALLBACK
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
@@ -68,6 +71,31 @@ def by_the_loop(pair, source, config, stopping, prompt=(0,), on_commit=None):
         return output.tokens, stats, large.length, small.length
 
 
+# Settings on both sides of what random models say, and those that are exact.
+ACCEPTANCE = (
+    *(
+        "exact",
+        "bild:threshold=0.5",
+        "topk:k=1",
+        "topk:k=2,tolerance=2",
+        "topk:k=inf,tolerance=0.3",
+    ),
+    *("topk:k=4,tolerance=inf", "topk:k=3,tolerance=0", "typical:eps=0.1,delta=0.3"),
+    *("typical:eps=0.3,delta=0.9", "typical:eps=0.6,delta=inf", "typical:eps=0,delta=1"),
+    *("lenient:share=0", "lenient:share=0.2", "lenient:share=0.7", "lenient:share=1"),
+    *("regret:budget=0", "regret:budget=0.8", "regret:budget=5", "regret:budget=inf"),
+    *("ensemble:weight=0", "ensemble:weight=0.4", "ensemble:weight=0.7", "ensemble:weight=1"),
+    *("cascade:alpha=-1", "cascade:alpha=-0.1", "cascade:alpha=0.1", "cascade:alpha=1"),
+)
+ACCEPTS_ALL = {
+    *("typical:eps=0,delta=1", "lenient:share=0", "regret:budget=inf"),
+    *("ensemble:weight=1", "cascade:alpha=1"),
+}
+DRAFTING = (
+    *("max:threshold=0.3", "entropy:limit=0", "entropy:limit=1.2", "entropy:limit=2"),
+    *("entropy:limit=inf", "margin:least=0", "margin:least=0.1", "margin:least=0.5"),
+    *("margin:least=1.1", "product:least=0.02", "product:least=0.3", "product:least=1.1"),
+)
 configs = st.builds(
     BiLDConfig,
     fallback_threshold=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.1]),
@@ -76,11 +104,12 @@ configs = st.builds(
     variant=st.sampled_from(sorted(RULES)),
     start=st.sampled_from(["large", "small"]),
     lookahead=st.sampled_from([0, 1, 2, math.inf]),
-    acceptance=st.sampled_from([None, None, "exact"]),
+    acceptance=st.none() | st.sampled_from(ACCEPTANCE),
+    drafting=st.none() | st.sampled_from(DRAFTING),
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=120)
 @given(
     config=configs,
     seed=st.integers(0, 5),
@@ -165,17 +194,24 @@ def damaged_pair(which, drafts):
     return large, small
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        BiLDConfig(drafting="adaptive"),
-        BiLDConfig(drafting="product"),
-        BiLDConfig(acceptance="lenient"),
-    ],
-    ids=lambda config: config.described,
-)
-def test_other_rules_are_left_to_the_loop(config):
-    assert round_rules(config) is None
+@pytest.mark.parametrize("acceptance", ACCEPTANCE)
+def test_every_rule_is_that_of_the_loop(acceptance):
+    """What is drawn above is here gone through: each acceptance rule by each way of drafting."""
+    rollbacks, stopping = 0, Stopping(14, frozenset({EOS}))
+    for number, drafting in enumerate(DRAFTING):
+        pair, (source,) = tiny_pair(number % 3, 1.0, drafts=number % 5 == 4), sources(number, 1)
+        for lookahead in (0, 1):
+            config = BiLDConfig(acceptance=acceptance, drafting=drafting, lookahead=lookahead)
+            found = in_one_call(pair, source, config, stopping)
+            assert found == by_the_loop(pair, source, config, stopping)
+            rollbacks += found[1].rollbacks
+    assert (rollbacks == 0) == (acceptance in ACCEPTS_ALL)
+
+
+def test_a_rule_of_the_clock_is_left_to_the_loop():
+    assert not round_rules(BiLDConfig(drafting="adaptive")).are_native
+    assert {kind for kind in FALLBACK.values() if kind is not Adaptive} == set(t5_rules.FALLBACKS)
+    assert set(ACCEPTANCE_RULES.values()) == set(t5_rules.ACCEPTANCES)
 
 
 @dataclass(frozen=True)
@@ -193,9 +229,9 @@ class Milder(DistanceRule):
 def test_a_class_made_of_a_known_rule_is_left_to_the_loop(monkeypatch):
     monkeypatch.setitem(FALLBACK, "bolder", Bolder)
     monkeypatch.setitem(RULES, "milder", Milder)
-    assert round_rules(BiLDConfig()) is not None
-    assert round_rules(BiLDConfig(drafting="bolder")) is None
-    assert round_rules(BiLDConfig(variant="milder")) is None
+    assert round_rules(BiLDConfig()).are_native
+    assert not round_rules(BiLDConfig(drafting="bolder")).are_native
+    assert not round_rules(BiLDConfig(variant="milder")).are_native
 
 
 class Counted:

@@ -65,7 +65,7 @@ class Engine(TableDecoder):
         self.length = len(self.cached)
         return draft
 
-    def verify(self, pending, drafted, first_row=0):
+    def verify(self, pending, drafted, first_row=0, needs=()):
         table = [r.softmax(-1) for r in self.rows[self.length : self.length + len(pending)]]
         super().feed(pending)
         table = table[first_row:]

@@ -379,13 +379,13 @@ def test_processes_share_the_grid_and_choose_what_one_would(command, tmp_path, m
     assert decoded == {p.name for p in tmp_path.glob("alone/*/*/decoded/*")}
 
 
-def test_processes_do_not_share_optunas_proposals(command, tmp_path):
-    def process(rank):
-        done = command("--output-dir", "shared")
-        assert "several processes search with --method grid alone" in done.err
-        os._exit(done.code)
-
-    assert run_processes(2, process) == [2, 2]
+def test_processes_share_optunas_proposals_through_a_database_alone(command, tmp_path, monkeypatch):
+    """One that a launcher has started is told so; with one: tests/tuning/test_workers.py."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = command("--output-dir", "shared")
+    assert done.code == 2
+    assert "through a database: name one with --storage, as sqlite:///search.db" in done.err
     assert not list(tmp_path.glob("shared/*/search-*"))
 
 

@@ -343,8 +343,8 @@ void product(const Matrix& w, int64_t begin, int64_t end, const Input& x, float*
              int64_t out_stride, bool add) {
   if (x.tokens <= 0) return;
   if (x.tokens <= 6) {
-    const auto with = x.tokens == 1   ? panels<type, 8, 1>
-                      : x.tokens == 2 ? panels<type, 8, 2>
+    const auto with = x.tokens == 1   ? panels<type, 4, 1>
+                      : x.tokens == 2 ? panels<type, 4, 2>
                       : x.tokens <= 4 ? panels<type, 4, 4>
                                       : panels<type, 4, 6>;
     return with(w, begin, end, x, out, out_stride, add);

@@ -1,7 +1,7 @@
 // Whole rounds of Big Little Decoder: draft, verify, cut, commit, roll both caches back, as
-// bild/generation/lookahead.py tells it, which is the definition. Here for rules that need no more
-// than the tokens' distances, and for nobody who looks at scores. The outputs of a batch make their
-// rounds side by side, so that one forward serves them all; each as if it were alone.
+// bild/generation/lookahead.py tells it, which is the definition. Here for the rules of rules.h, and
+// for nobody who looks at scores. The outputs of a batch make their rounds side by side, so that one
+// forward serves them all; each as if it were alone.
 #pragma once
 
 // Where a round's time went: to the drafts, of so many small forwards; and to a large forward of
@@ -29,12 +29,14 @@ struct Rounds {
   int32_t checked;     // of them those that can no longer change
   int32_t max_length;
   int32_t until;       // tokens to check before it returns
-  double fallback, rollback;
+  Fallback fallback;
+  Acceptance acceptance;
+  double spent;        // what the acceptance rule has let pass so far
   int32_t window;      // tokens that the small model may write in a row
   int32_t lookahead;   // guesses behind which it may go on in a round, and
   double least;        // only while their chance is above this
   int32_t last_guess;  // whether a turn may end with a guess, the large model writing behind it
-  int32_t first_far_only, checks_end, large_after_cut;
+  int32_t checks_end, large_after_cut;
   int32_t small_turn;  // whether the small model writes next
   int32_t ended;       // whether the output has
   int32_t rounds;      // that `times` tells of
@@ -71,6 +73,7 @@ class Rounding {
   void begin() {
     windows_.clear();
     places_.clear();
+    confidences_.clear();
     chance_ = 1;
     ends_ = false;
     window_ = {};
@@ -88,15 +91,16 @@ class Rounding {
     return {r.small_model->layers, r.small, r.tokens + cached, T, T - 1};
   }
 
-  // What it wrote behind that.
-  void drafted(const Best& best) {
+  // What it wrote behind that, by a row of its logits.
+  void drafted(const Best& best, const float* logits) {
     const double p = probability(best);
     ++r.small_forwards;
     if (p != p) return refuse(2, r.count);
     if (guesses_) return guess(best.token, p);
-    window_.unsure = p < r.fallback;
+    product_ *= p;
+    window_.unsure = should_stop(r.fallback, best, product_, logits, r.small_model->vocabulary);
     if (!window_.unsure) {
-      r.tokens[r.count++] = best.token;
+      write(best.token, p);
       if (++window_.tokens < limit_ && !is_eos(best.token)) return;
     }
     ends_ = window_.tokens > 0 && output_ends();
@@ -111,8 +115,7 @@ class Rounding {
     looked_ = ends_ && !r.checks_end ? places_.back() + 1 : r.count;
     const int32_t cached = r.large->length, width = looked_ - ends_ - cached;
     const int32_t first_row = r.checked - cached - 1;
-    choices_.resize(width - first_row);
-    distances_.resize(looked_ - r.checked);
+    rows_.resize(width - first_row);
     r.large_forwards += 1;
     r.large_fed += width;
     time_.width = width;
@@ -123,9 +126,16 @@ class Rounding {
   void judged(int32_t i, const Best& best, const float* logits) {
     const double p = probability(best);
     if (p != p && !r.damaged) refuse(1, r.checked + i);
-    choices_[i] = best.token;
-    if (i < int32_t(distances_.size()))
-      distances_[i] = distance(best, logits, r.tokens[r.checked + i]);
+    Looked& row = rows_[i];
+    row.choice = best.token;
+    if (i >= looked_ - r.checked) return;  // the row behind the last token looked at
+    const int64_t V = r.large_model->vocabulary;
+    row.drafted = r.tokens[r.checked + i];
+    row.confidence = confidences_[i];
+    row.distance = distance(best, logits, row.drafted);
+    row.own_distance = p ? -std::log(p) : std::numeric_limits<double>::infinity();
+    if (reads_entropy(r.acceptance)) row.entropy = entropy(best, logits, V);
+    if (reads_rank(r.acceptance)) row.rank = rank(logits, V, row.drafted);
   }
 
   // The round is over: it took so long, `width` tokens being fed to the large model.
@@ -153,6 +163,12 @@ class Rounding {
   // Whether the proposal ends the output without a look at it.
   bool unchecked() const { return ends_ && !r.checks_end && places_.empty(); }
 
+  // The small model's token, behind all others.
+  void write(int32_t token, double p) {
+    r.tokens[r.count++] = token;
+    confidences_.push_back(p);
+  }
+
   void refuse(int32_t model, int32_t position) {
     r.damaged = model;
     r.position = position;
@@ -162,6 +178,7 @@ class Rounding {
 
   void open_window() {
     window_ = {};
+    product_ = 1;
     drafts_ = true;
     guesses_ = false;
     limit_ = std::min(r.window, r.max_length - r.count);
@@ -185,19 +202,17 @@ class Rounding {
     drafts_ = false;
     if (!goes_on_ && !r.last_guess) return;
     places_.push_back(r.count);
-    r.tokens[r.count++] = token;
+    write(token, p);
     ends_ = output_ends();
     if (goes_on_ && !ends_) open_window();
   }
 
-  // DistanceRule.first_cut of tokens first..last of those looked at; `last` where there is no cut.
-  int32_t first_cut(int32_t first, int32_t last) const {
-    for (int32_t i = first; i < last; ++i)
-      if (distances_[i] > r.rollback) {
-        if (choices_[i] != r.tokens[r.checked + i]) return i;
-        if (r.first_far_only) return last;
-      }
-    return last;
+  // Where the window of tokens first..last is cut; `last` where it is not.
+  int32_t cut(int32_t first, int32_t last) {
+    const Looked* window = rows_.data() + first;
+    const int32_t kept = first_cut(r.acceptance, window, last - first, r.spent);
+    r.spent += spends(r.acceptance, window, kept);
+    return first + kept;
   }
 
   // Keeps what stands (check_proposal), and writes the large model's own token behind it.
@@ -207,9 +222,9 @@ class Rounding {
     bool rolled_back = false;
     for (const int32_t place : places_) {
       const int32_t bound = place - r.checked;
-      kept = first_cut(start, bound);
+      kept = cut(start, bound);
       rolled_back = kept < bound;
-      if (rolled_back || choices_[bound] != r.tokens[place]) break;
+      if (rolled_back || rows_[bound].choice != r.tokens[place]) break;
       kept = drafted;
       start = bound + 1;
       ++held;
@@ -217,7 +232,7 @@ class Rounding {
     const int32_t guesses = int32_t(places_.size());
     const int32_t bound = held < guesses ? places_[held] - r.checked : drafted;
     if (held == guesses) {
-      kept = first_cut(start, drafted);
+      kept = cut(start, drafted);
       rolled_back = kept < drafted;
     }
     count_windows(held + 1);
@@ -236,7 +251,7 @@ class Rounding {
       r.large->length = std::min(r.large->length, r.count);
       r.small->length = std::min(r.small->length, r.count);
     }
-    r.tokens[r.count++] = choices_[kept];
+    r.tokens[r.count++] = rows_[kept].choice;
     r.checked = r.count;
     r.ended = output_ends();
     r.small_turn = !(rolled_back && r.large_after_cut);
@@ -261,9 +276,10 @@ class Rounding {
   bool guesses_ = false;         // its next token is a guess, behind which
   bool goes_on_ = false;         // it opens another window
   bool ends_ = false;            // the proposal's last token ends the output
-  int32_t looked_ = 0;           // the large model looks at tokens[checked:looked_]
-  std::vector<int32_t> choices_;   // its own
-  std::vector<double> distances_;  // from the tokens looked at
+  double product_ = 1;           // of the probabilities of the window
+  std::vector<double> confidences_;  // of the small model in its tokens, from `checked` on
+  int32_t looked_ = 0;           // the large model looks at tokens[checked:looked_], and
+  std::vector<Looked> rows_;     // says this of them, and perhaps what it would write behind them
   RoundTime time_ = {};
 };
 
@@ -285,8 +301,8 @@ void make_rounds(std::vector<Rounding>& all, const FeedSmall& feed_small,
     const double start = seconds_now();
     for (Rounding& one : all) one.begin();
     while (wanted([](auto& one) { return one.drafts(); }, [](auto& one) { return one.pending(); }))
-      feed_small(parts, [&](size_t i, int, const Best& best, const float*) {
-        whose[i]->drafted(best);
+      feed_small(parts, [&](size_t i, int, const Best& best, const float* logits) {
+        whose[i]->drafted(best, logits);
       });
     const double proposed = seconds_now();
     if (wanted([](auto& one) { return one.looks(); }, [](auto& one) { return one.looked_at(); }))

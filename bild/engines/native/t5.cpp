@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "layers.h"
+#include "rules.h"
 #include "team.h"
 
 // ------------------------------------------------------------------------ what Python fills in
@@ -64,12 +65,14 @@ struct Ask {
   const int32_t* pending;  // (count), to be fed after the cached tokens
   int32_t count;
   int32_t limit, eos_count;              // of a draft: see bild_t5_draft
-  double threshold;
+  Fallback fallback;
   const int32_t* eos;
   int32_t drafted_count, first_row;      // of a verdict: see bild_t5_verify
   const int32_t* drafted;
   int32_t* tokens;                       // what is found, as there
-  double *probabilities, *distances;
+  double *probabilities, *distances, *entropies;
+  int32_t* ranks;
+  double product;                        // of the probabilities of a draft so far
   int32_t written_count, forwards;
 };
 
@@ -86,12 +89,6 @@ namespace {
 
 constexpr int kMaxTokens = 16;  // of one forward; longer feeds go in pieces
 constexpr int kParts = 16;      // of the vocabulary: sums do not depend on the number of threads
-
-struct Best {
-  int32_t token;
-  float logit;
-  float sum;  // of e^(logit of v - logit), over v: 1 / sum is the token's probability
-};
 
 // Keys and values of one layer: (H, P / 16, C, 16) and (H, P, C).
 struct Cache {
@@ -488,22 +485,36 @@ void encode(const Model& m, Pace& pace, const int32_t* tokens, int S, int64_t P,
   });
 }
 
-// Of the best token; NaN where the model is damaged, and the token then means nothing.
-double probability(const Best& b) { return 1.0 / b.sum; }
+// What a draft has written so far.
+struct Drafting {
+  const Fallback& fallback;
+  int32_t limit;
+  const int32_t* eos;
+  int32_t eos_count;
+  int32_t* written;
+  double* probabilities;
+  int32_t* written_count;
+  double* product;  // 1 before the first
+};
 
-// How far a row of logits is from a token, in nats.
-double distance(const Best& b, const float* logits, int32_t token) {
-  return double(b.logit) + std::log(double(b.sum)) - logits[token];
+// Writes down the i-th token of a draft; whether the draft goes on.
+bool write(const Drafting& draft, int32_t i, const Best& best, const float* logits, int64_t V) {
+  const double p = draft.probabilities[i] = probability(best);
+  draft.written[i] = best.token;
+  *draft.product *= p;
+  if (p != p || should_stop(draft.fallback, best, *draft.product, logits, V)) return false;
+  *draft.written_count = i + 1;
+  const int32_t* end = draft.eos + draft.eos_count;
+  return i + 1 < draft.limit && std::find(draft.eos, end, best.token) == end;
 }
 
-// Writes down the next token of a draft; whether the draft goes on.
-bool write(const Best& best, int32_t i, int32_t limit, double threshold, const int32_t* eos,
-           int32_t eos_count, int32_t* written, double* probabilities, int32_t* written_count) {
-  probabilities[i] = probability(best);
-  written[i] = best.token;
-  if (!(probabilities[i] >= threshold)) return false;
-  *written_count = i + 1;
-  return i + 1 < limit && std::find(eos, eos + eos_count, best.token) == eos + eos_count;
+// What the large model says of the i-th drafted token, by a row of its logits; `entropies` and
+// `ranks` are null where nobody asks.
+void judge(int32_t i, int32_t drafted, const Best& best, const float* logits, int64_t V,
+           double* distances, double* entropies, int32_t* ranks) {
+  distances[i] = distance(best, logits, drafted);
+  if (entropies != nullptr) entropies[i] = entropy(best, logits, V);
+  if (ranks != nullptr) ranks[i] = rank(logits, V, drafted);
 }
 
 }  // namespace
@@ -520,7 +531,8 @@ const char* bild_flags() { return BILD_FLAGS; }
 int32_t bild_t5_layout(int32_t* layout, int32_t room) {
   const int32_t sizes[] = {sizeof(Matrix), sizeof(Layer),    sizeof(Model), sizeof(Session),
                            sizeof(Ask),    sizeof(Together), sizeof(RoundTime),
-                           sizeof(Rounds), kLanes,           kMaxTokens};
+                           sizeof(Rounds), sizeof(Fallback), sizeof(Acceptance),
+                           kLanes,         kMaxTokens};
   const int32_t count = sizeof sizes / sizeof *sizes;
   std::copy_n(sizes, std::min(count, room), layout);
   return count;
@@ -556,12 +568,16 @@ void bild_t5_feed(const Model* m, Session* s, const int32_t* tokens, int32_t cou
 }
 
 // Feeds `pending` and writes greedily (Decoder.draft): up to `limit` tokens, up to an
-// end-of-sequence id, or until a probability is below `threshold` or NaN. `written` and
+// end-of-sequence id, or until `fallback` stops it or a probability is NaN. `written` and
 // `probabilities` have room for `limit`; a token that is not written stands after those that are.
 // Returns the number of probabilities: one a forward.
 int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_t count,
-                      int32_t limit, double threshold, const int32_t* eos, int32_t eos_count,
-                      int32_t* written, double* probabilities, int32_t* written_count) {
+                      int32_t limit, const Fallback* fallback, const int32_t* eos,
+                      int32_t eos_count, int32_t* written, double* probabilities,
+                      int32_t* written_count) {
+  double product = 1;
+  const Drafting draft = {*fallback, limit, eos, eos_count, written, probabilities, written_count,
+                          &product};
   *written_count = 0;
   if (count <= 0) return 0;
   for (int32_t i = 0; i < limit; ++i) {
@@ -570,8 +586,7 @@ int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_
       T = std::min(kMaxTokens, count - at);
       forward(*m, *s, pending + at, T, T - 1, s->logits, &best);
     }
-    if (!write(best, i, limit, threshold, eos, eos_count, written, probabilities, written_count))
-      return i + 1;
+    if (!write(draft, i, best, s->logits, m->vocabulary)) return i + 1;
     pending = written + i;
     count = 1;
   }
@@ -579,14 +594,17 @@ int32_t bild_t5_draft(const Model* m, Session* s, const int32_t* pending, int32_
 }
 
 // Feeds `pending` and judges the drafted tokens (Decoder.verify). `tokens` and `probabilities`
-// have room for count - first_row, `distances` for drafted_count.
+// have room for count - first_row, `distances` for drafted_count, and so have `entropies` and `ranks`,
+// if they are not null.
 void bild_t5_verify(const Model* m, Session* s, const int32_t* pending, int32_t count,
                     const int32_t* drafted, int32_t drafted_count, int32_t first_row,
-                    int32_t* tokens, double* probabilities, double* distances) {
+                    int32_t* tokens, double* probabilities, double* distances, double* entropies,
+                    int32_t* ranks) {
   feed_alone(*m, *s, pending, count, first_row, [&](int i, const Best& b, const float* logits) {
     tokens[i] = b.token;
     probabilities[i] = probability(b);
-    if (i < drafted_count) distances[i] = distance(b, logits, drafted[i]);
+    if (i < drafted_count)
+      judge(i, drafted[i], b, logits, m->vocabulary, distances, entropies, ranks);
   });
 }
 
@@ -610,6 +628,7 @@ void bild_t5_draft_together(Together* all, Ask* asks, int32_t count) {
   std::vector<int32_t> active;
   for (int32_t i = 0; i < count; ++i) {
     asks[i].written_count = asks[i].forwards = 0;
+    asks[i].product = 1;
     if (asks[i].limit > 0 && asks[i].count > 0) active.push_back(i);
   }
   while (!active.empty()) {
@@ -625,8 +644,10 @@ void bild_t5_draft_together(Together* all, Ask* asks, int32_t count) {
     size_t stay = 0;
     for (size_t row = 0; row < active.size(); ++row) {
       Ask& a = asks[active[row]];
-      if (write(best[row], a.forwards++, a.limit, a.threshold, a.eos, a.eos_count, a.tokens,
-                a.probabilities, &a.written_count))
+      const int64_t V = a.model->vocabulary;
+      const Drafting draft = {a.fallback, a.limit,         a.eos,            a.eos_count,
+                              a.tokens,   a.probabilities, &a.written_count, &a.product};
+      if (write(draft, a.forwards++, best[row], all->logits + row * rounded_up(V), V))
         active[stay++] = active[row];
     }
     active.resize(stay);
@@ -643,7 +664,8 @@ void bild_t5_verify_together(Together* all, Ask* asks, int32_t count) {
     const Ask& a = asks[i];
     a.tokens[r] = b.token;
     a.probabilities[r] = probability(b);
-    if (r < a.drafted_count) a.distances[r] = distance(b, logits, a.drafted[r]);
+    if (r < a.drafted_count)
+      judge(r, a.drafted[r], b, logits, a.model->vocabulary, a.distances, a.entropies, a.ranks);
   };
   feed_together(*all, *asks[0].model, all->verdicts, parts, take);
 }
