@@ -156,12 +156,12 @@ class Translator:
             for job in jobs:
                 if job is not None:
                     taken[next(number)] = job
-                yield None if job is None else fail_alone(self._row(job, steering))
+                yield None if job is None else fail_alone(self._row(job, together=steering))
 
         for place, found in run_rows(rows(), size):
             yield taken.pop(place), found
 
-    def _row(self, job: Job, together: Steering | None = None) -> Steps[Answer]:
+    def _row(self, job: Job, *, together: Steering | None = None) -> Steps[Answer]:
         """A text's decoding, `together` with those that have the same, or alone."""
         ids, length = self._read(job)
         pieces = _Pieces(self, job) if job.watched else None
