@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 import torch
+from on_engines import ENGINES
 from tables import EOS, TableDecoder, sure
-from test_batching import bare, needs_compiler, padded
+from test_batching import bare, padded
 from tiny import sources, tiny_t5
 
 from bild import BiLDConfig, BiLDModel
@@ -220,11 +221,6 @@ def test_rests_grow_with_what_a_trial_has_lost():
 
 # ------------------------------------------------------------------------------ real engines
 
-ENGINES = [
-    pytest.param({"engine": "fast", "compile": True}, marks=needs_compiler, id="compiled"),
-    pytest.param({"engine": "fast", "compile": False}, id="torch"),
-    pytest.param({"engine": "transformers"}, id="transformers"),
-]
 PRICES = {"large": LARGE, "small": SMALL}
 NO_END = {"eos_token_id": 16, "max_new_tokens": 60}  # one past the vocabulary
 
