@@ -19,7 +19,7 @@ from commands import ROOT
 LAYERS = (
     (
         *("errors", "_version", "config", "files", "json_files", "yaml_files", "flags", "imports"),
-        *("parser", "pictures", "processes", "progress", "sharing", "shortage", "together"),
+        *("parser", "drawing", "pictures", "processes", "progress", "sharing", "shortage", "together"),
         *("visible", "policy", "acceptance", "fallback", "rules", "stopping"),
     ),
     ("checkpoints", "tasks"),
