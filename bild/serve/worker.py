@@ -174,7 +174,8 @@ class Translator:
         output = yield from self.pair.steps(
             ids, torch.ones_like(ids), job.config,
             streamer=_Nobody(job) if pieces is None else pieces,
-            output_trace=pieces is not None, together=together, **options(job.max_new_tokens, job.drawing, job.place),
+            output_trace=pieces is not None, together=together,
+            **options(job.max_new_tokens, job.drawing, job.place),
         )  # fmt: skip
         seconds = time.perf_counter() - start
         return self._answer(output, length, seconds, None if pieces is None else pieces.all)

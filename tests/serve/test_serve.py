@@ -24,9 +24,10 @@ from transformers import AutoTokenizer
 from bild import BiLDConfig, BildError, BiLDModel, DecodeStats
 from bild.generation.sampled_rules import sampling_rule
 from bild.generation.sequences import stream_of
-from bild.serve.app import _for_drawing, make_app
+from bild.serve.app import make_app
 from bild.serve.config import ServeConfig
 from bild.serve.door import host_name
+from bild.serve.drawing import for_drawing
 from bild.serve.run import listen, make_server
 from bild.serve.worker import Answer, Job, Piece, QueueFullError, Translator, Worker
 
@@ -174,9 +175,8 @@ def test_with_a_temperature_outputs_are_drawn_by_the_seed_and_the_place(port, tr
     assert found[5] != found[6]
     _, done = events_of(port, {"text": texts[0], **settings, "seed": 5})[-1]
     assert done["text"] == found[5][0]
-    free = [
-        ask(port, "POST", "/generate", {"text": TEXTS[0], "temperature": 3})[2] for _ in "12345"
-    ]
+    unseeded = {"text": TEXTS[0], "temperature": 3}
+    free = [ask(port, "POST", "/generate", unseeded)[2] for _ in range(5)]
     assert len({answer["outputs"][0]["text"] for answer in free}) > 1
 
 
@@ -185,7 +185,7 @@ def test_rules_of_greedy_drafts_do_not_keep_a_service_from_drawing():
         {"lookahead": 1}, {"variant": "authors"}, {"acceptance": "lenient"}, {"copying": "first"},
         {"drafting": "adaptive"}, {"drafting": "margin"},
     ):  # fmt: skip
-        bild = _for_drawing(BiLDConfig(0.4, **given))
+        bild = for_drawing(BiLDConfig(0.4, **given))
         sampling_rule(bild)  # does not refuse
         assert bild.fallback_threshold == 0.4
     assert bild.drafting == "margin:least=0.3"
