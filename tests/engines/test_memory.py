@@ -4,24 +4,17 @@ import contextlib
 
 import pytest
 import torch
+from on_engines import ENGINES, needs_compiler
 from tiny import sources, tiny_bart, tiny_t5
 
 from bild import BiLDConfig, BildError, BiLDModel, bild_generate, greedy_generate
-from bild.engines import build, make_engine, t5_structs
+from bild.engines import make_engine, t5_structs
 from bild.engines.t5_native import NativeSession, NativeStack
 from bild.engines.t5_structs import PRECISIONS, CFallback
 from bild.engines.t5_weights import read_stack
 
 PARTS = ("encoder", "decoder")
-needs_compiler = pytest.mark.skipif(
-    build.find_compiler() is None, reason="no C++ compiler on this machine"
-)
 COMPILED = [False, pytest.param(True, marks=needs_compiler)]
-ENGINES = [
-    pytest.param({"engine": "transformers"}, id="transformers"),
-    pytest.param({"engine": "fast", "compile": False}, id="fast"),
-    pytest.param({"engine": "fast", "compile": True}, id="compiled", marks=needs_compiler),
-]
 
 
 def tiny(seed=0, **kwargs):
