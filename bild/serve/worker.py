@@ -31,6 +31,7 @@ from bild.generation.loading import source_tokens
 from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
+from bild.generation.steering import Steering
 from bild.generation.trace import TracedToken
 from bild.outputs.drawing import Drawing
 from bild.serve.drawing import options
@@ -140,7 +141,7 @@ class Translator:
         Raises:
             BildError: what `BiLDModel.generate` refuses.
         """
-        return answer_at_once(self._row(job, together=False))
+        return answer_at_once(self._row(job))
 
     def decode_joining(
         self, jobs: Iterable[Job | None], size: int
@@ -155,19 +156,19 @@ class Translator:
             Each job once it has ended, with its answer or its error.
         """
         taken: dict[int, Job] = {}
-        number = count()
+        number, steering = count(), self.pair.steering()
 
         def rows() -> Iterator[Steps[Answer | Exception] | None]:
             for job in jobs:
                 if job is not None:
                     taken[next(number)] = job
-                yield None if job is None else fail_alone(self._row(job, together=True))
+                yield None if job is None else fail_alone(self._row(job, together=steering))
 
         for place, found in run_rows(rows(), size):
             yield taken.pop(place), found
 
-    def _row(self, job: Job, *, together: bool) -> Steps[Answer]:
-        """A text's decoding, `together` with others or not."""
+    def _row(self, job: Job, *, together: Steering | None = None) -> Steps[Answer]:
+        """A text's decoding, `together` with those that have the same, or alone."""
         ids, length = self._read(job)
         pieces = _Pieces(self, job) if job.watched else None
         start = time.perf_counter()

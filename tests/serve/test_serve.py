@@ -397,6 +397,7 @@ class Letters(Slow):
 
     decode_joining = Translator.decode_joining
     decoder = SimpleNamespace(name="large", company=None)
+    pair = SimpleNamespace(steering=object)
 
     def __init__(self):
         super().__init__()
