@@ -33,6 +33,8 @@ from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
 from bild.generation.steering import Steering
 from bild.generation.trace import TracedToken
+from bild.outputs.drawing import Drawing
+from bild.serve.drawing import options
 from bild.show.race import token_text
 
 MEMORY = 0.9  # how much the past counts in the mean of seconds a text
@@ -77,6 +79,8 @@ class Job:
         max_new_tokens: limit of the output.
         writers: whether to say who wrote each token.
         on_pieces: is told of tokens that can no longer change, in a thread of the service.
+        drawing: how the output is drawn; None for a greedy one.
+        place: of the text in its request, by which it draws.
         future: gets an `Answer`, or a `BildError`.
         since: when it came, by the monotonic clock.
     """
@@ -86,6 +90,8 @@ class Job:
     max_new_tokens: int
     writers: bool = False
     on_pieces: Callable[[list[Piece]], None] | None = None
+    drawing: Drawing | None = None
+    place: int = 0
     future: Future[Answer] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
     abandoned: bool = False  # nobody waits for it any more
@@ -169,7 +175,8 @@ class Translator:
         output = yield from self.pair.steps(
             ids, torch.ones_like(ids), job.config,
             streamer=_Nobody(job) if pieces is None else pieces,
-            output_trace=pieces is not None, together=together, **_options(job),
+            output_trace=pieces is not None, together=together,
+            **options(job.max_new_tokens, job.drawing, job.place),
         )  # fmt: skip
         seconds = time.perf_counter() - start
         return self._answer(output, length, seconds, None if pieces is None else pieces.all)
@@ -205,12 +212,6 @@ class Translator:
             for t in tokens
             if t.token not in special
         ]
-
-
-def _options(job: Job) -> dict[str, Any]:
-    """What `generate` is told of a job."""
-    greedy = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True}
-    return {**greedy, "max_new_tokens": job.max_new_tokens}
 
 
 class Decodes(Protocol):
