@@ -9,6 +9,7 @@ from reference import Cacheless, reference_decode
 from tiny import EOS, PAD, sources, tiny_bart, tiny_t5
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.pipelines import SUPPORTED_TASKS
 
 from bild import (
     BiLDConfig,
@@ -264,6 +265,11 @@ def test_a_trainer_predicts_in_batches(tmp_path):
         alone = pair.generate(row, bild_config=config, max_new_tokens=LIMIT).sequences[0].tolist()
         assert own[: len(alone)] == alone
         assert set(own[len(alone) :]) <= {PAD, -100}
+
+
+def test_transformers_has_no_pipeline_for_such_texts_as_the_page_says():
+    gone = {"text2text-generation", "translation", "summarization"}
+    assert not gone & set(SUPPORTED_TASKS)
 
 
 # ------------------------------------------------------------------------------ together
