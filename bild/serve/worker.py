@@ -32,6 +32,8 @@ from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import TracedToken
+from bild.parser import Parser
+from bild.shortage import advice, is_out_of_memory
 from bild.show.race import token_text
 
 MEMORY = 0.9  # how much the past counts in the mean of seconds a text
@@ -389,6 +391,8 @@ class Worker:
             self.running -= 1
         if isinstance(found, AbandonedError):
             found = BildError("nobody waits for this output")
+        elif isinstance(found, BaseException) and is_out_of_memory(found):
+            found = BildError(f"give a shorter text: {advice(found, False, Parser.flags)}")
         if isinstance(found, BaseException):
             job.future.set_exception(found)
             return
