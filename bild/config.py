@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from bild.errors import BildError
@@ -113,13 +114,13 @@ class BiLDConfig:
                 f"got {ahead!r}"
             )
 
-    @property
+    @cached_property
     def fallback_rule(self) -> FallbackRule:
         """When the small model hands over."""
         rule = _drafting(self)
         return MaxProbability(self.fallback_threshold) if rule is None else rule
 
-    @property
+    @cached_property
     def acceptance_rule(self) -> AcceptanceRule:
         """What the large model does with a draft."""
         rule = _acceptance(self)
@@ -135,7 +136,7 @@ class BiLDConfig:
             return f"{first}, rollback {rollback}, {self.variant} rules"
         return f"{first}, acceptance {self.acceptance}"
 
-    @property
+    @cached_property
     def is_lossless(self) -> bool:
         """Whether every output is the large model's own greedy output by these settings."""
         return self.fallback_rule.never_writes or self.acceptance_rule.is_lossless

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,18 @@ from bild.evaluation.record import (
 from bild.evaluation.shared import (
     Seen,
     decode_together,
+    folder_of_first,
     help_decode,
     is_shared,
     read_shared,
-    wait_for_record,
+    wait_for_first,
 )
 from bild.files import check_writable
 from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
-from bild.processes import launch
+from bild.processes import agree, launch
 from bild.progress import progress_bar
 from bild.tasks.data import LoadedData
 from bild.tasks.reading import Example
@@ -217,8 +219,10 @@ def evaluate_loaded(
     env = environment(work.large.device)
     own = identity(work, arms, env)
     if not launch().is_first:
-        path = wait_for_record(help_decode(arms, loop, own))
-        return RunRecord.load(path), path
+        folder = folder_of_first(own)
+        help_decode(arms, loop, folder / "samples.jsonl")
+        wait_for_first(folder / "run.json", folder, "its record")
+        return RunRecord.load(folder / "run.json"), folder / "run.json"
     resumed = 0
 
     def decode_into(path: Path) -> Iterator[Sample]:
@@ -226,7 +230,8 @@ def evaluate_loaded(
         if is_shared(path):
             resumed = len(read_shared(path, [arm.id for arm in arms], loop))
             with _watched(loop.total, resumed, work.config.task, progress) as seen:
-                return iter(decode_together(arms, loop, path, seen))
+                ready = partial(agree, str(path.parent.absolute()))
+                return iter(decode_together(arms, loop, path, ready, seen))
         resumed = len(looping.read_samples(path, [arm.id for arm in arms], loop))
         found = looping.samples(arms, loop, path)
         return with_progress(found, loop.total, resumed, work.config.task) if progress else found

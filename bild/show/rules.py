@@ -29,10 +29,23 @@ def rules_table(record: RulesRecord) -> str:
     small = " / ".join(m.id for m in record.models.small.values())
     note = (
         f"{record.models.large.id} and {small}, {base.described} but for what a row names, "
-        f"{record.data.samples} examples, engine {record.arms[0].built}, {record.env.threads} "
-        f"thread(s) of {record.env.hardware}; intervals: {record.timing.interval}."
+        f"{_guesses(record)}{record.data.samples} examples, engine {record.arms[0].built}, "
+        f"{record.env.threads} thread(s) of {record.env.hardware}; "
+        f"intervals: {record.timing.interval}."
     )
     return f"{table}\n\n{note}"
+
+
+def _guesses(record: RulesRecord) -> str:
+    """How far the small model goes on behind guesses, and by which rules it does not."""
+    base = record.config.bild
+    assert base is not None
+    if base.lookahead == 0:
+        return ""
+    without = [name for name, bild in record.rules.items() if bild.lookahead == 0]
+    but = f" (`{'`, `'.join(without)}`: 0)" if without else ""
+    ahead = base.lookahead if base.lookahead == "auto" else f"{base.lookahead:g}"
+    return f"lookahead {ahead}{but}, "
 
 
 def _row(record: RulesRecord, arm: ArmFigures) -> list[str]:

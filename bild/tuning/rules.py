@@ -24,7 +24,9 @@ from bild.evaluation.run import (
     identity,
     with_progress,
 )
+from bild.fallback import Adaptive
 from bild.generation.pair import BiLDModel
+from bild.rules import fallback_rule
 from bild.tuning.record import RulesRecord
 
 # From the closest to the large model to the loosest.
@@ -50,11 +52,16 @@ def rule_settings(
     """The settings to compare, by label: each acceptance rule with the base's way of drafting, and
     each way of drafting with the exact rule, where only speed can differ.
 
+    A way of drafting that decides itself how far to go makes no guesses, whatever the base does.
+
     Raises:
         BildError: a text that names no rule.
     """
     settings = [replace(base, acceptance=rule) for rule in acceptance]
-    settings += [replace(base, acceptance="exact", drafting=rule) for rule in drafting]
+    for rule in drafting:
+        alone = isinstance(fallback_rule(rule), Adaptive)
+        guesses = 0 if alone else base.lookahead
+        settings.append(replace(base, acceptance="exact", drafting=rule, lookahead=guesses))
     return {label_of(s, base): s for s in settings}
 
 

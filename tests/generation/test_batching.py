@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_engines import ENGINES
 from reference import Cacheless, reference_decode
 from tiny import EOS, PAD, sources, tiny_bart, tiny_t5
 from torch.nn.utils.rnn import pad_sequence
@@ -18,17 +19,9 @@ from bild import (
     bild_generate,
     greedy_generate,
 )
-from bild.engines import build, requests
+from bild.engines import requests
 from bild.generation.batching import run_rows
 
-needs_compiler = pytest.mark.skipif(
-    build.find_compiler() is None, reason="no C++ compiler on this machine"
-)
-ENGINES = [
-    pytest.param({"engine": "fast", "compile": False}, id="torch"),
-    pytest.param({"engine": "fast", "compile": True}, marks=needs_compiler, id="compiled"),
-    pytest.param({"engine": "transformers"}, id="transformers"),
-]
 SIZES = (1, 2, 3, 17)
 VARIANTS = ("authors", "paper", "verified")
 LIMIT = 14
