@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from bild.drawing import Distribution
 from bild.errors import BildError
 from bild.fallback import Adaptive
 from bild.policy import RULES, AcceptanceRule, FallbackRule, MaxProbability, Writer
@@ -203,8 +204,8 @@ class EvalConfig:
         batch_size: examples that an arm decodes together; an example's seconds are then an equal
             part of its batch's.
         threads: of the CPU; without it, as many as torch takes.
-        seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
-            draws nothing).
+        seed: of the order in which arms decode, of drawn outputs, and of Python, NumPy and torch.
+        drawn: what all arms draw their tokens from; None where they are greedy.
     """
 
     task: str
@@ -237,6 +238,7 @@ class EvalConfig:
     batch_size: int = 1
     threads: int | None = None
     seed: int = 0
+    drawn: Distribution | None = None
 
     def __post_init__(self) -> None:
         paths_as_text(self)

@@ -70,11 +70,13 @@ class Case:
         input_ids: source tokens, (1, S), all of them to be read.
         max_new_tokens: the limit of the output.
         exact: write that many, whatever the model would do.
+        number: of the example, by which it draws where tokens are drawn.
     """
 
     input_ids: Tensor
     max_new_tokens: int
     exact: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True)

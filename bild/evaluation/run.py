@@ -116,13 +116,15 @@ class Workload:
 
     def arms(self) -> list[OwnArm]:
         """The arms of this evaluation."""
-        return own_arms(self.runner, self.config.bild, small_alone=self.config.small_alone)
+        config = self.config
+        arms = own_arms(self.runner, config.bild, small_alone=config.small_alone)
+        return [replace(arm, drawn=config.drawn, seed=config.seed) for arm in arms]
 
     def loop(self, data: LoadedData | None = None) -> Loop:
         """How its examples, or others, are gone through."""
         examples = (self.data if data is None else data).examples
         return Loop(
-            items=[item(self, example) for example in examples],
+            items=[item(self, example, i) for i, example in enumerate(examples)],
             warmup=self.config.warmup,
             batch_size=self.config.batch_size,
             runs=self.config.repeat,
@@ -165,11 +167,11 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     return Workload(config, sources.task, sources.data, runner, tokenizer, models)
 
 
-def item(work: Workload, example: Example) -> Item:
-    """An example with its source tokens, (1, S), cut to the limit."""
+def item(work: Workload, example: Example, number: int) -> Item:
+    """An example, the so many-th, with its source tokens, (1, S), cut to the limit."""
     limit = work.task.max_source_tokens
     ids, length = source_tokens(work.tokenizer, work.task.prefix + example.source, limit)
-    case = Case(ids, work.task.max_new_tokens)
+    case = Case(ids, work.task.max_new_tokens, number=number)
     return Item(example.source, example.target, case, truncated=length > limit)
 
 
