@@ -33,6 +33,7 @@ class ArmId:
         thresholds: of the pair, where there are several pairs.
         ahead: whether the small model goes on behind guesses (`BiLDConfig.lookahead`).
         small_precision: of the small model's weights, where it is another one.
+        adaptive: whether drafting adapts to what it brings (`bild.fallback.Adaptive`).
     """
 
     kind: str
@@ -43,6 +44,7 @@ class ArmId:
     thresholds: Thresholds | None = None
     ahead: bool = False
     small_precision: str | None = None
+    adaptive: bool = False
 
     @property
     def precisions(self) -> str:
@@ -54,6 +56,7 @@ class ArmId:
         engine = "compiled" if self.compiled else self.engine
         parts = [f"{self.kind}-{engine}" if engine else self.kind]
         parts[0] += "-ahead" if self.ahead else ""
+        parts[0] += "-adaptive" if self.adaptive else ""
         parts[0] += f"@{self.precisions}"
         if self.label:
             parts.append(self.label)
