@@ -35,6 +35,7 @@ from bild.generation.steering import Steering
 from bild.generation.trace import TracedToken
 from bild.outputs.drawing import Drawing
 from bild.serve.drawing import options
+from bild.shortage import of_a_text
 from bild.show.race import token_text
 
 MEMORY = 0.9  # how much the past counts in the mean of seconds a text
@@ -392,7 +393,7 @@ class Worker:
         if isinstance(found, AbandonedError):
             found = BildError("nobody waits for this output")
         if isinstance(found, BaseException):
-            job.future.set_exception(found)
+            job.future.set_exception(of_a_text(found))
             return
         self._seconds = MEMORY * self._seconds + (1 - MEMORY) * found.seconds / of
         job.future.set_result(found)

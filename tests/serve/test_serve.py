@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import torch
 from commands import ROOT, environment, run_here
 from toy import PAIRS, save_model, save_tokenizer
 from transformers import AutoTokenizer
@@ -580,6 +581,30 @@ def test_an_error_of_the_models_ends_no_service():
         assert ask(port, "POST", "/generate", {"text": "x"})[2] == {"detail": "no such thing"}
         assert events_of(port, {"text": "x"}) == [("error", {"detail": "no such thing"})]
         assert ask(port, "GET", "/health")[0] == 200
+
+
+def test_where_memory_is_short_one_text_is_refused_and_the_others_are_served():
+    class Short(Slow):
+        def decode(self, job):
+            if job.text == "long":
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"
+                )
+            return super().decode(job)
+
+    said = (
+        "give a shorter text: no memory is left (CUDA out of memory. Tried to allocate 2.00 GiB.)"
+    )
+    short = Short()
+    short.go.set()
+    with serving(short) as port:
+        for _ in range(2):
+            status, _, answer = ask(port, "POST", "/generate", {"text": "long"})
+            assert (status, answer["detail"][: len(said)]) == (422, said)
+            assert ask(port, "POST", "/generate", {"text": "first"})[0] == 200
+        (event,) = events_of(port, {"text": "long"})
+        assert event[0] == "error"
+        assert event[1]["detail"].startswith(said)
 
 
 # ------------------------------------------------------------------------------ the script
