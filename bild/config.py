@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
+from bild.drawing import Distribution
 from bild.errors import BildError
 from bild.fallback import Adaptive
 from bild.policy import RULES, AcceptanceRule, FallbackRule, MaxProbability, Writer
@@ -113,13 +115,13 @@ class BiLDConfig:
                 f"got {ahead!r}"
             )
 
-    @property
+    @cached_property
     def fallback_rule(self) -> FallbackRule:
         """When the small model hands over."""
         rule = _drafting(self)
         return MaxProbability(self.fallback_threshold) if rule is None else rule
 
-    @property
+    @cached_property
     def acceptance_rule(self) -> AcceptanceRule:
         """What the large model does with a draft."""
         rule = _acceptance(self)
@@ -135,7 +137,7 @@ class BiLDConfig:
             return f"{first}, rollback {rollback}, {self.variant} rules"
         return f"{first}, acceptance {self.acceptance}"
 
-    @property
+    @cached_property
     def is_lossless(self) -> bool:
         """Whether every output is the large model's own greedy output by these settings."""
         return self.fallback_rule.never_writes or self.acceptance_rule.is_lossless
@@ -202,8 +204,8 @@ class EvalConfig:
         batch_size: examples that an arm decodes together; an example's seconds are then an equal
             part of its batch's.
         threads: of the CPU; without it, as many as torch takes.
-        seed: of the order in which arms decode, and of Python, NumPy and torch (greedy decoding
-            draws nothing).
+        seed: of the order in which arms decode, of drawn outputs, and of Python, NumPy and torch.
+        drawn: what all arms draw their tokens from; None where they are greedy.
     """
 
     task: str
@@ -236,6 +238,7 @@ class EvalConfig:
     batch_size: int = 1
     threads: int | None = None
     seed: int = 0
+    drawn: Distribution | None = None
 
     def __post_init__(self) -> None:
         paths_as_text(self)

@@ -93,8 +93,8 @@ class Adaptive(FallbackRule):
     model writes alone for a while (`bild.generation.pace`). With an acceptance rule that is not
     exact the output depends on the clock.
 
-    Source: this project; draft lengths that grow by two and shrink by one are the heuristic of
-    transformers' assisted generation.
+    Source: this project; draft lengths grow and shrink by what their last token brings, which is
+    the schedule of transformers' assisted generation where that token costs a third of a forward.
 
     Attributes:
         threshold: how sure the small model must be at least, as of `MaxProbability`.

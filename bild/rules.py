@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from bild.acceptance import Cascade, Ensemble, Exact, Lenient, Regret, TopK, Typical
@@ -37,6 +38,7 @@ FALLBACK: dict[str, Callable[..., FallbackRule]] = {
 R = TypeVar("R")
 
 
+@lru_cache  # it is asked for with every output
 def acceptance_rule(text: str) -> AcceptanceRule:
     """The acceptance rule of a text as "lenient" or "typical:eps=0.3,delta=0.09".
 
@@ -46,6 +48,7 @@ def acceptance_rule(text: str) -> AcceptanceRule:
     return _parse(text, ACCEPTANCE, "acceptance")
 
 
+@lru_cache
 def fallback_rule(text: str) -> FallbackRule:
     """The fallback rule of a text as "entropy:limit=1.5"; errors as of `acceptance_rule`."""
     return _parse(text, FALLBACK, "fallback")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from bild.errors import first_line
+from bild.errors import BildError, first_line
+from bild.parser import Parser
 
 # What torch says of a CPU, in an error without a type of its own.
 SAID = "DefaultCPUAllocator: can't allocate memory"
@@ -47,3 +48,10 @@ def advice(error: BaseException, resumes: bool, flags: Container[str]) -> str:
         else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def of_a_text(error: BaseException) -> BaseException:
+    """An error that one text has met; a sentence for who gave it where it is that of no memory."""
+    if not is_out_of_memory(error):
+        return error
+    return BildError(f"give a shorter text: {advice(error, False, Parser.flags)}")

@@ -19,8 +19,8 @@ from commands import ROOT
 LAYERS = (
     (
         *("errors", "_version", "config", "files", "json_files", "yaml_files", "flags", "imports"),
-        *("parser", "pictures", "processes", "progress", "sharing", "shortage", "together"),
-        *("visible", "policy", "acceptance", "fallback", "rules", "stopping"),
+        *("parser", "drawing", "pictures", "processes", "progress", "sharing", "shortage"),
+        *("together", "visible", "policy", "acceptance", "fallback", "rules", "stopping"),
     ),
     ("checkpoints", "tasks"),
     ("engines",),

@@ -1,4 +1,6 @@
 import math
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,17 @@ def test_paths_stand_for_names_of_checkpoints_and_data():
         lambda **given: BenchmarkConfig((), BiLDConfig(), 1, **given),
     ):
         assert make(**{n: Path("my") / n for n in names}) == make(**{n: f"my/{n}" for n in names})
+
+
+def test_rules_are_those_of_the_fields_in_every_copy():
+    """They are made once a configuration; no copy takes over those of another."""
+    first = BiLDConfig(0.4, 2.0)
+    assert (first.fallback_rule.threshold, first.acceptance_rule.threshold) == (0.4, 2.0)
+    assert not first.is_lossless
+    other = replace(first, fallback_threshold=0.9, rollback_threshold=0.5)
+    assert (other.fallback_rule.threshold, other.acceptance_rule.threshold) == (0.9, 0.5)
+    assert other.is_lossless
+    again = pickle.loads(pickle.dumps(other))
+    assert again == other == BiLDConfig(0.9, 0.5)
+    assert again.acceptance_rule == other.acceptance_rule
+    assert set(other.to_dict()) == set(BiLDConfig.__dataclass_fields__)

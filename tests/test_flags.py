@@ -13,6 +13,7 @@ from commands import ROOT, run_here, script
 
 from bild import BiLDConfig
 from bild.config import EvalConfig
+from bild.drawing import Distribution
 from bild.flags import add_fields, documented, read_fields
 from bild.parser import Parser
 
@@ -138,11 +139,11 @@ def test_every_flag_says_what_it_is_for_and_what_it_is_without(parsers, name):
 
 def test_every_setting_of_an_evaluation_has_a_flag(parsers):
     known = {action.dest for action in parsers["run_eval"]._actions}
-    assert {f.name for f in fields(EvalConfig)} - {"bild"} <= known
+    settings = {f.name for f in (*fields(EvalConfig), *fields(Distribution))}
+    assert settings - {"bild", "drawn"} <= known
     assert {f.name for f in fields(BiLDConfig)} - known == {
         "fallback_threshold",
         "rollback_threshold",
-        "sampling",  # of drawn tokens; an evaluation is greedy
     }
     assert {"fallback", "rollback"} <= known
 

@@ -345,7 +345,7 @@ OTHERS = {
     "--multi_gpu", "--num_processes", "--num_machines", "--machine_rank", "--main_process_ip",
     "--main_process_port",  # of accelerate
     "--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--requeue", "--open-mode",
-    "--kill-on-bad-exit", "--array",  # of Slurm
+    "--kill-on-bad-exit", "--array", "--cpus-per-task", "--constraint",  # of Slurm
     "--require-hashes",  # of pip
     "--random-source",  # of shuf
 }  # fmt: skip

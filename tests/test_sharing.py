@@ -151,7 +151,6 @@ def test_a_number_that_no_process_can_have_is_refused(monkeypatch, said):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("compare_small_models", ("demo", "--small", "a=x", "--test-file", "x.jsonl")),
         ("compare_rules", ("demo",)),
         ("benchmark", ()),
     ],

@@ -173,7 +173,8 @@ class Figures:
         """Share of outputs that are what was planted; None of a task's pair."""
         if self.lab.config.planted is None or arm.kind in SMALL_ALONE:
             return None
-        whole = arm.kind == BILD and not arm.ahead and arm.small_precision is None
+        whole = arm == replace(arm, ahead=False, adaptive=False, small_precision=None)
+        whole = whole and arm.kind == BILD
         return share(
             tuple(s.arms[arm].tokens) == p.tokens
             and (not whole or p.stats is None or s.arms[arm].stats == p.stats)
@@ -229,7 +230,8 @@ class Figures:
 
     def alone(self, arm: ArmId) -> ArmId | None:
         """Of a pair or the small model alone, the large model alone on the same engine."""
-        wanted = replace(arm, kind=VANILLA, ahead=False, small_precision=None)
+        plain = replace(arm, ahead=False, adaptive=False, small_precision=None)
+        wanted = replace(plain, kind=VANILLA)
         return wanted if arm.kind in (BILD, SMALL) and wanted in self.ran else None
 
     def ratio(self, arm: ArmId, other: ArmId | None) -> Ratio | None:

@@ -21,6 +21,7 @@ from bild.engines import EngineName
 from bild.errors import BildError
 from bild.evaluation.arms import BILD, SMALL, VANILLA, Arm, ArmId, Case
 from bild.evaluation.own import OwnArm
+from bild.fallback import Adaptive
 from bild.generation.pair import BiLDModel
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -42,13 +43,18 @@ class BenchmarkArm(Arm, Protocol):
 class PairArm(OwnArm):
     """This package: BiLD, or one model alone, on one of its engines."""
 
+    @property
+    def id(self) -> ArmId:
+        adapts = self.bild is not None and isinstance(self.bild.fallback_rule, Adaptive)
+        return replace(super().id, adaptive=adapts)
+
     def profile(self, case: Case) -> Profile:
         """A decoding taken apart, on decoders with a clock."""
         return profile_own(self, case)
 
     def steps(self, case: Case) -> StepTimes | None:
         """What single steps of its engines take; of the pair as the paper has it alone."""
-        if self.kind != BILD or self.id.ahead:
+        if self.kind != BILD or self.id.ahead or self.id.adaptive:
             return None
         assert isinstance(self.runner, BiLDModel)
         pair = self.runner.models
@@ -84,20 +90,28 @@ class Kind:
 def _own(kit: Kit, id: ArmId, engine: EngineName, compile: bool | None) -> PairArm:
     ahead = kit.bild.lookahead if kit.bild.lookahead != 0 else "auto"
     bild = replace(kit.bild, lookahead=ahead if id.ahead else 0)
+    bild = replace(bild, drafting="adaptive") if id.adaptive else bild
     pair = kit.pair(id.precision, engine, compile, id.small_precision)
     return PairArm(id.kind, pair, bild)
 
 
-def _ours(kind: str, title: str, ahead: bool = False) -> dict[str, Kind]:
+def _ours(kind: str, title: str, way: str = "") -> dict[str, Kind]:
+    """One kind on each of our engines; `way` of the pair: "ahead", "adaptive" or neither."""
     on: dict[str, tuple[str, tuple[str, ...], EngineName, bool | None]] = {
         "transformers": ("transformers engine", FLOATS, "transformers", None),
         "fast": ("fast engine", FLOATS, "fast", False),
         "compiled": ("fast engine, compiled", COMPILED, "fast", True),
     }
     return {
-        f"{kind}{'-ahead' * ahead}-{name}": Kind(
+        "-".join(filter(None, (kind, way, name))): Kind(
             f"{title}, {engine_title}",
-            ArmId(kind, engine, compiled=bool(compile), ahead=ahead),
+            ArmId(
+                kind,
+                engine,
+                compiled=bool(compile),
+                ahead=way == "ahead",
+                adaptive=way == "adaptive",
+            ),
             precisions,
             partial(_own, engine=engine, compile=compile),
         )
@@ -137,7 +151,8 @@ KINDS: dict[str, Kind] = {
     **_ours(VANILLA, "large alone"),
     **_ours(SMALL, "small alone"),
     **_ours(BILD, "BiLD"),
-    **_ours(BILD, "BiLD with guesses", ahead=True),
+    **_ours(BILD, "BiLD with guesses", "ahead"),
+    **_ours(BILD, "BiLD, adaptive", "adaptive"),
 }
 
 

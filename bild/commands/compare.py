@@ -16,7 +16,8 @@ The small model named last is compared with the others. On many test examples th
 --no-on-test decodes them with the chosen points alone.
 
 Everything is kept in out/<task>/small-models-...: a comparison that was stopped goes on when
-started again, and another small model or other thresholds decode only what is new.
+started again, and another small model or other thresholds decode only what is new. Under
+`accelerate launch` several processes share all of it (docs/cluster.md).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from bild.evaluation.record import check_record
 from bild.files import check_writable
 from bild.flags import add_fields, named_models, read_fields
 from bild.parser import Parser
-from bild.processes import require_alone
+from bild.processes import launch
 from bild.tasks.data import load_examples
 from bild.tasks.sources import locate
 
@@ -68,7 +69,6 @@ def parse() -> tuple[Namespace, EvalConfig, dict[str, str], GridConfig]:
 
 def main() -> None:
     a, config, models, grid = parse()
-    require_alone()
     check_writable(a.output_dir / config.task)
     check_record(a.record, config)
     sources = locate(config)
@@ -82,7 +82,11 @@ def main() -> None:
 
     quiet_loading()
     works = prepare_small_models(config, sources, models)
-    record, path = compare_small_models(works, test, grid, a.output_dir, progress=not is_silent(a))
+    shown = not is_silent(a) and launch().is_first
+    made = compare_small_models(works, test, grid, a.output_dir, progress=shown)
+    if made is None:
+        return  # the first of several processes has the record
+    record, path = made
     if a.record is not None:
         record.save(a.record)
     tell(a, record, path, small_models_table(record))

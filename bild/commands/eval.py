@@ -7,6 +7,7 @@
     bild eval --task-file my/task.yaml unaligned 0.6 2
     bild eval demo --rule typical:eps=0.3,delta=0.09 --drafting margin:least=0.3
     bild eval demo --repeat 3 --threads 2 --record results/my/run.json
+    bild eval demo --do-sample --temperature 0.7 --seed 1
 
 The launchers run_<task>.sh call this with the task filled in. Models and data come from
 BILD_MODELS_ROOT and BILD_DATA_ROOT if set, else from the hub. Results go to
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +36,7 @@ from bild.cli import (
     tell,
 )
 from bild.config import BiLDConfig, EvalConfig
+from bild.drawing import Distribution
 from bild.errors import BildError
 from bild.evaluation.record import check_record
 from bild.files import check_writable
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from bild.evaluation.record import RunRecord
 
 REPEATED = ("small_alone", "repeat", "batch_size")
+DRAWING = ("temperature", "top_k", "top_p")
 
 
 def make_parser() -> Parser:
@@ -61,6 +65,10 @@ def make_parser() -> Parser:
     add_thresholds(parser)
     add_run_options(parser)
     add_fields(parser, EvalConfig, *REPEATED)
+    drawn = parser.add_argument_group("drawn outputs")
+    drawn.add_argument("--do-sample", action="store_true", help="all arms draw their tokens")
+    add_fields(drawn, Distribution, *DRAWING)
+    add_fields(drawn, BiLDConfig, "sampling")
     return parser
 
 
@@ -77,12 +85,38 @@ def parse() -> tuple[EvalConfig, Namespace]:
         setattr(a, name, given)
     thresholds = chosen_thresholds(a.task, a.mode, a.fallback, a.rollback)
     bild = BiLDConfig(**thresholds, **rule_options(a))  # also where no small model is: its checks
+    drawn = read_drawn(a)
+    if drawn is not None:
+        # Drawn drafts are checked by rules of their own, which have no variants.
+        exact = a.sampling != "bild" and a.variant is None
+        variant = "verified" if exact else bild.variant
+        bild = replace(bild, sampling=a.sampling, variant=variant)
     config = EvalConfig(
         bild=None if a.mode == "vanilla" else bild,
+        drawn=drawn,
         **run_options(a),
         **read_fields(a, *REPEATED),
     )
     return config, a
+
+
+def read_drawn(a: Namespace) -> Distribution | None:
+    """What tokens are drawn from; None where outputs are greedy.
+
+    Raises:
+        BildError: settings without --do-sample, or examples that are to be drawn together.
+    """
+    drawn, plain = Distribution(**read_fields(a, *DRAWING)), Distribution()
+    if a.do_sample:
+        if a.batch_size > 1:
+            raise BildError("--do-sample decodes one example at a time; leave out --batch-size")
+        return drawn
+    given = [name for name in DRAWING if getattr(drawn, name) != getattr(plain, name)]
+    given += ["sampling"] if a.sampling != BiLDConfig.sampling else []
+    if given:
+        flag = given[0].replace("_", "-")
+        raise BildError(f"--{flag} is for drawn outputs; give --do-sample too")
+    return None
 
 
 def main() -> None:
@@ -93,9 +127,12 @@ def main() -> None:
 
     # Only now: these import torch and transformers, which takes seconds.
     from bild.evaluation.run import evaluate_loaded, prepare
+    from bild.generation.sampled_rules import sampling_rule
     from bild.show.tables import run_text
 
     quiet_loading()
+    if config.drawn is not None and config.bild is not None:
+        sampling_rule(config.bild)  # refuses what it cannot draw by
     work = prepare(config, sources)
     if not is_silent(a) and launch().is_first:
         print(work.heading, flush=True)

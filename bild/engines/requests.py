@@ -120,6 +120,29 @@ def _drafting(asked: DraftRequest) -> Generator[Sequence[int], Tensor, Draft]:
     return drafting(asked.pending, asked.limit, asked.rule, ends=lambda token: token in ends)
 
 
+class Effort:
+    """Forwards that requests take, from here on.
+
+    Args:
+        asked: the requests, of which each decoder makes one.
+    """
+
+    def __init__(self, asked: Sequence[Request]) -> None:
+        self._before = [(r.decoder, r.decoder.forwards, r.decoder.tokens_fed) for r in asked]
+
+    def so_far(self) -> tuple[int, int]:
+        """Forwards, each once however many decoders it served, and tokens fed, of all."""
+        made: defaultdict[Any, int] = defaultdict(int)
+        tokens = 0
+        for i, (decoder, forwards, fed) in enumerate(self._before):
+            company = decoder.company
+            # Those of one company step together: as many forwards as who needs most.
+            key = i if company is None else company
+            made[key] = max(made[key], decoder.forwards - forwards)
+            tokens += decoder.tokens_fed - fed
+        return sum(made.values()), tokens
+
+
 def answer(asked: Sequence[Request]) -> list[Any]:
     """What each request's `alone` returns, from as few forwards as the decoders allow.
 

@@ -219,6 +219,18 @@ class T5Decoder(Decoder):
             self._arranged, self._session = arranged, arranged.take()
         self._checked = True
 
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        **inputs: Any,
+    ) -> None:
+        # Looked at once: most masks hide nothing, and then nobody need ask again.
+        if attention_mask is not None and attention_mask.shape == input_ids.shape:
+            attention_mask = None if bool(attention_mask.all()) else attention_mask
+        super().read(input_ids, attention_mask, encoder_outputs, **inputs)
+
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None, **inputs: Any) -> Any:
         if inputs:
             raise BildError(

@@ -179,6 +179,7 @@ class NativeSession:
         self._cache: tuple[Tensor, Tensor]  # per layer (H, P / 16, C, 16) and (H, P, C)
         self._cross = [Room(getattr(torch, kept)) for _ in range(2)]
         self._scratch = Room()
+        self._vocab_size = 0  # none as yet
         self._logits = buffer(MAX_TOKENS, padded(len(decoder.weights.head)))
         self._session.logits = self._logits.data_ptr()
 
@@ -205,10 +206,11 @@ class NativeSession:
         w = self.model.weights
         states = states.float().contiguous()
         session = self._session
-        self.struct.vocabulary = w.rows(vocab_size)
-        self._vocab_size = vocab_size
+        if vocab_size != self._vocab_size:
+            self.struct.vocabulary, self._vocab_size = w.rows(vocab_size), vocab_size
         self.struct.threads = thread_count()
-        session.source, session.source_stride = len(states), padded(len(states))
+        size = len(states)
+        session.source, session.source_stride = size, padded(size)
         numbers = len(w.layers) * w.heads * session.source_stride * w.head_width
         session.cross_keys, session.cross_values = (r.address(numbers) for r in self._cross)
         self._reserve(1)

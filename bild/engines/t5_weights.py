@@ -94,19 +94,19 @@ class Stack:
             return vocab_size
         return int((self.shortlist < vocab_size).sum())
 
-    @property
+    @cached_property
     def width(self) -> int:
         return int(self.config.d_model)
 
-    @property
+    @cached_property
     def heads(self) -> int:
         return int(self.config.num_heads)
 
-    @property
+    @cached_property
     def head_width(self) -> int:
         return int(self.config.d_kv)
 
-    @property
+    @cached_property
     def epsilon(self) -> float:
         return float(self.config.layer_norm_epsilon)
 

@@ -33,6 +33,7 @@ class ArmId:
         thresholds: of the pair, where there are several pairs.
         ahead: whether the small model goes on behind guesses (`BiLDConfig.lookahead`).
         small_precision: of the small model's weights, where it is another one.
+        adaptive: whether drafting adapts to what it brings (`bild.fallback.Adaptive`).
     """
 
     kind: str
@@ -43,6 +44,7 @@ class ArmId:
     thresholds: Thresholds | None = None
     ahead: bool = False
     small_precision: str | None = None
+    adaptive: bool = False
 
     @property
     def precisions(self) -> str:
@@ -54,6 +56,7 @@ class ArmId:
         engine = "compiled" if self.compiled else self.engine
         parts = [f"{self.kind}-{engine}" if engine else self.kind]
         parts[0] += "-ahead" if self.ahead else ""
+        parts[0] += "-adaptive" if self.adaptive else ""
         parts[0] += f"@{self.precisions}"
         if self.label:
             parts.append(self.label)
@@ -70,11 +73,13 @@ class Case:
         input_ids: source tokens, (1, S), all of them to be read.
         max_new_tokens: the limit of the output.
         exact: write that many, whatever the model would do.
+        number: of the example, by which it draws where tokens are drawn.
     """
 
     input_ids: Tensor
     max_new_tokens: int
     exact: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from bild.config import BiLDConfig
+from bild.drawing import Distribution
 from bild.engines import Engine
 from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId, BatchCase, Case, Outcome, limits
 from bild.evaluation.timing import timed
 from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
+from bild.generation.sequences import stream_of
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
 from bild.policy import Writer
@@ -33,6 +35,9 @@ class OwnArm:
         bild: thresholds and variant of the pair.
         label: of the small model, where there are several.
         thresholds: to be named by, where there are several pairs.
+        drawn: what tokens are drawn from; None for greedy outputs.
+        seed: of what is drawn. An example draws by it and its own number: the same in each pass
+            and in a run that goes on.
     """
 
     kind: str
@@ -40,6 +45,8 @@ class OwnArm:
     bild: BiLDConfig | None = None
     label: str = ""
     thresholds: Thresholds | None = None
+    drawn: Distribution | None = None
+    seed: int = 0
 
     @property
     def engine(self) -> Engine:
@@ -80,7 +87,10 @@ class OwnArm:
         device = self.engine.model.device
         ids = case.input_ids.to(device)
         mask = torch.ones_like(ids)
-        decode = self.decoder(ids, mask, **limits(case, self.engine.model))
+        options = limits(case, self.engine.model)
+        if self.drawn is not None:
+            options |= self.drawn.settings | {"generator": stream_of(self.seed, case.number)}
+        decode = self.decoder(ids, mask, **options)
         output, seconds = timed(device, decode)
         assert output.sequences is not None
         assert output.stats is not None
@@ -116,6 +126,7 @@ class OwnArm:
         self, case: Case, given: Sequence[Tensor], batch_size: int
     ) -> tuple[list[Any], float]:
         """What comes of sources within a case's limits, so many at a time, and seconds."""
+        assert self.drawn is None, "drawn outputs are decoded one by one"
         device = self.engine.model.device
         sources = [ids.to(device) for ids in given]
         options = {**limits(case, self.engine.model), **PLAIN, "batch_size": batch_size}
@@ -140,11 +151,13 @@ class OwnArm:
         def call() -> BiLDOutput:
             output: Any
             if isinstance(runner, SingleModel):
-                output = runner.greedy(ids, mask, **options)
+                write = runner.greedy if self.drawn is None else runner.sample
+                output = write(ids, mask, **options)
             elif self.kind == BILD:
                 output = runner.generate(ids, mask, self.bild, **options)
             else:
-                output = runner.greedy(ids, which=which, attention_mask=mask, **options)
+                alone = runner.greedy if self.drawn is None else runner.sample
+                output = alone(ids, which=which, attention_mask=mask, **options)
             return cast(BiLDOutput, output)
 
         return call

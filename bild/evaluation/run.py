@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,18 @@ from bild.evaluation.record import (
 from bild.evaluation.shared import (
     Seen,
     decode_together,
+    folder_of_first,
     help_decode,
     is_shared,
     read_shared,
-    wait_for_record,
+    wait_for_first,
 )
 from bild.files import check_writable
 from bild.generation.loading import load_runner, source_tokens
 from bild.generation.pair import BiLDModel
 from bild.generation.single import SingleModel
 from bild.generation.stats import DecodeStats
-from bild.processes import launch
+from bild.processes import agree, launch
 from bild.progress import progress_bar
 from bild.tasks.data import LoadedData
 from bild.tasks.reading import Example
@@ -114,13 +116,15 @@ class Workload:
 
     def arms(self) -> list[OwnArm]:
         """The arms of this evaluation."""
-        return own_arms(self.runner, self.config.bild, small_alone=self.config.small_alone)
+        config = self.config
+        arms = own_arms(self.runner, config.bild, small_alone=config.small_alone)
+        return [replace(arm, drawn=config.drawn, seed=config.seed) for arm in arms]
 
     def loop(self, data: LoadedData | None = None) -> Loop:
         """How its examples, or others, are gone through."""
         examples = (self.data if data is None else data).examples
         return Loop(
-            items=[item(self, example) for example in examples],
+            items=[item(self, example, i) for i, example in enumerate(examples)],
             warmup=self.config.warmup,
             batch_size=self.config.batch_size,
             runs=self.config.repeat,
@@ -163,11 +167,11 @@ def prepare(config: EvalConfig, sources: Sources) -> Workload:
     return Workload(config, sources.task, sources.data, runner, tokenizer, models)
 
 
-def item(work: Workload, example: Example) -> Item:
-    """An example with its source tokens, (1, S), cut to the limit."""
+def item(work: Workload, example: Example, number: int) -> Item:
+    """An example, the so many-th, with its source tokens, (1, S), cut to the limit."""
     limit = work.task.max_source_tokens
     ids, length = source_tokens(work.tokenizer, work.task.prefix + example.source, limit)
-    case = Case(ids, work.task.max_new_tokens)
+    case = Case(ids, work.task.max_new_tokens, number=number)
     return Item(example.source, example.target, case, truncated=length > limit)
 
 
@@ -217,8 +221,10 @@ def evaluate_loaded(
     env = environment(work.large.device)
     own = identity(work, arms, env)
     if not launch().is_first:
-        path = wait_for_record(help_decode(arms, loop, own))
-        return RunRecord.load(path), path
+        folder = folder_of_first(own)
+        help_decode(arms, loop, folder / "samples.jsonl")
+        wait_for_first(folder / "run.json", folder, "its record")
+        return RunRecord.load(folder / "run.json"), folder / "run.json"
     resumed = 0
 
     def decode_into(path: Path) -> Iterator[Sample]:
@@ -226,7 +232,8 @@ def evaluate_loaded(
         if is_shared(path):
             resumed = len(read_shared(path, [arm.id for arm in arms], loop))
             with _watched(loop.total, resumed, work.config.task, progress) as seen:
-                return iter(decode_together(arms, loop, path, seen))
+                ready = partial(agree, str(path.parent.absolute()))
+                return iter(decode_together(arms, loop, path, ready, seen))
         resumed = len(looping.read_samples(path, [arm.id for arm in arms], loop))
         found = looping.samples(arms, loop, path)
         return with_progress(found, loop.total, resumed, work.config.task) if progress else found

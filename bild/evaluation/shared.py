@@ -25,6 +25,7 @@ from bild.sharing import LOOK, Queue
 RECORD_SECONDS = 3600.0  # for the first process to make its record of all samples
 
 Seen = Callable[[Sample, int], None]  # a sample decoded here, and how many lines all have by then
+Ready = Callable[[], object]  # tells the others that there is something to do
 Lines = dict[tuple[int, int], Sample]  # by pass and example
 
 
@@ -56,12 +57,13 @@ def read_shared(path: Path, ids: Sequence[ArmId], loop: Loop) -> Lines:
 
 
 def decode_together(
-    arms: Sequence[Arm], loop: Loop, path: Path, seen: Seen | None = None
+    arms: Sequence[Arm], loop: Loop, path: Path, ready: Ready, seen: Seen | None = None
 ) -> list[Sample]:
     """Decode with the other processes, as the first of them; returns all samples in their order.
 
     Args:
-        arms, loop, path: as of `bild.evaluation.loop.samples`.
+        arms, loop, path: as of `bild.evaluation.loop.samples`; its folder holds no others.
+        ready: is called when others may come to help.
         seen: is told of each example that is decoded here.
 
     Raises:
@@ -73,7 +75,7 @@ def decode_together(
     try:
         known = read_shared(path, ids, loop)
         queue.begin({n for n, start in enumerate(starts) if not _missing(known, loop, start)})
-        agree(str(path.parent.absolute()))
+        ready()
         for sample in _decode_own(arms, loop, path, queue):
             if seen is not None:
                 seen(sample, min(loop.total, queue.done * loop.batch_size + 1))
@@ -99,16 +101,14 @@ def decode_together(
     return whole
 
 
-def help_decode(arms: Sequence[Arm], loop: Loop, identity: Identity) -> Path:
-    """Decode with the others, as another than the first; returns the run's folder, when all is.
+def folder_of_first(identity: Identity) -> Path:
+    """The run's folder, as the first process says, which is waited for.
 
     Args:
-        arms, loop: as of `bild.evaluation.loop.samples`.
         identity: of the run, which must be that of the first process.
 
     Raises:
-        BildError: a folder that is not seen here; models, data or a machine that differ; as
-            `decode_together`.
+        BildError: a folder that is not seen here; models, data or a machine that differ.
     """
     folder = Path(agree(""))
     here = launch()
@@ -123,40 +123,49 @@ def help_decode(arms: Sequence[Arm], loop: Loop, identity: Identity) -> Path:
             f"process {here.rank} is not like the first, which has {differs}; give all processes "
             "the same, or seconds of unlike places would make one record"
         )
-    path = folder / "samples.jsonl"
+    return folder
+
+
+def help_decode(arms: Sequence[Arm], loop: Loop, path: Path) -> None:
+    """Decode with the others, as another than the first, until all is decoded by somebody.
+
+    Arguments and errors as of `decode_together`.
+    """
     try:
         queue = Queue(_queue_of(path), len(list(loop.starts(0))), first=False)
     except FileNotFoundError:  # it was all done when this process came
-        return folder
+        return
     try:
         for _ in _decode_own(arms, loop, path, queue):
             pass
     finally:
         queue.close()
-    return folder
 
 
-def wait_for_record(folder: Path) -> Path:
-    """The path of the run.json that the first process makes, when it is there.
+def wait_for_first(path: Path, folder: Path, what: str) -> None:
+    """Wait for a file that the first process makes.
+
+    Args:
+        path: the file.
+        folder: that the first process has locked while it is at work.
+        what: the file holds.
 
     Raises:
         BildError: that process has ended without it, or takes too long.
     """
-    path = folder / "run.json"
     deadline = time.monotonic() + RECORD_SECONDS
     while not path.exists():
         if not is_at_work(folder) and not path.exists():
             raise BildError(
-                f"the first process has ended before its record was in {str(folder)!r}; the same "
+                f"the first process has ended before {what} was in {str(folder)!r}; the same "
                 "command goes on from here"
             )
         if time.monotonic() > deadline:
             raise BildError(
-                f"the first process has written no record to {str(folder)!r} in "
+                f"the first process has not written {what} to {str(folder)!r} in "
                 f"{RECORD_SECONDS / 60:.0f} minutes; the same command goes on from here"
             )
         time.sleep(LOOK)
-    return path
 
 
 def _decode_own(arms: Sequence[Arm], loop: Loop, path: Path, queue: Queue) -> Iterator[Sample]:

@@ -17,35 +17,51 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from bild.engines.requests import LATER, Request, answer
+from bild.engines.requests import LATER, Effort, Request, answer
 from bild.errors import BildError
 from bild.generation.decoding import Steps
 from bild.generation.output import states_of
+from bild.generation.pace import Steers, TurnRequest
 from bild.generation.plan import ENCODER_INPUTS
 from bild.generation.rewinding import Rewinding, rewinding
 from bild.generation.source import SMALL_STATES
 
 R = TypeVar("R")
 
-TOKENS_AT_A_TIME = 4  # that a row of one model writes before others may begin
 OF_ROWS = (*ENCODER_INPUTS, "decoder_input_ids", "decoder_attention_mask")
 
 
 class _Row:
-    """A row that is being decoded, and what it asks for."""
+    """A row that is being decoded, and what it asks for.
+
+    Attributes:
+        request: asked of a model; None where it waits for its next turn, or has ended.
+        turn: asked for, where it waits for that.
+        ended: whether `result` is there.
+        steering: of the rows that are steered with it, if it is steered.
+    """
 
     def __init__(self, number: int, steps: Steps[Any]) -> None:
         self.number, self.steps = number, steps
         self.request: Request | None = None
+        self.turn: TurnRequest | None = None
+        self.steering: Steers | None = None
+        self.ended = False
         self.result: Any = None
         self.tell(None)
 
     def tell(self, reply: Any) -> None:
         """Go on with the answer to its request; afterwards it has another, or its result."""
+        self.request = self.turn = None
         try:
-            self.request = self.steps.send(reply)
+            asked = self.steps.send(reply)
         except StopIteration as end:
-            self.request, self.result = None, end.value
+            self.ended, self.result = True, end.value
+            return
+        if isinstance(asked, TurnRequest):
+            self.turn, self.steering = asked, asked.steering
+        else:
+            self.request = asked
 
 
 def run_rows(rows: Iterable[Steps[R] | None], size: int) -> Iterator[tuple[int, R]]:
@@ -71,10 +87,10 @@ def run_rows(rows: Iterable[Steps[R] | None], size: int) -> Iterator[tuple[int, 
                 busy.append(_Row(next(number), steps))
             if not busy and not more:
                 return
-            ready = [row for row in busy if row.request is None]
-            if busy and not ready:
+            ended = [row for row in busy if row.ended]
+            if busy and not ended and not _begin_turns(busy):
                 _answer_some(busy)
-            for row in ready:
+            for row in ended:
                 busy.remove(row)
                 yield row.number, row.result
     finally:
@@ -82,13 +98,48 @@ def run_rows(rows: Iterable[Steps[R] | None], size: int) -> Iterator[tuple[int, 
             row.steps.close()
 
 
+def _begin_turns(busy: list[_Row]) -> bool:
+    """Let rows that are steered together begin their next turn, once all of them wait for it."""
+    begun = False
+    for steering in dict.fromkeys(row.steering for row in busy if row.turn is not None):
+        rows = [row for row in busy if row.steering is steering]
+        waiting = [(row, row.turn.pace) for row in rows if row.turn is not None]
+        assert steering is not None
+        if len(waiting) == len(rows):
+            steering.begin([pace for _, pace in waiting])
+        elif steering.may_join:
+            for _, pace in waiting:
+                steering.join(pace)
+        else:
+            continue
+        begun = True
+        for row, _ in waiting:
+            row.tell(None)
+    return begun
+
+
 def _answer_some(busy: list[_Row]) -> None:
-    """Answer what is asked of the small model; where nothing is, of the large one."""
+    """Answer what is asked of the small model; where nothing is, of the large one.
+
+    Rows that are steered are asked for by themselves, so that it is known what theirs took.
+    """
     asking = [(row, row.request) for row in busy if row.request is not None]
     first = min(_asked_last(request) for _, request in asking)
     chosen = [(row, request) for row, request in asking if _asked_last(request) == first]
-    replies = answer([request for _, request in chosen])
-    for (row, _), reply in zip(chosen, replies, strict=True):
+    for steering in dict.fromkeys(row.steering for row, _ in chosen):
+        own = [(row, request) for row, request in chosen if row.steering is steering]
+        if steering is None:
+            _answer_all(own)
+            continue
+        effort, start = Effort([request for _, request in own]), steering.clock()
+        _answer_all(own)
+        name = own[0][1].decoder.name
+        steering.forwards_made(name, steering.clock() - start, *effort.so_far())
+
+
+def _answer_all(asking: list[tuple[_Row, Request]]) -> None:
+    replies = answer([request for _, request in asking])
+    for (row, _), reply in zip(asking, replies, strict=True):
         if reply is not LATER:
             row.tell(reply)
 

@@ -29,8 +29,9 @@ from bild.engines import Decoder, Draft, Verdict, drafting, drive, judge
 from bild.engines.requests import DraftRequest, FeedRequest, Request, VerifyRequest
 from bild.errors import BildError
 from bild.generation.judging import count_draft, count_verdict, judged, known_rule
-from bild.generation.pace import Experience, make_pace
+from bild.generation.pace import Experience, Pace, TurnRequest
 from bild.generation.stats import DecodeStats
+from bild.generation.steering import Steering, make_pace
 from bild.generation.trace import SILENT, Recorder
 from bild.policy import (
     DEAR_MEASURES,
@@ -93,7 +94,8 @@ OnCommit = Callable[[list[int]], None]
 NOTHING = Draft([], [], unsure=None)
 P = ParamSpec("P")
 R = TypeVar("R")
-Steps: TypeAlias = Generator[Request, Any, R]  # it is sent what the request's `alone` returns
+# It is sent what the request's `alone` returns.
+Steps: TypeAlias = Generator[Request | TurnRequest, Any, R]
 
 
 def decode_steps(
@@ -106,7 +108,7 @@ def decode_steps(
     keep_scores: bool = False,
     on_commit: OnCommit | None = None,
     recorder: Recorder = SILENT,
-    experience: Experience | None = None,
+    experience: Experience | Steering | None = None,
 ) -> Steps[tuple[Output, DecodeStats]]:
     """Write one output with two models, both of which have been given the source (`begin`).
 
@@ -125,7 +127,7 @@ def decode_steps(
         on_commit: called with the tokens that can no longer change, in order.
         recorder: is told of every draft and every verdict, for a trace.
         experience: what the pair knows of drafting, for a configuration that adapts it; it is
-            added to.
+            added to. Of a row of several, what steers them together.
 
     Raises:
         BildError: a model's scores are NaN.
@@ -138,8 +140,8 @@ def decode_steps(
     counts: Counter[str] = Counter()  # fields of `DecodeStats`
     done = len(tokens) >= stopping.max_length
     while not done:
-        if pace.rests():  # drafting does not pay at present
-            done = yield from _write_alone(large, y, min(pace.left, 16), on_commit, *told)
+        if alone := (yield from _rests(pace)):  # drafting does not pay at present
+            done = yield from _write_alone(large, y, alone, on_commit, *told)
             pace.rested(len(tokens) - checked)
             checked = len(tokens)
             continue
@@ -175,9 +177,23 @@ def decode_steps(
         checked = len(tokens)
         # After a rollback the published code stays with the large model for one more token.
         turn = "small" if cut is None else rule.after_cut
-    if on_commit is not None and len(tokens) > checked:
-        on_commit(tokens[checked:])
+    _end(y, checked, pace, on_commit)
     return y, stats_of(y, counts, large, small)
+
+
+def _rests(pace: Pace) -> Steps[int]:
+    """`Pace.rests`, of rows that are steered together once each has come to its turn."""
+    turn = pace.turn()
+    if turn is not None:
+        yield turn
+    return pace.rests()
+
+
+def _end(y: Output, checked: int, pace: Pace, on_commit: OnCommit | None) -> None:
+    """The output is whole: what nobody has checked stands."""
+    if on_commit is not None and len(y.tokens) > checked:
+        on_commit(y.tokens[checked:])
+    pace.ended(len(y.tokens) - y.prompt_length)
 
 
 def greedy_steps(

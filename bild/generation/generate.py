@@ -43,6 +43,7 @@ from bild.generation.sampling import Sampler, sampled_alone, sampled_steps
 from bild.generation.sequences import Samples
 from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
 from bild.generation.stats import DecodeStats
+from bild.generation.steering import Steering
 from bild.generation.streams import Stream
 from bild.generation.trace import SILENT, Recorder, TraceRecorder
 from bild.policy import Writer
@@ -277,7 +278,7 @@ def pair_steps(
     bild_config: BiLDConfig | None,
     stream: Stream | None = None,
     output_trace: bool = False,
-    experience: Experience | None = None,
+    experience: Experience | Steering | None = None,
     generator: torch.Generator | None = None,
 ) -> Steps[BiLDOutput | Tensor]:
     """`decode_steps`, or `sampled_steps`, by a plan; both decoders have been given the source.

@@ -41,6 +41,11 @@ class BiLDOutput(GenerateEncoderDecoderOutput):
     trace: Trace | None = None
     encoder_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        # The base's walks over all fields to put into the dictionary what is there already.
+        if not isinstance(self.sequences, Tensor):
+            super().__post_init__()
+
     def __setattr__(self, name: str, value: Any) -> None:
         # As the base's, which looks all fields up anew each time: a tenth of a short decoding.
         if value is not None and name in OUTPUT_FIELDS:

@@ -19,7 +19,6 @@ from bild.checkpoints.vocabulary import input_device, shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, Engine, EngineName
 from bild.errors import BildError
-from bild.fallback import Adaptive
 from bild.generation.copying import with_copies
 from bild.generation.decoding import Steps
 from bild.generation.generate import pair_steps
@@ -28,6 +27,7 @@ from bild.generation.pace import Experience
 from bild.generation.sequences import generate_many_rows, generate_rows
 from bild.generation.single import SingleModel, greedily, many_rows_alone, rows_alone
 from bild.generation.source import make_source, without_states
+from bild.generation.steering import BatchExperience, Steering, may_rest
 from bild.generation.streams import Stream
 from bild.generation.texts import TokenizerHolder, check_texts, default_limit, written_texts
 from bild.policy import Writer
@@ -77,7 +77,7 @@ class BiLDModel:
         self._arrange()
 
     def _arrange(self) -> None:
-        self._experience, self._in_batches = Experience(), Experience()
+        self._experience, self._in_batches = Experience(), BatchExperience()
         both: tuple[tuple[Writer, PreTrainedModel], ...] = (
             ("large", self.large),
             ("small", self.small),
@@ -152,7 +152,7 @@ class BiLDModel:
         large.vocab_size = pair.vocab_size
         alone = SingleModel(pair.small, "small", pair.vocab_size, **self._options["small"])
         pair.models = {"large": large, "small": alone}
-        pair._experience, pair._in_batches = Experience(), Experience()
+        pair._experience, pair._in_batches = Experience(), BatchExperience()
         return pair
 
     @property
@@ -272,7 +272,7 @@ class BiLDModel:
         """
         own = {"streamer": streamer, "output_trace": output_trace, "bild_config": bild_config}
         given = input_ids, attention_mask, generator, {**own, **generate_kwargs}
-        return generate_rows(self.steps, self.large, *given, together=True)
+        return generate_rows(self.steps, self.large, *given, together=self.steering())
 
     def generate_many(
         self,
@@ -302,7 +302,11 @@ class BiLDModel:
             BildError: as `generate`; a batch size below 1.
         """
         given = sources, batch_size, generator, {"bild_config": bild_config, **generate_kwargs}
-        return generate_many_rows(self.steps, self.large, *given, together=True)
+        return generate_many_rows(self.steps, self.large, *given, together=self.steering())
+
+    def steering(self) -> Steering:
+        """What steers rows that are decoded together (`steps`)."""
+        return Steering(self._in_batches)
 
     def steps(
         self,
@@ -312,13 +316,13 @@ class BiLDModel:
         *,
         streamer: BaseStreamer | None = None,
         output_trace: bool = False,
-        together: bool = False,
+        together: Steering | None = None,
         generator: torch.Generator | None = None,
         encoded: dict[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Steps[BiLDOutput | Tensor]:
-        """`generate` of one row, as it asks its models, `together` with others or not; `encoded` as
-        of `SingleModel.steps`."""
+        """`generate` of one row, as it asks its models; with others that have one `steering` it
+        decodes `together`; `encoded` as of `SingleModel.steps`."""
         encoded = {} if encoded is None else encoded
         models = {"large": self.large, "small": self.small}
         source = make_source(models, input_ids, attention_mask, generate_kwargs)
@@ -326,12 +330,12 @@ class BiLDModel:
         with (
             self.models["large"].reading(source, encoded.get("large")) as large,
             self.models["small"].reading(
-                source, self._states_for_small(large, encoded), later=_may_rest(bild_config)
+                source, self._states_for_small(large, encoded), later=may_rest(bild_config)
             ) as small,
         ):
             encoded |= {"large": large.encoder_outputs, "small": small.encoder_outputs}
             drafter = with_copies(small, source.ids, bild_config, output_trace)
-            experience = self._in_batches if together else self._experience
+            experience = self._experience if together is None else together
             told = Stream(streamer), output_trace, experience, generator
             return (yield from pair_steps(plan, large, drafter, bild_config, *told))
 
@@ -391,10 +395,3 @@ class BiLDModel:
         with self.models["large"].reading(source) as large:
             kwargs["encoder_outputs"] = large.encoder_outputs
             return (yield from self.models["small"].steps(input_ids, attention_mask, **kwargs))
-
-
-def _may_rest(config: BiLDConfig | None) -> bool:
-    """Whether the small model may have nothing to do with an output."""
-    if not isinstance(config, BiLDConfig):
-        return False
-    return config.copying != "no" or isinstance(config.fallback_rule, Adaptive)

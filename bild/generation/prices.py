@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 REMEMBERED = 0.98  # of what was measured before, with every further point
 UNKNOWN_CHANCE = 0.5  # that a guess must have at least, while prices are not known
 WINDOW = 2.0  # drafted tokens that usually stand between two hand-overs
+LONGEST_PRICE = 3  # times the usual one: what interrupts a process takes longer, and is no price
 
 
 @dataclass
@@ -67,9 +68,8 @@ class Prices:
     def verified(self, seconds: float, width: int) -> None:
         """A large forward of `width` tokens was made in so many seconds."""
         self.seen += 1
-        # What interrupts a process takes far longer than a forward, and is not its price.
         usual = self.large + self.token * (width - 1)
-        self._sums.add(width - 1, min(seconds, 3 * usual) if usual else seconds)
+        self._sums.add(width - 1, min(seconds, LONGEST_PRICE * usual) if usual else seconds)
         self.large, self.token = self._sums.line()
 
     def worth_it(self, chance: float) -> bool:
@@ -86,3 +86,35 @@ class Prices:
         saved = self.large - self.token
         lost = (WINDOW + 1) * (self.small + self.token)
         return lost / (saved + lost) if saved > 0 else 1.0
+
+
+@dataclass
+class Line:
+    """What forwards of one model take, by the tokens of all rows that are in them.
+
+    Attributes:
+        first: seconds of a forward of one token.
+        further: of each further token in it.
+    """
+
+    first: float = 0.0
+    further: float = 0.0
+    _sums: Sums = field(default_factory=Sums, repr=False)
+
+    def add(self, seconds: float, forwards: int, tokens: int) -> None:
+        """So many forwards, of so many tokens in all, were made in so many seconds."""
+        further = tokens / forwards - 1
+        usual = self.first + self.further * further
+        each = seconds / forwards
+        for _ in range(min(forwards, 4)):
+            self._sums.add(further, min(each, LONGEST_PRICE * usual) if usual else each)
+        self.first, self.further = self._sums.line()
+
+    def step(self, rows: int, *, shared: bool) -> float:
+        """Seconds in which each of so many rows is fed one token.
+
+        Args:
+            rows: how many.
+            shared: whether one forward serves all of them; else each has its own.
+        """
+        return self.first + self.further * (rows - 1) if shared else rows * self.first

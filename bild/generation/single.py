@@ -14,13 +14,13 @@ from transformers.generation import BaseStreamer
 from bild.checkpoints.vocabulary import output_rows
 from bild.engines import Decoder, EngineName, make_engine
 from bild.errors import BildError
-from bild.generation.batching import TOKENS_AT_A_TIME
 from bild.generation.decoding import Steps
 from bild.generation.generate import single_steps
 from bild.generation.output import BiLDOutput
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.sequences import generate_many_rows, generate_rows
 from bild.generation.source import Source, make_source, without_states
+from bild.generation.steering import TOKENS_AT_A_TIME
 from bild.generation.streams import Stream
 from bild.generation.texts import TokenizerHolder, describe
 from bild.policy import Writer

@@ -56,9 +56,7 @@ def make_source(
             a model's encoder does not read, or outputs that cannot be its.
     """
     states = _states(models, keywords)
-    # A drafter has no encoder: it reads what the large model's makes of the source.
-    known = all(w in states or model.get_encoder() is None for w, model in models.items())
-    if input_ids is None and states and known:
+    if input_ids is None and states and _all_known(models, states):
         ids = _unknown_ids(states)
     else:
         ids = check_ids(input_ids, keywords)
@@ -103,6 +101,11 @@ def without_states(
 def _states(models: Mapping[str, PreTrainedModel], keywords: Mapping[str, Any]) -> dict[str, Any]:
     given = {which: keywords.get(states_keyword(models, which)) for which in models}
     return {which: states for which, states in given.items() if states is not None}
+
+
+def _all_known(models: Mapping[str, PreTrainedModel], states: Mapping[str, Any]) -> bool:
+    """Whether no encoder has anything to do; a drafter has none, and reads the large model's."""
+    return all(w in states or model.get_encoder() is None for w, model in models.items())
 
 
 def _unknown_ids(states: Mapping[str, Any]) -> Tensor:

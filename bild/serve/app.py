@@ -21,6 +21,7 @@ from bild.config import BiLDConfig
 from bild.errors import BildError
 from bild.serve.config import ServeConfig
 from bild.serve.door import Door
+from bild.serve.drawing import for_drawing, read_drawing
 from bild.serve.metrics import Metrics
 from bild.serve.worker import Answer, Job, Piece, QueueFullError, Translator, Worker
 
@@ -41,6 +42,18 @@ class Settings(BaseModel):
         float | None, Field(description="the large model takes back what is farther off, in nats")
     ] = None
     max_new_tokens: Annotated[int | None, Field(ge=1, description="limit of an output")] = None
+    temperature: Annotated[
+        float | None, Field(gt=0, le=100, description="tokens are drawn; without it, greedy")
+    ] = None
+    top_k: Annotated[
+        int | None, Field(ge=0, le=10**6, description="of so many likeliest; 0 for all")
+    ] = None
+    top_p: Annotated[
+        float | None, Field(gt=0, le=1, description="of the likeliest with this probability")
+    ] = None
+    seed: Annotated[
+        int | None, Field(ge=0, lt=2**32, description="of what is drawn; without it, any")
+    ] = None
 
 
 class GenerateRequest(Settings):
@@ -165,7 +178,11 @@ class _Service:
             for name in ("fallback", "rollback")
             if (value := getattr(settings, name)) is not None
         }
-        return Job(text, replace(self.bild, **given), asked, **more)
+        bild = replace(self.bild, **given)
+        drawing = read_drawing(settings.model_dump())
+        if drawing is not None:
+            bild = for_drawing(bild)
+        return Job(text, bild, asked, drawing=drawing, **more)
 
     async def answers(self, jobs: Sequence[Job], request: Request) -> list[Answer]:
         """What comes of jobs, in their order; they are abandoned where nobody waits.
@@ -235,7 +252,8 @@ def _decode(app: FastAPI, service: _Service) -> None:
                 {"detail": f"a request may have {service.config.texts} texts, got {len(texts)}"},
                 413,
             )
-        jobs = [service.job(text, asked, writers=asked.writers) for text in texts]
+        told = {"writers": asked.writers}
+        jobs = [service.job(text, asked, place=i, **told) for i, text in enumerate(texts)]
         answers = await service.answers(jobs, request)
         return GenerateResponse(outputs=[_output(answer) for answer in answers])
 

@@ -31,7 +31,11 @@ from bild.generation.loading import source_tokens
 from bild.generation.output import BiLDOutput
 from bild.generation.pair import BiLDModel
 from bild.generation.stats import DecodeStats
+from bild.generation.steering import Steering
 from bild.generation.trace import TracedToken
+from bild.outputs.drawing import Drawing
+from bild.serve.drawing import options
+from bild.shortage import of_a_text
 from bild.show.race import token_text
 
 MEMORY = 0.9  # how much the past counts in the mean of seconds a text
@@ -76,6 +80,8 @@ class Job:
         max_new_tokens: limit of the output.
         writers: whether to say who wrote each token.
         on_pieces: is told of tokens that can no longer change, in a thread of the service.
+        drawing: how the output is drawn; None for a greedy one.
+        place: of the text in its request, by which it draws.
         future: gets an `Answer`, or a `BildError`.
         since: when it came, by the monotonic clock.
     """
@@ -85,6 +91,8 @@ class Job:
     max_new_tokens: int
     writers: bool = False
     on_pieces: Callable[[list[Piece]], None] | None = None
+    drawing: Drawing | None = None
+    place: int = 0
     future: Future[Answer] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
     abandoned: bool = False  # nobody waits for it any more
@@ -134,7 +142,7 @@ class Translator:
         Raises:
             BildError: what `BiLDModel.generate` refuses.
         """
-        return answer_at_once(self._row(job, together=False))
+        return answer_at_once(self._row(job))
 
     def decode_joining(
         self, jobs: Iterable[Job | None], size: int
@@ -149,26 +157,27 @@ class Translator:
             Each job once it has ended, with its answer or its error.
         """
         taken: dict[int, Job] = {}
-        number = count()
+        number, steering = count(), self.pair.steering()
 
         def rows() -> Iterator[Steps[Answer | Exception] | None]:
             for job in jobs:
                 if job is not None:
                     taken[next(number)] = job
-                yield None if job is None else fail_alone(self._row(job, together=True))
+                yield None if job is None else fail_alone(self._row(job, together=steering))
 
         for place, found in run_rows(rows(), size):
             yield taken.pop(place), found
 
-    def _row(self, job: Job, *, together: bool) -> Steps[Answer]:
-        """A text's decoding, `together` with others or not."""
+    def _row(self, job: Job, *, together: Steering | None = None) -> Steps[Answer]:
+        """A text's decoding, `together` with those that have the same, or alone."""
         ids, length = self._read(job)
         pieces = _Pieces(self, job) if job.watched else None
         start = time.perf_counter()
         output = yield from self.pair.steps(
             ids, torch.ones_like(ids), job.config,
             streamer=_Nobody(job) if pieces is None else pieces,
-            output_trace=pieces is not None, together=together, **_options(job),
+            output_trace=pieces is not None, together=together,
+            **options(job.max_new_tokens, job.drawing, job.place),
         )  # fmt: skip
         seconds = time.perf_counter() - start
         return self._answer(output, length, seconds, None if pieces is None else pieces.all)
@@ -204,12 +213,6 @@ class Translator:
             for t in tokens
             if t.token not in special
         ]
-
-
-def _options(job: Job) -> dict[str, Any]:
-    """What `generate` is told of a job."""
-    greedy = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True}
-    return {**greedy, "max_new_tokens": job.max_new_tokens}
 
 
 class Decodes(Protocol):
@@ -390,7 +393,7 @@ class Worker:
         if isinstance(found, AbandonedError):
             found = BildError("nobody waits for this output")
         if isinstance(found, BaseException):
-            job.future.set_exception(found)
+            job.future.set_exception(of_a_text(found))
             return
         self._seconds = MEMORY * self._seconds + (1 - MEMORY) * found.seconds / of
         job.future.set_result(found)

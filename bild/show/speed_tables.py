@@ -110,7 +110,7 @@ def two_factors(records: Sequence[BenchmarkRecord]) -> str:
 
 
 def _method(pair: ArmId) -> str:
-    guesses = " with guesses" if pair.ahead else ""
+    guesses = " with guesses" if pair.ahead else ", adaptive" if pair.adaptive else ""
     drafts = "" if pair.small_precision is None else f", drafts in {pair.small_precision}"
     return f"BiLD{guesses}{drafts}"
 

@@ -37,6 +37,9 @@ def run_text(record: RunRecord, samples: Sequence[Sample]) -> str:
     """A finished run for people: examples, figures and published rows."""
     config = record.config
     rules = "" if config.bild is None else f", {config.bild.described}"
+    if config.drawn is not None:
+        how = "" if config.bild is None else f" ({config.bild.sampling})"
+        rules += f", drawn{how}: {config.drawn.described}"
     parts = [
         examples_text(typical(samples, count=3)),
         f"{config.task}, {config.mode}{rules}, {record.data.samples} examples, "

@@ -10,6 +10,7 @@ from bild.evaluation.record import (
     ArmFigures,
     DataIdentity,
     Interval,
+    ProcessFigures,
     Quality,
     Record,
     Timing,
@@ -188,6 +189,7 @@ class SmallModelsRecord(Record):
         timing: how the arms were timed, on test examples.
         arms: the large model alone, each small model alone, each chosen point.
         differences: the last small model against each other one.
+        processes: those that shared the timed examples; none of a comparison by one process.
     """
 
     kind: ClassVar[str] = "small-models"
@@ -203,6 +205,8 @@ class SmallModelsRecord(Record):
     timing: Timing
     arms: tuple[ArmFigures, ...]
     differences: tuple[Difference, ...]
+    _: KW_ONLY
+    processes: tuple[ProcessFigures, ...] = ()
 
     def arm(self, kind: str, **fields: object) -> ArmFigures:
         """The arm of this kind, and with these values in its id."""

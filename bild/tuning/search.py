@@ -127,6 +127,7 @@ def search_thresholds(
     work, own = plain(work)
     folder = own_folder(output_dir / work.config.task, f"search-{config.speed}", own)
     with sole_user(folder, "search"):
+        shutil.rmtree(folder / "shared", ignore_errors=True)  # of processes that were killed
         begun = begin(work, config, folder, progress)
         if config.method == "grid":
             sweep(begun.search)

@@ -9,14 +9,16 @@ The grid's speeds are priced with what forwards cost (`bild.tuning.prices`): the
 more than the small models differ. All of them share the large model's prices, and small models of
 one shape each other's.
 
-What is decoded is on disk at once. The same command goes on after a stop; another small model or
-other thresholds decode only what is new.
+What is decoded is on disk at once (`bild.tuning.decodings`). The same command goes on after a stop;
+another small model or other thresholds decode only what is new. The processes of `accelerate
+launch` share all of it; who decoded which timed examples, and in how many seconds, is told apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median_low
@@ -25,11 +27,17 @@ from tqdm.auto import tqdm
 
 from bild.config import EvalConfig, GridConfig
 from bild.errors import BildError
-from bild.evaluation.arms import BILD, SMALL, VANILLA, ArmId
+from bild.evaluation.arms import BILD, SMALL, ArmId
 from bild.evaluation.environment import environment, peak_memory
-from bild.evaluation.figures import arm_figures, references_of, speed_ratio, texts_of
+from bild.evaluation.figures import (
+    arm_figures,
+    process_figures,
+    references_of,
+    speed_ratio,
+    texts_of,
+)
 from bild.evaluation.folder import Identity, own_folder
-from bild.evaluation.loop import Loop, Sample, read_samples, samples
+from bild.evaluation.loop import Sample, read_samples, samples
 from bild.evaluation.own import OwnArm
 from bild.evaluation.record import Interval
 from bild.evaluation.run import (
@@ -40,19 +48,20 @@ from bild.evaluation.run import (
     identity,
     prepare,
 )
-from bild.files import digest, sole_user
+from bild.evaluation.shared import decode_together, is_shared, read_shared
+from bild.files import sole_user
 from bild.generation.stats import DecodeStats
+from bild.processes import launch
 from bild.progress import progress_bar
 from bild.tasks import metrics
 from bild.tasks.data import LoadedData
 from bild.tasks.registry import Thresholds
 from bild.tasks.sources import Sources
+from bild.tuning.decodings import SPLITS, Decodings, Points
 from bild.tuning.prices import Costs, known_costs
 from bild.tuning.record import Chosen, Difference, GridPoint, SmallModelsRecord
-from bild.tuning.rollback import RollbackRow
 
 GOALS = {"no loss": 0.0, "one point": 1.0}  # points of the task's metric that may be lost
-SPLITS = ("validation", "test")
 
 
 def choose(points: Sequence[GridPoint], allowed: float) -> tuple[GridPoint, bool]:
@@ -109,7 +118,7 @@ def compare_small_models(
     output_dir: Path,
     *,
     progress: bool = True,
-) -> tuple[SmallModelsRecord, Path]:
+) -> tuple[SmallModelsRecord, Path] | None:
     """Decode the grid with each small model, choose operating points, and time them.
 
     Args:
@@ -122,11 +131,11 @@ def compare_small_models(
         progress: show progress bars.
 
     Returns:
-        The record and the path it was saved to.
+        The record and the path it was saved to; None in another process than the first.
 
     Raises:
         BildError: validation and test examples are the same; a folder that cannot be written or
-            is in use.
+            is in use; of several processes, as `bild.tuning.decodings.Decodings.help`.
     """
     first = next(iter(works.values()))
     if first.data.sha256 == test.sha256:
@@ -142,62 +151,56 @@ def compare_small_models(
     shared = {**everything.work, "models": asdict(first.models.large), "data": None}
     own = Identity(work=shared, place=everything.place)
     folder = own_folder(output_dir / first.config.task, "small-models", own)
+    decodings = Decodings(works, test, grid, folder)
+    if not launch().is_first:
+        decodings.help(asdict(own), decodings.timed_in / "record.json")
+        return None
     with sole_user(folder, "comparison"):
-        return _Comparison(works, test, grid, folder, progress).run()
+        decodings.timed_in.mkdir(exist_ok=True)
+        decodings.forget_points()
+        if launch().count > 1:
+            decodings.share_grid(asdict(own))
+        decodings.forget_shared()
+        return _Comparison(decodings, progress).run()
 
 
 class _Comparison:
-    """One comparison in its folder, which this process alone writes to."""
+    """One comparison in its folder, which this process alone writes records to."""
 
-    def __init__(
-        self,
-        works: Mapping[str, Workload],
-        test: LoadedData,
-        grid: GridConfig,
-        folder: Path,
-        progress: bool,
-    ) -> None:
-        self.labels = list(works)
-        first = works[self.labels[0]]
-        self.task, self.folder, self.progress = first.task, folder, progress
+    def __init__(self, decodings: Decodings, progress: bool) -> None:
+        self.decodings, self.progress = decodings, progress
+        self.labels, self.grid = decodings.labels, decodings.grid
+        self.works, self.data = decodings.works, decodings.data
+        self.first = self.works["test"][self.labels[0]]
+        self.task = self.first.task
         self.metrics = (self.task.metric, *self.task.more_metrics)
-        self.grid = grid
-        validation = replace(first.data, split="validation")
-        self.data = {"validation": validation, "test": replace(test, split="test")}
-        self.works = {
-            split: {label: replace(work, data=data) for label, work in works.items()}
-            for split, data in self.data.items()
-        }
-        self.small = {label: work.models.small["small"] for label, work in works.items()}
-        self.env = environment(first.large.device)
+        self.env = environment(self.first.large.device)
 
     def run(self) -> tuple[SmallModelsRecord, Path]:
-        fingerprints = {label: model.fingerprint for label, model in self.small.items()}
-        data = [data.sha256 for data in self.data.values()]
-        timed_in = self.folder / f"timed-{digest([fingerprints, data])[:12]}"
-        timed_in.mkdir(exist_ok=True)
-
-        costs = self._costs(timed_in)
+        costs = self._costs()
         large, alone = {}, {}
         sweeps: dict[str, dict[str, tuple[GridPoint, ...]]] = {label: {} for label in self.labels}
         for split in SPLITS:
             alone[split] = self._large_alone(split)
             (texts,) = texts_of(alone[split]).values()
             large[split] = self._scores(texts, alone[split])
-            swept = self.grid.on_test or split == "validation"
-            for label in self.labels if swept else ():
+            for label in self.labels if split in self.decodings.swept else ():
                 points = self._sweep(split, label, alone[split], large[split], costs)
                 sweeps[label][split] = tuple(points)
         chosen = {
             label: {goal: choose(sweeps[label]["validation"], GOALS[goal]) for goal in GOALS}
             for label in self.labels
         }
-        arms = self._timed_arms(chosen)
-        timed, resumed = self._time(timed_in, arms)
-        first = self.works["test"][self.labels[0]]
+        operating = {
+            label: list(dict.fromkeys(p.thresholds for p, _ in own.values()))
+            for label, own in chosen.items()
+        }
+        arms = self.decodings.timed_arms(operating)
+        timed, resumed = self._time(arms, operating)
+        first, processes = self.first, process_figures(timed)
         peak = peak_memory(first.large.device)
         record = SmallModelsRecord(
-            models=replace(first.models, small=self.small),
+            models=replace(first.models, small=self.decodings.small),
             data=describe_data(self.data["test"], alone["test"]),
             env=replace(self.env, resumed_after=resumed, peak_memory=peak),
             config=describe_config(_plain(first.config), first.task),
@@ -211,25 +214,24 @@ class _Comparison:
                 label: {goal: Chosen(p.fallback, p.rollback, met) for goal, (p, met) in own.items()}
                 for label, own in chosen.items()
             },
-            timing=describe_timing(first.config),
+            timing=describe_timing(first.config, len(processes)),
             arms=arm_figures(timed, {arm.id: arm.built for arm in arms}, self.metrics),
             differences=tuple(self._differences(timed, arms, chosen)),
+            processes=processes,
         )
-        path = timed_in / "record.json"
+        path = self.decodings.timed_in / "record.json"
         record.save(path)
         return record, path
 
-    def _costs(self, folder: Path) -> dict[str, Costs]:
+    def _costs(self) -> dict[str, Costs]:
         """Prices with each small model, measured once, in the middle of the grid."""
         middle = Thresholds(median_low(self.grid.fallbacks), median_low(self.grid.rollbacks))
-        return known_costs(folder / "prices.json", self.works["validation"], middle)
+        path = self.decodings.timed_in / "prices.json"
+        return known_costs(path, self.works["validation"], middle)
 
     def _large_alone(self, split: str) -> list[Sample]:
-        work = self.works[split][self.labels[0]]
-        path = self._folder(split) / "large.jsonl"
-        found = samples([OwnArm(VANILLA, work.runner)], _untimed(work), path)
-        with self._bar(f"{split}, large alone", len(work.data.examples)) as bar:
-            return list(_counted(found, bar))
+        with self._bar(f"{split}, large alone", len(self.data[split].examples)) as bar:
+            return list(_counted(self.decodings.large_alone(split), bar))
 
     def _sweep(
         self,
@@ -240,21 +242,14 @@ class _Comparison:
         costs: Mapping[str, Costs],
     ) -> list[GridPoint]:
         """Every point of the grid, with one small model."""
-        work = self.works[split][label]
-        loop = _untimed(work)
-        folder = self._folder(split) / self.small[label].fingerprint[:12]
-        folder.mkdir(exist_ok=True)
         points = []
         with self._bar(f"{split}, {label}", self.grid.size * len(alone)) as bar:
             for fallback in self.grid.fallbacks:
-                row = RollbackRow()
-                for rollback in self.grid.rollbacks:
-                    thresholds = Thresholds(fallback, rollback)
-                    bar.set_postfix_str(f"{fallback:g} {rollback:g}", refresh=False)
-                    arm = row.arm(work.with_thresholds(thresholds))
-                    path = folder / f"{fallback:g}-{rollback:g}.jsonl"
-                    found = _counted(samples([arm], loop, path), bar)
-                    points.append(self._point(thresholds, found, alone, large, costs[label]))
+                for thresholds, found in self.decodings.row(split, label, fallback):
+                    shown = f"{thresholds.fallback:g} {thresholds.rollback:g}"
+                    bar.set_postfix_str(shown, refresh=False)
+                    counted = _counted(found, bar)
+                    points.append(self._point(thresholds, counted, alone, large, costs[label]))
         return points
 
     def _point(
@@ -285,27 +280,21 @@ class _Comparison:
             large_forward_rate=stats.large_forward_rate,
         )
 
-    def _timed_arms(
-        self, chosen: Mapping[str, Mapping[str, tuple[GridPoint, bool]]]
-    ) -> list[OwnArm]:
-        """The large model alone, each small model alone, each operating point once."""
-        works = self.works["test"]
-        arms = [OwnArm(VANILLA, works[self.labels[0]].runner)]
-        for label, work in works.items():
-            arms.append(OwnArm(SMALL, work.runner, label=label))
-            for thresholds in dict.fromkeys(p.thresholds for p, _ in chosen[label].values()):
-                bild = work.with_thresholds(thresholds).config.bild
-                arms.append(OwnArm(BILD, work.runner, bild, label, thresholds))
-        return arms
-
-    def _time(self, folder: Path, arms: Sequence[OwnArm]) -> tuple[list[Sample], int]:
+    def _time(self, arms: Sequence[OwnArm], points: Points) -> tuple[list[Sample], int]:
         """All arms on the test examples, side by side; and how many of these were there before."""
-        loop = self.works["test"][self.labels[0]].loop()
+        loop, path = self.decodings.timed_loop(), self.decodings.timed_path(arms)
+        path.parent.mkdir(exist_ok=True)
         ids = [arm.id for arm in arms]
-        path = folder / f"{digest([str(arm) for arm in ids])[:12]}.jsonl"
-        known = len(read_samples(path, ids, loop))
         with self._bar(f"timed, {len(arms)} arms", loop.total) as bar:
-            return list(_counted(samples(arms, loop, path), bar)), known
+            if not is_shared(path):
+                known = len(read_samples(path, ids, loop))
+                return list(_counted(samples(arms, loop, path), bar)), known
+            known = len(read_shared(path, ids, loop))
+            ready = partial(self.decodings.tell_points, points)
+            seen = lambda _, done: bar.update(max(0, done - bar.n))  # noqa: E731
+            found = decode_together(arms, loop, path, ready, seen)
+        self.decodings.forget_points()
+        return found, known
 
     def _differences(
         self,
@@ -337,11 +326,6 @@ class _Comparison:
         references = references_of(samples)
         return {metric: metrics.score(metric, texts, references).value for metric in self.metrics}
 
-    def _folder(self, split: str) -> Path:
-        folder = self.folder / self.data[split].sha256[:12]
-        folder.mkdir(exist_ok=True)
-        return folder
-
     def _bar(self, name: str, total: int) -> tqdm:
         return progress_bar(name, total, shown=self.progress)
 
@@ -350,10 +334,6 @@ def _plain(config: EvalConfig) -> EvalConfig:
     """Settings without what differs between the decoders of a comparison."""
     assert config.bild is not None
     return replace(config, bild=config.bild.without_thresholds(), small=None)
-
-
-def _untimed(work: Workload) -> Loop:
-    return replace(work.loop(), warmup=0, runs=1)
 
 
 def _counted(found: Iterable[Sample], bar: tqdm) -> Iterator[Sample]:

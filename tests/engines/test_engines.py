@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_engines import needs_compiler
 from tiny import sources, tiny_bart, tiny_t5
 
 from bild import BiLDConfig, BildError, BiLDModel
@@ -17,9 +18,6 @@ from bild.engines import HuggingFaceDecoder, build, make_engine
 from bild.engines.t5_structs import PRECISIONS
 from bild.policy import NEVER_STOPS, MaxProbability
 
-needs_compiler = pytest.mark.skipif(
-    build.find_compiler() is None, reason="no C++ compiler on this machine"
-)
 needs_avx2 = pytest.mark.skipif(
     not {"avx2", "fma"} <= set(build._processor().split()), reason="a processor without AVX2"
 )

@@ -7,17 +7,15 @@ import time
 
 import pytest
 import torch
+from on_engines import needs_compiler
 from tiny import sources, tiny_bart, tiny_t5
 from torch import nn
 
 from bild import BiLDConfig, BildError, BiLDModel
-from bild.engines import build, make_engine, snapshot
+from bild.engines import make_engine, snapshot
 from bild.engines.t5_native import NativeSession
 from bild.generation.single import SingleModel
 
-needs_compiler = pytest.mark.skipif(
-    build.find_compiler() is None, reason="no C++ compiler on this machine"
-)
 COMPILED = [False, pytest.param(True, marks=needs_compiler)]
 CONFIG = BiLDConfig(0.6, 1.0)
 

@@ -5,18 +5,16 @@ import random
 
 import pytest
 import torch
+from on_engines import needs_compiler
 from tiny import tiny_bart, tiny_t5
 
-from bild.engines import build, make_engine
+from bild.engines import make_engine
 from bild.engines.requests import DraftRequest, FeedRequest, VerifyRequest, answer
 from bild.engines.t5_batch import NativeCompany, TorchCompany
 from bild.errors import BildError
 from bild.fallback import Entropy, Margin, Product
 from bild.policy import DEAR_MEASURES, MaxProbability
 
-needs_compiler = pytest.mark.skipif(
-    build.find_compiler() is None, reason="no C++ compiler on this machine"
-)
 ENGINES = [
     pytest.param({"compile": False}, id="torch"),
     pytest.param({"compile": True}, marks=needs_compiler, id="compiled"),

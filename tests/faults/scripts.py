@@ -70,6 +70,10 @@ def commands(stage: Path) -> dict[str, list[str]]:
             "demo", *pair, *short, "--check-file", validation, "--fallbacks", "0.3", "0.6",
             "--rollbacks", "2", "3", "--budget", "0.6", "--max-loss", "50",
         ],
+        "search_thresholds-study": [
+            "demo", *pair, *short, "--fallbacks", "0.3", "0.5", "--rollbacks", "2", "3",
+            "--max-loss", "50", "--storage", "sqlite:///search.db", "--trials", "3",
+        ],
         "compare_small_models": [
             "demo", "--large", large, "--small", f"unaligned={small}", f"aligned={other}",
             "--data-file", few, "--test-file", validation, "--fallbacks", "0.4", "--rollbacks",
@@ -125,7 +129,9 @@ def result(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         place = STAMP.sub("*", str(path.relative_to(folder)))
-        if path.suffix == ".json":
+        if path.suffix == ".db" or path.name == "study.json":  # when, and a name that was drawn
+            found[place] = None
+        elif path.suffix == ".json":
             found[place] = _steady(json.loads(path.read_text(encoding="utf-8")))
         elif path.suffix == ".jsonl":
             lines = path.read_text(encoding="utf-8").split("\n")

@@ -14,6 +14,7 @@ from faults.injecting import Injector, Outcome, Trials
 PLAN = {
     "run_eval": (("before", 3), ("half", 3), ("full", 2)),
     "search_thresholds": (("before", 3), ("half", 2), ("full", 2)),
+    "search_thresholds-study": (("half", 2), ("full", 1)),
     "compare_small_models": (("before", 2), ("half", 2), ("full", 1)),
     "benchmark": (("before", 1), ("half", 1), ("full", 1)),
     "make_calibration": (("before", 3), ("half", 3), ("full", 2)),

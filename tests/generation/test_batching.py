@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_engines import ENGINES
 from reference import Cacheless, reference_decode
 from tiny import EOS, PAD, sources, tiny_bart, tiny_t5
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.pipelines import SUPPORTED_TASKS
 
 from bild import (
     BiLDConfig,
@@ -18,17 +20,9 @@ from bild import (
     bild_generate,
     greedy_generate,
 )
-from bild.engines import build, requests
+from bild.engines import requests
 from bild.generation.batching import run_rows
 
-needs_compiler = pytest.mark.skipif(
-    build.find_compiler() is None, reason="no C++ compiler on this machine"
-)
-ENGINES = [
-    pytest.param({"engine": "fast", "compile": False}, id="torch"),
-    pytest.param({"engine": "fast", "compile": True}, marks=needs_compiler, id="compiled"),
-    pytest.param({"engine": "transformers"}, id="transformers"),
-]
 SIZES = (1, 2, 3, 17)
 VARIANTS = ("authors", "paper", "verified")
 LIMIT = 14
@@ -271,6 +265,11 @@ def test_a_trainer_predicts_in_batches(tmp_path):
         alone = pair.generate(row, bild_config=config, max_new_tokens=LIMIT).sequences[0].tolist()
         assert own[: len(alone)] == alone
         assert set(own[len(alone) :]) <= {PAD, -100}
+
+
+def test_transformers_has_no_pipeline_for_such_texts_as_the_page_says():
+    gone = {"text2text-generation", "translation", "summarization"}
+    assert not gone & set(SUPPORTED_TASKS)
 
 
 # ------------------------------------------------------------------------------ together

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from on_engines import ENGINES, needs_compiler
 from tiny import letters, sources, tiny_t5
 from transformers import GenerationConfig
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
@@ -19,7 +20,7 @@ from bild import (
 )
 from bild.checkpoints.drafter import make_drafter
 from bild.checkpoints.early_exit import early_exit
-from bild.engines import Decoder, Draft, build
+from bild.engines import Decoder, Draft
 from bild.generation import sampling
 from bild.generation.decoding import Stopping, answer_at_once
 from bild.generation.sampled_rules import SAMPLING, Standing, block, speculative
@@ -29,14 +30,6 @@ from bild.generation.sequences import stream_of
 EXACT = ("speculative", "block")
 KINDS = tuple(SAMPLING)
 LIMIT = 12
-needs_compiler = pytest.mark.skipif(
-    build.find_compiler() is None, reason="no C++ compiler on this machine"
-)
-ENGINES = [
-    pytest.param({"engine": "fast", "compile": False}, id="torch"),
-    pytest.param({"engine": "fast", "compile": True}, marks=needs_compiler, id="compiled"),
-    pytest.param({"engine": "transformers"}, id="transformers"),
-]
 _pairs = {}
 
 

@@ -17,14 +17,18 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import torch
 from commands import ROOT, environment, run_here
 from toy import PAIRS, save_model, save_tokenizer
 from transformers import AutoTokenizer
 
 from bild import BiLDConfig, BildError, BiLDModel, DecodeStats
+from bild.generation.sampled_rules import sampling_rule
+from bild.generation.sequences import stream_of
 from bild.serve.app import make_app
 from bild.serve.config import ServeConfig
 from bild.serve.door import host_name
+from bild.serve.drawing import for_drawing
 from bild.serve.run import listen, make_server
 from bild.serve.worker import Answer, Job, Piece, QueueFullError, Translator, Worker
 
@@ -148,6 +152,46 @@ def test_a_stream_gives_the_tokens_in_parts_with_their_writers_and_then_the_whol
     assert most > 1
 
 
+def drawn_by_the_pair(translator, text, place, seed, **settings):
+    ids = translator.tokenizer(text, return_tensors="pt").input_ids
+    output = translator.pair.generate(
+        ids, bild_config=BILD, do_sample=True, max_new_tokens=20,
+        generator=stream_of(seed, place), return_dict_in_generate=True, **settings,
+    )  # fmt: skip
+    return translator.tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+
+
+def test_with_a_temperature_outputs_are_drawn_by_the_seed_and_the_place(port, translator):
+    settings = {"temperature": 0.9, "top_k": 0, "top_p": 0.95}
+    texts = [TEXTS[0], TEXTS[1], TEXTS[1]]
+    found = {}
+    for seed in (5, 6):
+        asked = {"text": texts, **settings, "seed": seed}
+        _, _, content = ask(port, "POST", "/generate", asked)
+        found[seed] = [output["text"] for output in content["outputs"]]
+        assert found[seed] == [
+            drawn_by_the_pair(translator, text, place, seed, **settings)
+            for place, text in enumerate(texts)
+        ]
+    assert found[5] != found[6]
+    _, done = events_of(port, {"text": texts[0], **settings, "seed": 5})[-1]
+    assert done["text"] == found[5][0]
+    unseeded = {"text": TEXTS[0], "temperature": 3}
+    free = [ask(port, "POST", "/generate", unseeded)[2] for _ in range(5)]
+    assert len({answer["outputs"][0]["text"] for answer in free}) > 1
+
+
+def test_rules_of_greedy_drafts_do_not_keep_a_service_from_drawing():
+    for given in (
+        {"lookahead": 1}, {"variant": "authors"}, {"acceptance": "lenient"}, {"copying": "first"},
+        {"drafting": "adaptive"}, {"drafting": "margin"},
+    ):  # fmt: skip
+        bild = for_drawing(BiLDConfig(0.4, **given))
+        sampling_rule(bild)  # does not refuse
+        assert bild.fallback_threshold == 0.4
+    assert bild.drafting == "margin:least=0.3"
+
+
 def test_health_metrics_and_the_description(port):
     ask(port, "POST", "/generate", {"text": TEXTS[0]})
     status, _, health = ask(port, "GET", "/health")
@@ -197,7 +241,17 @@ def test_the_clients_of_the_docs_work(port, translator, capsys):
         ({"text": "a", "rollback": float("nan")}, "rollback_threshold must be .* got nan"),
         ({"text": "a", "max_new_tokens": 21}, "max_new_tokens must be at most 20, got 21"),
         ({"text": "a", "max_new_tokens": 0}, "max_new_tokens: Input should be greater"),
-        ({"text": "a", "temperature": 1}, "temperature: Extra inputs are not permitted"),
+        ({"text": "a", "beams": 1}, "beams: Extra inputs are not permitted"),
+        ({"text": "a", "temperature": 0}, "temperature: Input should be greater than 0"),
+        ({"text": "a", "temperature": 101}, "temperature: Input should be less than or equal"),
+        ({"text": "a", "temperature": float("nan")}, "temperature: "),
+        ({"text": "a", "temperature": 1, "top_k": -1}, "top_k: Input should be greater"),
+        ({"text": "a", "temperature": 1, "top_p": 0}, "top_p: Input should be greater than 0"),
+        ({"text": "a", "temperature": 1, "top_p": 1.5}, "top_p: Input should be less than"),
+        ({"text": "a", "temperature": 1, "seed": 2**32}, "seed: Input should be less than"),
+        ({"text": "a", "temperature": 1, "seed": 0.5}, "seed: "),
+        ({"text": "a", "seed": 1}, "seed is for drawn outputs; give a temperature too"),
+        ({"text": "a", "temperature": 1, "rollback": 2}, "rollback judges greedy drafts alone"),
         ({}, "text: Field required"),
         (b"{", "JSON decode error"),
         (b"\xff", ""),
@@ -344,6 +398,7 @@ class Letters(Slow):
 
     decode_joining = Translator.decode_joining
     decoder = SimpleNamespace(name="large", company=None)
+    pair = SimpleNamespace(steering=object)
 
     def __init__(self):
         super().__init__()
@@ -526,6 +581,30 @@ def test_an_error_of_the_models_ends_no_service():
         assert ask(port, "POST", "/generate", {"text": "x"})[2] == {"detail": "no such thing"}
         assert events_of(port, {"text": "x"}) == [("error", {"detail": "no such thing"})]
         assert ask(port, "GET", "/health")[0] == 200
+
+
+def test_where_memory_is_short_one_text_is_refused_and_the_others_are_served():
+    class Short(Slow):
+        def decode(self, job):
+            if job.text == "long":
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"
+                )
+            return super().decode(job)
+
+    said = (
+        "give a shorter text: no memory is left (CUDA out of memory. Tried to allocate 2.00 GiB.)"
+    )
+    short = Short()
+    short.go.set()
+    with serving(short) as port:
+        for _ in range(2):
+            status, _, answer = ask(port, "POST", "/generate", {"text": "long"})
+            assert (status, answer["detail"][: len(said)]) == (422, said)
+            assert ask(port, "POST", "/generate", {"text": "first"})[0] == 200
+        (event,) = events_of(port, {"text": "long"})
+        assert event[0] == "error"
+        assert event[1]["detail"].startswith(said)
 
 
 # ------------------------------------------------------------------------------ the script

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -19,7 +20,7 @@ from huggingface_hub import close_session, constants
 from bild.config import EvalConfig
 from bild.errors import BildError
 from bild.tasks import data
-from bild.tasks.data import checksum, load_examples
+from bild.tasks.data import checksum, load_examples, load_file
 from bild.tasks.reading import Example, read_jsonl
 from bild.tasks.registry import TASKS, get
 from bild.tasks.sources import locate
@@ -410,3 +411,20 @@ def test_paths_are_paths(tmp_path):
     path = write(tmp_path / "a.jsonl", lines())
     assert isinstance(path, Path)
     assert load_examples(IWSLT, 1, data_file=str(path)).examples == tuple(EXAMPLES[:1])
+
+
+def test_many_lines_are_loaded_in_memory_of_their_size(tmp_path):
+    path = tmp_path / "long.jsonl"
+    with path.open("w") as stream:
+        for i in range(20_000):
+            stream.write(
+                json.dumps({"de": f"{i} " + "wort " * 25, "en": f"{i} " + "word " * 25}) + "\n"
+            )
+    tracemalloc.start()
+    try:
+        data = load_file(path, "de", "en", "train")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data.examples) == 20_000
+    assert peak < 3 * path.stat().st_size  # texts, once, with what Python adds to each

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -22,8 +23,9 @@ from transformers import (
 from bild import BildError
 from bild.files import sole_user
 from bild.tasks import metrics
+from bild.tasks.reading import Example
 from bild.training import trainer
-from bild.training.batches import training_set
+from bild.training.batches import BLOCK, training_set
 from bild.training.config import TrainingJob
 from bild.training.presets import PRESETS
 from bild.training.resuming import last_checkpoint, remove_half_deleted
@@ -332,6 +334,33 @@ def test_the_folder_tells_what_the_model_is(job):
     assert not any(p.name.startswith(".") for p in made.output_dir.iterdir())
 
 
+def test_many_lines_are_tokenized_in_little_memory(job):
+    """A pass after the other, a block at a time: never all tokens of a training in Python lists."""
+    asked = []
+
+    class Tokenizer:
+        def __call__(self, texts=None, *, text_target=None, **_):
+            given = texts if text_target is None else text_target
+            asked.append(len(given))
+            return {"input_ids": [list(range(1000, 1040)) for _ in given]}
+
+    few = job("few")
+    examples = tuple(Example(f"Haus {i}", f"house {i}") for i in range(4000))
+    many = replace(few, train=replace(few.train, examples=examples))
+    preset = replace(TINY.for_steps(20_000 // TINY.batch_size), concatenate=True)
+    tracemalloc.start()
+    try:
+        one_pass, lines = training_set(replace(many, preset=preset), Tokenizer())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(lines) == preset.max_steps * TINY.batch_size * TINY.accumulation >= 20_000
+    assert one_pass < 4000
+    assert lines[7]["labels"] == list(range(1000, 1040))
+    assert max(asked) <= BLOCK
+    assert peak < 20_000_000  # as lists alone the tokens would take 50 MB
+
+
 def test_each_pass_uses_every_example_once_in_batches_of_similar_lengths(job):
     preset = replace(TINY.for_steps(8), concatenate=False)  # 64 lines: two passes over 32
     longer = job("longer", preset=preset)
@@ -381,6 +410,35 @@ def test_the_scripts_train_a_tokenizer_and_a_model_on_other_keys(tmp_path, monke
     assert "\nbest_step: 2\n" in done.out
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model", dtype="auto")
     assert (model.config.vocab_size, model.dtype) == (44, torch.float16)
+
+
+def test_where_memory_is_short_settings_are_named_and_the_checkpoints_are_kept(
+    tokenizer, tmp_path, monkeypatch, capsys
+):
+    for name, pairs in (("train", PAIRS[:32]), ("validation", PAIRS[32:])):
+        save_data(tmp_path / f"{name}.jsonl", pairs)
+    monkeypatch.setitem(PRESETS, "api-small", replace(TINY, concatenate=False))
+    command = (
+        "api-small", "--train-file", tmp_path / "train.jsonl", "--max-steps", 3, "--save-steps", 1,
+        "--validation-file", tmp_path / "validation.jsonl", "--tokenizer", tokenizer,
+        "--output-dir", tmp_path / "model",
+    )  # fmt: skip
+    whole, steps = Seq2SeqTrainer.training_step, []
+
+    def short_of_memory(self, *given, **options):
+        steps.append(self.state.global_step)
+        if len(steps) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return whole(self, *given, **options)
+
+    monkeypatch.setattr(Seq2SeqTrainer, "training_step", short_of_memory)
+    done = run_here(monkeypatch, capsys, *command, name="finetune")
+    (sentence,) = done.complaints
+    assert done.code == 2
+    assert sentence.startswith("error: no memory is left (CUDA out of memory. Tried to allocate")
+    assert "; lower --max-length, --max-source-length;" in sentence
+    run_here(monkeypatch, capsys, *command, name="finetune").require_success()
+    assert steps == [0, 1, 2, 2]
 
 
 def test_a_preset_without_an_architecture_needs_a_checkpoint(job):

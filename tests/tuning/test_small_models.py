@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from commands import run_here, script
 from filelock import FileLock
+from launching import run_processes, together
 from mirror import CALLS, PAIRS
 from toy import COSTS
 from transformers import AutoTokenizer
@@ -208,6 +211,68 @@ def test_stopped_anywhere_it_goes_on_and_decodes_nothing_twice(command, tmp_path
     # A wider grid decodes what is new.
     command("--output-dir", "stopped", "--rollbacks", 1, 3, 6).require_success()
     assert len(counted) - before <= 2 * 2 * 8 + 3 * (arms + 6)
+
+
+def launch(command, out, count, killed):
+    """Exit codes of processes that share a comparison; one of a rank is killed at an arm's run."""
+
+    def process(rank):
+        def until(arm, case, run, phase, seen):
+            seen.append(arm)
+            if len(seen) == 1:  # all take part in the grid, and in what is timed
+                together(out.with_name(f"{out.name}-{phase}"), rank, count)
+            if (rank, phase, len(seen)) == killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return run(arm, case)
+
+        row, own, rows, timed = RollbackArm.run, OwnArm.run, [], []
+        RollbackArm.run = lambda arm, case: until(arm, case, row, "grid", rows)
+        OwnArm.run = lambda arm, case: (
+            until(arm, case, own, "timed", timed) if arm.id.label else own(arm, case)
+        )
+        done = command("--output-dir", out)
+        out.with_name(f"{out.name}-said-{rank}").write_text(done.out + done.err)
+        os._exit(done.code)
+
+    return run_processes(count, process)
+
+
+def test_processes_make_the_record_of_one_and_a_killed_one_loses_nothing(command, tmp_path):
+    whole = command("--output-dir", "alone")
+    alone = loaded(whole)
+    kept = {p.relative_to(whole.path.parent.parent) for p in whole.path.parent.parent.rglob("*")}
+
+    def require_same(path):
+        record = SmallModelsRecord.load(path)
+        for name in ("sweeps", "chosen", "large", "costs", "models", "data", "validation"):
+            assert getattr(record, name) == getattr(alone, name), name
+        for ours, theirs in zip(record.arms, alone.arms, strict=True):
+            assert (ours.id, ours.quality, ours.stats) == (theirs.id, theirs.quality, theirs.stats)
+        assert [d.quality for d in record.differences] == [d.quality for d in alone.differences]
+        folder = path.parent.parent
+        assert {p.relative_to(folder) for p in folder.rglob("*")} == kept
+        return record
+
+    # One of three is killed when examples are timed: the others take over.
+    codes = launch(command, tmp_path / "timed", 3, killed=(1, "timed", 3))
+    assert codes == [0, -signal.SIGKILL, 0]
+    (path,) = tmp_path.glob("timed/*/*/timed-*/record.json")
+    record = require_same(path)
+    assert str(path) in (tmp_path / "timed-said-0").read_text()
+    assert (tmp_path / "timed-said-2").read_text() == ""
+    own = record.processes
+    assert (len(own), sum(p.samples for p in own)) == (2, len(SPLITS["test"]))
+    for arm in record.arms:
+        assert sum(p.seconds[str(arm.id)] for p in own) == pytest.approx(arm.speed.seconds)
+    assert "2 process(es)" in record.timing.interval
+    assert alone.processes == ()
+
+    # The first is killed in the grid: the other one finishes it, and one process does the rest.
+    codes = launch(command, tmp_path / "grid", 2, killed=(0, "grid", 3))
+    assert codes == [-signal.SIGKILL, 2]
+    said = (tmp_path / "grid-said-1").read_text()
+    assert "the first process has ended before what to time was in" in said
+    assert require_same(command("--output-dir", "grid").path).processes == ()
 
 
 def test_a_grid_that_test_examples_are_spared_chooses_and_times_the_same(command, decoded):
