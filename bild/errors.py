@@ -22,7 +22,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What libraries make of it that write files by code of their own (safetensors, tokenizers, torch).
 NO_ROOM_SAID = (
     "No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing",
-    "unexpected pos",
+    "unexpected pos", "basic_ios::clear: iostream error",
 )  # fmt: skip
 
 

@@ -49,6 +49,18 @@ def remove_half_deleted(folder: Path, last: Path) -> None:
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
+def remove_scratch(folder: Path) -> None:
+    """Remove what a training that was killed had begun to write under another name.
+
+    The trainer writes such a checkpoint again in the same folder, where it would stay for good.
+
+    Args:
+        folder: of checkpoints.
+    """
+    for file in folder.glob("checkpoint-*/.tmp*"):  # as safetensors and tokenizers name it
+        file.unlink(missing_ok=True)
+
+
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps that a checkpoint's name says were done; -1 where it says none."""
     found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)

@@ -55,7 +55,7 @@ from bild.training.config import TrainingJob
 from bild.training.corpus import describe_data
 from bild.training.curves import learning_curve
 from bild.training.model_card import model_card
-from bild.training.resuming import last_checkpoint, remove_half_deleted, step_of
+from bild.training.resuming import last_checkpoint, remove_half_deleted, remove_scratch, step_of
 
 # ------------------------------------------------------------------------------ the loss
 
@@ -281,6 +281,7 @@ def _train(
     last, passed_over = last_checkpoint(job.checkpoints)
     if trainer.is_world_process_zero():
         print(*passed_over, sep="\n", end="\n" * bool(passed_over), file=sys.stderr)
+        remove_scratch(job.checkpoints)
         if last is not None:
             remove_half_deleted(job.checkpoints, last)
     trained = trainer.train(resume_from_checkpoint=None if last is None else str(last))

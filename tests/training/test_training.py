@@ -101,10 +101,14 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(job, step
     half_written = killed.output_dir / "checkpoints" / "checkpoint-5"
     half_written.mkdir()
     (half_written / "model.safetensors").write_bytes(b"half")
+    written_again = half_written.with_name("checkpoint-6")
+    written_again.mkdir()
+    (written_again / ".tmpGGhilh").write_bytes(b"half")  # as safetensors calls it until it is whole
 
     steps.clear()
     steps.limit = None
     resumed = train(killed)
+    assert not list(killed.output_dir.rglob(".tmp*"))
     assert len(steps) == 2  # steps 5 and 6, after the checkpoint of step 4
     assert (whole["resumed_from_step"], resumed["resumed_from_step"]) == (0, 4)
     assert resumed["validation_loss"] == pytest.approx(whole["validation_loss"], abs=1e-5)
