@@ -138,6 +138,8 @@ def command() -> str:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    if _State.told:
+        return  # the sentence is being said, and the process ends behind it
     if _State.received is not None or _is_importing(frame):
         _leave(number)
     _State.received = number

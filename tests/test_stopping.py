@@ -122,6 +122,23 @@ def test_at_work_one_sentence_says_how_to_go_on(program, numbers, between):
     assert seconds < SOON
 
 
+def test_a_second_signal_in_the_middle_of_the_sentence_does_not_swallow_it(program):
+    process = program(
+        "import os, signal",
+        "from bild import stopping",
+        "command = stopping.command",
+        "def signalled():",
+        "    os.kill(os.getpid(), signal.SIGINT)",
+        "    return command()",
+        "stopping.command = signalled",
+        "time.sleep(60)",
+    )  # fmt: skip
+    code, said, _ = process.signal(INT)
+    assert code == CODES[INT]
+    assert said.startswith(f"\nstopped{GOES_ON}python ")
+    assert said.count("stopped") == 1
+
+
 class InUse:
     """A stderr that is being written to: its own methods refuse, its file does not."""
 

@@ -91,8 +91,8 @@ def test_a_file_of_texts_is_decoded_by_a_pair_of_ones_own(user, pair, written, t
     lines = (tmp_path / "out.txt").read_text().split("\n")
     assert lines == [written[0], "", *written[1:], ""]
 
-    again = user(*command, code=2)
-    assert "--overwrite" in again.err
+    other = user(*command, "--max-new-tokens", 7, code=2)
+    assert "--overwrite" in other.err
     missing = user(*BILD, "generate", "inn.txt", "-o", "other.txt", *models, code=2)
     assert "inn.txt" in missing.err
     assert not (tmp_path / "other.txt").exists()
