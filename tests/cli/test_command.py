@@ -334,7 +334,7 @@ def test_what_a_library_cannot_read_from_the_environment_is_one_sentence(
         monkeypatch.delenv(name)
     with pytest.raises(RuntimeError):  # a fault of another kind keeps its stack trace
         cli.run(main)
-    monkeypatch.setenv(variable, "http://me:password@host:port")
+    monkeypatch.setenv(variable, "http://me:password@host:port")  # pragma: allowlist secret
     with pytest.raises(SystemExit) as end:
         cli.run(main)
     assert end.value.code == 2
