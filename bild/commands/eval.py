@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,7 @@ from bild.cli import (
     run_options,
     tell,
 )
+from bild.commands.drawn import add_drawing, for_drawing, refuse_drawing
 from bild.config import BiLDConfig, EvalConfig
 from bild.drawing import Distribution
 from bild.errors import BildError
@@ -65,10 +65,7 @@ def make_parser() -> Parser:
     add_thresholds(parser)
     add_run_options(parser)
     add_fields(parser, EvalConfig, *REPEATED)
-    drawn = parser.add_argument_group("drawn outputs")
-    drawn.add_argument("--do-sample", action="store_true", help="all arms draw their tokens")
-    add_fields(drawn, Distribution, *DRAWING)
-    add_fields(drawn, BiLDConfig, "sampling")
+    add_drawing(parser, "--do-sample", "all arms draw their tokens", Distribution, DRAWING)
     return parser
 
 
@@ -87,10 +84,7 @@ def parse() -> tuple[EvalConfig, Namespace]:
     bild = BiLDConfig(**thresholds, **rule_options(a))  # also where no small model is: its checks
     drawn = read_drawn(a)
     if drawn is not None:
-        # Drawn drafts are checked by rules of their own, which have no variants.
-        exact = a.sampling != "bild" and a.variant is None
-        variant = "verified" if exact else bild.variant
-        bild = replace(bild, sampling=a.sampling, variant=variant)
+        bild = for_drawing(bild, a)
     config = EvalConfig(
         bild=None if a.mode == "vanilla" else bild,
         drawn=drawn,
@@ -106,16 +100,12 @@ def read_drawn(a: Namespace) -> Distribution | None:
     Raises:
         BildError: settings without --do-sample, or examples that are to be drawn together.
     """
-    drawn, plain = Distribution(**read_fields(a, *DRAWING)), Distribution()
+    drawn = Distribution(**read_fields(a, *DRAWING))
     if a.do_sample:
         if a.batch_size > 1:
             raise BildError("--do-sample decodes one example at a time; leave out --batch-size")
         return drawn
-    given = [name for name in DRAWING if getattr(drawn, name) != getattr(plain, name)]
-    given += ["sampling"] if a.sampling != BiLDConfig.sampling else []
-    if given:
-        flag = given[0].replace("_", "-")
-        raise BildError(f"--{flag} is for drawn outputs; give --do-sample too")
+    refuse_drawing(a, "--do-sample", drawn, DRAWING)
     return None
 
 

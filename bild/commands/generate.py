@@ -29,6 +29,7 @@ from typing import get_args
 
 from bild.checkpoints.names import REPOSITORY_ROOT
 from bild.cli import add_pair_flags, pair_config, quiet_loading
+from bild.commands.drawn import add_drawing, for_drawing, refuse_drawing
 from bild.config import BiLDConfig, EvalConfig
 from bild.errors import BildError
 from bild.flags import add_fields, read_fields
@@ -68,10 +69,7 @@ def make_parser() -> Parser:
     )
     add_pair_flags(parser)
     add_fields(parser, EvalConfig, "threads")
-    drawn = parser.add_argument_group("drawn outputs")
-    drawn.add_argument("--sample", action="store_true", help="draw tokens; else outputs are greedy")
-    add_fields(drawn, Drawing, *DRAWING)
-    add_fields(drawn, BiLDConfig, "sampling")
+    add_drawing(parser, "--sample", "draw tokens; else outputs are greedy", Drawing, DRAWING)
     return parser
 
 
@@ -116,10 +114,7 @@ def read(a: Namespace) -> tuple[EvalConfig, FileJob]:
         **read_fields(a, "output_key", "stats", "quiet", "batch_size", "overwrite"),
     )
     if a.sample:
-        # The large model checks drawn drafts by rules of their own, which have no variants.
-        exact = a.sampling != "bild" and a.variant is None
-        variant = "verified" if exact else bild.variant
-        bild = replace(bild, sampling=a.sampling, variant=variant)
+        bild = for_drawing(bild, a)
     return replace(config, bild=bild, **read_fields(a, "threads")), job
 
 
@@ -129,7 +124,7 @@ def read_drawing(a: Namespace, job: FileJob) -> Drawing | None:
     Raises:
         BildError: settings without --sample, or several outputs of a text in a file of lines.
     """
-    drawing, greedy = Drawing(**read_fields(a, *DRAWING)), Drawing()
+    drawing = Drawing(**read_fields(a, *DRAWING))
     if a.sample:
         if drawing.num_return_sequences > 1 and job.output_form == "text":
             raise BildError(
@@ -137,10 +132,7 @@ def read_drawing(a: Namespace, job: FileJob) -> Drawing | None:
                 "output .jsonl, or --output-format jsonl"
             )
         return drawing
-    given = [name for name in DRAWING if getattr(drawing, name) != getattr(greedy, name)]
-    given += ["sampling"] if a.sampling != BiLDConfig.sampling else []
-    if given:
-        raise BildError(f"--{given[0].replace('_', '-')} is for drawn outputs; give --sample too")
+    refuse_drawing(a, "--sample", drawing, DRAWING)
     return None
 
 
