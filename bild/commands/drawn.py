@@ -11,21 +11,22 @@ from bild.drawing import Distribution
 from bild.errors import BildError
 from bild.flags import add_fields
 
+SWITCH = "--do-sample"  # as transformers calls it
+
 
 def add_drawing(
-    parser: ArgumentParser, switch: str, what: str, kind: type[Distribution], names: Sequence[str]
+    parser: ArgumentParser, what: str, kind: type[Distribution], names: Sequence[str]
 ) -> None:
-    """Give a parser the flags of drawn outputs.
+    """Give a parser the flags of drawn outputs, of which `SWITCH` asks for them.
 
     Args:
         parser: of the command.
-        switch: the flag that asks for drawn outputs.
-        what: it says of itself.
+        what: `SWITCH` says of itself.
         kind: holds what is read.
         names: its fields that have flags.
     """
     drawn = parser.add_argument_group("drawn outputs")
-    drawn.add_argument(switch, action="store_true", help=what)
+    drawn.add_argument(SWITCH, action="store_true", help=what)
     add_fields(drawn, kind, *names)
     add_fields(drawn, BiLDConfig, "sampling")
 
@@ -37,12 +38,11 @@ def for_drawing(bild: BiLDConfig, a: Namespace) -> BiLDConfig:
     return replace(bild, sampling=a.sampling, variant=variant)
 
 
-def refuse_drawing(a: Namespace, switch: str, drawing: Distribution, names: Sequence[str]) -> None:
+def refuse_drawing(a: Namespace, drawing: Distribution, names: Sequence[str]) -> None:
     """Refuse settings of drawn outputs where greedy ones are asked for.
 
     Args:
         a: the command line.
-        switch: as of `add_drawing`.
         drawing: what the command line says of it.
         names: fields of `drawing` that have flags.
 
@@ -54,4 +54,4 @@ def refuse_drawing(a: Namespace, switch: str, drawing: Distribution, names: Sequ
     given += ["sampling"] if a.sampling != BiLDConfig.sampling else []
     if given:
         flag = given[0].replace("_", "-")
-        raise BildError(f"--{flag} is for drawn outputs; give {switch} too")
+        raise BildError(f"--{flag} is for drawn outputs; give {SWITCH} too")

@@ -7,7 +7,7 @@
     bild eval --task-file my/task.yaml unaligned 0.6 2
     bild eval demo --rule typical:eps=0.3,delta=0.09 --drafting margin:least=0.3
     bild eval demo --repeat 3 --threads 2 --record results/my/run.json
-    bild eval demo --do-sample --temperature 0.7 --seed 1
+    bild eval demo --do-sample --temperature 0.7 --seed 1 --batch-size 4
 
 The launchers run_<task>.sh call this with the task filled in. Models and data come from
 BILD_MODELS_ROOT and BILD_DATA_ROOT if set, else from the hub. Results go to
@@ -65,7 +65,7 @@ def make_parser() -> Parser:
     add_thresholds(parser)
     add_run_options(parser)
     add_fields(parser, EvalConfig, *REPEATED)
-    add_drawing(parser, "--do-sample", "all arms draw their tokens", Distribution, DRAWING)
+    add_drawing(parser, "all arms draw their tokens", Distribution, DRAWING)
     return parser
 
 
@@ -98,14 +98,12 @@ def read_drawn(a: Namespace) -> Distribution | None:
     """What tokens are drawn from; None where outputs are greedy.
 
     Raises:
-        BildError: settings without --do-sample, or examples that are to be drawn together.
+        BildError: settings without --do-sample.
     """
     drawn = Distribution(**read_fields(a, *DRAWING))
     if a.do_sample:
-        if a.batch_size > 1:
-            raise BildError("--do-sample decodes one example at a time; leave out --batch-size")
         return drawn
-    refuse_drawing(a, "--do-sample", drawn, DRAWING)
+    refuse_drawing(a, drawn, DRAWING)
     return None
 
 

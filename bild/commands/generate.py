@@ -6,7 +6,7 @@
     bild generate input.txt -o output.txt --task xsum --mode aligned --device cuda
     bild generate input.txt -o output.txt --large my/large --small my/small --search search.json
     cat input.txt | bild generate - -o -
-    bild generate sentences.txt -o drawn.jsonl --sample --temperature 0.7 --seed 1
+    bild generate sentences.txt -o drawn.jsonl --do-sample --temperature 0.7 --seed 1
 
 The input is plain text, a text a line, or JSON Lines (.jsonl), also .gz; "-" is the standard input.
 The order is kept, and every line has one, an empty one for an empty text. JSON objects keep what
@@ -69,7 +69,7 @@ def make_parser() -> Parser:
     )
     add_pair_flags(parser)
     add_fields(parser, EvalConfig, "threads")
-    add_drawing(parser, "--sample", "draw tokens; else outputs are greedy", Drawing, DRAWING)
+    add_drawing(parser, "draw tokens; else outputs are greedy", Drawing, DRAWING)
     return parser
 
 
@@ -113,7 +113,7 @@ def read(a: Namespace) -> tuple[EvalConfig, FileJob]:
         *(a.input, a.output, source_form, output_form, key),
         **read_fields(a, "output_key", "stats", "quiet", "batch_size", "overwrite"),
     )
-    if a.sample:
+    if a.do_sample:
         bild = for_drawing(bild, a)
     return replace(config, bild=bild, **read_fields(a, "threads")), job
 
@@ -122,17 +122,17 @@ def read_drawing(a: Namespace, job: FileJob) -> Drawing | None:
     """How a command line wants outputs drawn; None for greedy ones.
 
     Raises:
-        BildError: settings without --sample, or several outputs of a text in a file of lines.
+        BildError: settings without --do-sample, or several outputs of a text in a file of lines.
     """
     drawing = Drawing(**read_fields(a, *DRAWING))
-    if a.sample:
+    if a.do_sample:
         if drawing.num_return_sequences > 1 and job.output_form == "text":
             raise BildError(
                 "--num-return-sequences needs JSON Lines, with a list in each object: name the "
                 "output .jsonl, or --output-format jsonl"
             )
         return drawing
-    refuse_drawing(a, "--sample", drawing, DRAWING)
+    refuse_drawing(a, drawing, DRAWING)
     return None
 
 

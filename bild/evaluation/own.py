@@ -103,7 +103,9 @@ class OwnArm:
 
     def _run_batches(self, case: BatchCase) -> Outcome:
         """Many sources: where one is done the next begins."""
-        outputs, seconds = self._decode(case, case.sources, case.batch_size)
+        assert self.drawn is None, "sources without numbers, by which outputs would be drawn"
+        rows = [{"input_ids": ids} for ids in case.sources]
+        outputs, seconds = self._decode(case, rows, case.batch_size)
         return Outcome(
             [token for output in outputs for token in output.sequences[0, 1:].tolist()],
             seconds,
@@ -115,7 +117,11 @@ class OwnArm:
         """Decode cases in one batch; of its seconds each gets an equal part."""
         (limit,) = {(case.max_new_tokens, case.exact) for case in cases}
         case = Case(cases[0].input_ids, *limit)
-        outputs, seconds = self._decode(case, [c.input_ids for c in cases], len(cases))
+        rows: list[dict[str, Any]] = [{"input_ids": c.input_ids} for c in cases]
+        if self.drawn is not None:
+            for row, c in zip(rows, cases, strict=True):
+                row["generator"] = stream_of(self.seed, c.number)
+        outputs, seconds = self._decode(case, rows, len(cases))
         read = sum(output.encoder_seconds for output in outputs) / len(cases)
         return [
             Outcome(o.sequences[0, 1:].tolist(), seconds / len(cases), read, o.stats)
@@ -123,22 +129,23 @@ class OwnArm:
         ]
 
     def _decode(
-        self, case: Case, given: Sequence[Tensor], batch_size: int
+        self, case: Case, given: Sequence[dict[str, Any]], batch_size: int
     ) -> tuple[list[Any], float]:
         """What comes of sources within a case's limits, so many at a time, and seconds."""
-        assert self.drawn is None, "drawn outputs are decoded one by one"
         device = self.engine.model.device
-        sources = [ids.to(device) for ids in given]
-        options = {**limits(case, self.engine.model), **PLAIN, "batch_size": batch_size}
+        sources = [{**row, "input_ids": row["input_ids"].to(device)} for row in given]
+        drawn = {} if self.drawn is None else self.drawn.settings
+        options = {**limits(case, self.engine.model), **PLAIN, **drawn, "batch_size": batch_size}
         runner = self.runner
         which: Writer = "small" if self.kind == SMALL else "large"
 
         def decode() -> list[Any]:
-            if isinstance(runner, SingleModel):
-                return list(runner.greedy_many(sources, **options))
             if self.kind == BILD:
+                assert isinstance(runner, BiLDModel)
                 return list(runner.generate_many(sources, self.bild, **options))
-            return list(runner.greedy_many(sources, which=which, **options))
+            write = runner.greedy_many if self.drawn is None else runner.sample_many
+            model: dict[str, Any] = {} if isinstance(runner, SingleModel) else {"which": which}
+            return list(write(sources, **model, **options))
 
         return timed(device, decode)
 

@@ -23,7 +23,7 @@ from bild.generation.decoding import Steps
 from bild.generation.output import states_of
 from bild.generation.pace import Steers, TurnRequest
 from bild.generation.plan import ENCODER_INPUTS
-from bild.generation.rewinding import Rewinding, rewinding
+from bild.generation.rewinding import Beginnings
 from bild.generation.source import SMALL_STATES
 
 R = TypeVar("R")
@@ -171,7 +171,6 @@ def decode_rows(
     steps: Callable[..., Steps[R]],
     rows: Iterable[Mapping[str, Any]],
     size: int,
-    keywords: Mapping[str, Any],
 ) -> Iterator[R]:
     """What `steps` comes to with each row's keywords, in order, `size` rows at a time.
 
@@ -179,13 +178,10 @@ def decode_rows(
         steps: makes a row's.
         rows: the keywords of each.
         size: at least 1.
-        keywords: that all have in common. If a processor or a criterion of them keeps a state
-            between its calls, one row is decoded after the other, as it expects.
     """
-    given = (keywords.get(name) or () for name in ("logits_processor", "stopping_criteria"))
-    if any(isinstance(f, Rewinding) for functions in given for f in rewinding(functions)):
-        size = 1
-    return in_order(run_rows((steps(**row) for row in rows), size))
+    begun = Beginnings()
+    yield from in_order(run_rows((steps(**begun.of_a_row(row)) for row in rows), size))
+    begun.leave()
 
 
 def check_batch_size(size: Any, keywords: Mapping[str, Any]) -> None:

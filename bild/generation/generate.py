@@ -37,7 +37,7 @@ from bild.generation.lookahead import ahead_steps
 from bild.generation.output import BiLDOutput, gather, pad_token_id, states_of
 from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
-from bild.generation.rewinding import settle
+from bild.generation.rewinding import Beginnings, settle
 from bild.generation.rounds import make_rounds, rounds_steps
 from bild.generation.sampling import Sampler, sampled_alone, sampled_steps
 from bild.generation.sequences import Samples
@@ -198,9 +198,10 @@ def _row_by_row(
     asked = Samples.of(made, model, generator)
     config = copy(made["generation_config"])
     config.num_return_sequences = 1  # of a row
-    found = []
+    begun, found = Beginnings(), []
     for i, of_row in enumerate(asked.each({} for _ in inputs_tensor)):
-        row = {**made, "generation_config": config, "generator": of_row.get("generator")}
+        own = {"generation_config": config, "generator": of_row.get("generator")}
+        row = begun.of_a_row({**made, **own})
         for name in ("attention_mask", *ENCODER_INPUTS):
             if isinstance(row.get(name), Tensor):
                 row[name] = row[name][i : i + 1]
@@ -213,6 +214,7 @@ def _row_by_row(
         source = inputs_tensor[place : place + 1]
         ids = {"input_ids": input_ids[i : i + 1], "inputs_tensor": source}
         found.append(method(**ids, **row))
+    begun.leave()
     return gather(found, pad_token_id(made, model))
 
 

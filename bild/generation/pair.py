@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, overload
 
@@ -24,7 +24,7 @@ from bild.generation.decoding import Steps
 from bild.generation.generate import pair_steps
 from bild.generation.output import BiLDOutput
 from bild.generation.pace import Experience
-from bild.generation.sequences import generate_many_rows, generate_rows
+from bild.generation.sequences import MakeSteps, generate_many_rows, generate_rows
 from bild.generation.single import SingleModel, greedily, many_rows_alone, rows_alone
 from bild.generation.source import make_source, without_states
 from bild.generation.steering import BatchExperience, Steering, may_rest
@@ -356,31 +356,34 @@ class BiLDModel:
         Other arguments, results and errors as of `SingleModel.greedy`. It writes only ids that
         both models know.
         """
-        model = self.large if which == "large" else self.small
-        return rows_alone(self._alone(which), model, input_ids, **greedily(kwargs))
+        return rows_alone(*self._alone(which), input_ids, **greedily(kwargs))
 
     def greedy_many(
         self, sources: Iterable[Any], *, which: Writer = "large", **kwargs: Any
     ) -> Iterator[BiLDOutput | Tensor]:
         """`generate_many` with one of the models alone; arguments and results as there."""
-        model = self.large if which == "large" else self.small
-        return many_rows_alone(self._alone(which), model, sources, **greedily(kwargs))
+        return many_rows_alone(*self._alone(which), sources, **greedily(kwargs))
 
     def sample(
         self, input_ids: Tensor | None = None, *, which: Writer = "large", **kwargs: Any
     ) -> BiLDOutput | Tensor:
         """Draw outputs of one of the models alone; arguments as of `SingleModel.sample`."""
-        model = self.large if which == "large" else self.small
         given = {**kwargs, "do_sample": True}
-        return rows_alone(self._alone(which), model, input_ids, **given)
+        return rows_alone(*self._alone(which), input_ids, **given)
 
-    def _alone(self, which: Writer) -> Callable[..., Steps[BiLDOutput | Tensor]]:
-        """`greedy` of one row with one of the models."""
+    def sample_many(
+        self, sources: Iterable[Any], *, which: Writer = "large", **kwargs: Any
+    ) -> Iterator[BiLDOutput | Tensor]:
+        """`generate_many`, drawn with one of the models alone; arguments and results as there."""
+        return many_rows_alone(*self._alone(which), sources, **{**kwargs, "do_sample": True})
+
+    def _alone(self, which: Writer) -> tuple[MakeSteps, PreTrainedModel]:
+        """One row with one of the models, and that model."""
         if which not in self.models:
             raise BildError(f"which must be large or small, got {which!r}")
         if which == "small" and isinstance(self.small, BiLDDrafter):
-            return self._drafter_steps
-        return self.models[which].steps
+            return self._drafter_steps, self.small
+        return self.models[which].steps, self.models[which].model
 
     def _drafter_steps(
         self,

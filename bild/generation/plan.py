@@ -34,7 +34,7 @@ from bild.config import BiLDConfig
 from bild.errors import BildError, first_line
 from bild.generation.decoding import Stopping, scores_are_read
 from bild.generation.prompts import behind, hidden_tokens
-from bild.generation.rewinding import rewinding
+from bild.generation.rewinding import function_of, rewinding
 
 # Settings that do what they do in transformers' greedy search, or where it samples.
 HONOURED = frozenset(
@@ -190,7 +190,7 @@ def make_plan(
         refuse_keyword("past_key_values")
     check_settings(generation_config)
     for processor in logits_processor:
-        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+        if isinstance(function_of(processor), UnbatchedClassifierFreeGuidanceLogitsProcessor):
             raise BildError(
                 "BiLD cannot use UnbatchedClassifierFreeGuidanceLogitsProcessor, which keeps a "
                 "cache of a model between its calls"

@@ -3,7 +3,9 @@
 transformers' greedy search asks one of them once a token, in order. Drafting and verifying ask it
 of one position several times, and again after a rollback. So whatever is not known to depend on
 its arguments alone is put, before each call, into the state in which the calls for the shorter
-prefixes of this output left it: it is asked as if the output had been written in one go.
+prefixes of this output left it: it is asked as if the output had been written in one go. Of several
+outputs of one call each meets it as the call was given it (`Beginnings`), whatever is written
+before or beside it.
 
 A state is what Python's `pickle` would keep of an object, or of what a function has closed over.
 Models, tokenizers, functions and classes within it are shared, not copied.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -25,6 +27,7 @@ from transformers.generation import SynthIDTextWatermarkLogitsProcessor
 
 from bild.errors import BildError
 
+FUNCTIONS = ("logits_processor", "stopping_criteria")  # keywords of `generate`
 SHARED = (
     *(nn.Module, PreTrainedTokenizerBase),
     *(FunctionType, BuiltinFunctionType, ModuleType, type),
@@ -36,7 +39,12 @@ def rewinding(functions: Iterable[Any]) -> list[Any]:
 
     transformers' own depend on their arguments alone, but for the watermark of SynthID.
     """
-    return [f if _depends_on_its_arguments(f) else Rewinding(f) for f in functions]
+    return [f if _may_be_asked_anywhere(f) else Rewinding(f) for f in functions]
+
+
+def function_of(asked: Any) -> Any:
+    """The processor or the criterion itself, of one that may be a `Rewinding`."""
+    return asked.function if isinstance(asked, Rewinding) else asked
 
 
 def settle(functions: Iterable[Any], length: int) -> None:
@@ -46,10 +54,11 @@ def settle(functions: Iterable[Any], length: int) -> None:
             function.settle(length)
 
 
-def _depends_on_its_arguments(function: Any) -> bool:
+def _may_be_asked_anywhere(function: Any) -> bool:
+    if isinstance(function, Rewinding):
+        return True
     home = type(function).__module__.partition(".")[0]
-    stateful = isinstance(function, SynthIDTextWatermarkLogitsProcessor | Rewinding)
-    return home == "transformers" and not stateful
+    return home == "transformers" and not isinstance(function, SynthIDTextWatermarkLogitsProcessor)
 
 
 class Rewinding:
@@ -57,10 +66,11 @@ class Rewinding:
 
     Args:
         function: a logits processor or a stopping criterion.
+        start: its state before the first call of this output; None for the one it is in then.
     """
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    def __init__(self, function: Any, start: State | None = None) -> None:
+        self.function, self._start = function, start
         self._before: dict[int, State] = {}  # a call about a prefix of so many tokens
         self._now: State | None = None
         self._last = 0  # tokens of the prefix that was asked about last
@@ -79,10 +89,47 @@ class Rewinding:
 
     def settle(self, length: int) -> None:
         """Go back, or on, to the state before a call about a prefix of so many tokens."""
-        wanted = self._before.get(length)
+        wanted = self._before.get(length) if self._before else self._start
         if wanted is not None and wanted != self._now:
             wanted.write(self.function)
             self._now = wanted
+
+    def leave(self) -> None:
+        """Put it into the state in which this output has left it, whatever it was asked since."""
+        if self._now is not None:
+            self._now.write(self.function)
+
+
+class Beginnings:
+    """Gives each output of a call its processors and criteria as the call was given them."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Any, State]] = {}  # by what holds the state, which is kept
+        self._of_the_last: list[Rewinding] = []
+
+    def of_a_row(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of `generate` for the next output.
+
+        Raises:
+            BildError: as `read_state`.
+        """
+        own = {name: list(keywords[name]) for name in FUNCTIONS if keywords.get(name)}
+        met = {name: [self._as_given(f) for f in functions] for name, functions in own.items()}
+        self._of_the_last = [f for found in met.values() for f in found if isinstance(f, Rewinding)]
+        return {**keywords, **met}
+
+    def _as_given(self, function: Any) -> Any:
+        if _may_be_asked_anywhere(function):
+            return function
+        holder = _holder(function)
+        if id(holder) not in self._found:
+            self._found[id(holder)] = holder, read_state(function)
+        return Rewinding(function, self._found[id(holder)][1])
+
+    def leave(self) -> None:
+        """All outputs are written: leave what keeps a state as the last of them does."""
+        for function in self._of_the_last:
+            function.leave()
 
 
 @dataclass(frozen=True)

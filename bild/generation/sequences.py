@@ -153,7 +153,7 @@ def generate_rows(
         refuse_of_one_row(keywords)
         rows = [{**keywords, "input_ids": input_ids, "attention_mask": attention_mask}]
     wanted = [{**of_a_row, **row} for row in asked.each(rows)]
-    found = list(decode_rows(steps, wanted, len(wanted), keywords))
+    found = list(decode_rows(steps, wanted, len(wanted)))
     return gather(found, pad_token_id(keywords, model))
 
 
@@ -178,7 +178,7 @@ def generate_many_rows(
     asked = Samples.of(keywords, model, generator)
     shared = {**of_a_row, **keywords}
     rows = ({**shared, **as_keywords(source)} for source in sources)
-    found = decode_rows(steps, asked.each(rows), batch_size, keywords)
+    found = decode_rows(steps, asked.each(rows), batch_size)
     if asked.count == 1:
         return found
     pad = pad_token_id(keywords, model)

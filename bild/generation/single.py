@@ -98,6 +98,13 @@ class SingleModel:
         given = {**generate_kwargs, "do_sample": True}
         return rows_alone(self.steps, self.model, input_ids, attention_mask, **given)
 
+    def sample_many(
+        self, sources: Iterable[Any], *, batch_size: int = 8, **generate_kwargs: Any
+    ) -> Iterator[BiLDOutput | Tensor]:
+        """`BiLDModel.generate_many`, drawn with this model alone; arguments as there."""
+        given = {**generate_kwargs, "batch_size": batch_size, "do_sample": True}
+        return many_rows_alone(self.steps, self.model, sources, **given)
+
     def steps(
         self,
         input_ids: Tensor | None = None,
@@ -191,6 +198,6 @@ def many_rows_alone(
     generator: torch.Generator | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[BiLDOutput | Tensor]:
-    """`SingleModel.greedy_many`, with `steps` as that model's; `model` as of `rows_alone`."""
+    """`greedy_many` or `sample_many`, with `steps` as a model's; `model` as of `rows_alone`."""
     given = sources, batch_size, generator, generate_kwargs
     return generate_many_rows(steps, model, *given, at_a_time=TOKENS_AT_A_TIME)

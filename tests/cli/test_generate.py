@@ -136,7 +136,7 @@ def test_every_output_begins_with_the_token_that_is_forced(bild, pair, models, t
 
 # ------------------------------------------------------------------------------ drawn outputs
 
-DRAWN = ("--sample", "--temperature", 1.5, "--top-k", 0, "--top-p", 0.95)
+DRAWN = ("--do-sample", "--temperature", 1.5, "--top-k", 0, "--top-p", 0.95)
 
 
 def test_drawn_outputs_are_those_of_the_seed_and_the_line(bild, pair, models, tmp_path):  # noqa: F811
@@ -201,14 +201,14 @@ def test_a_run_of_drawn_outputs_goes_on_with_the_same_ones(bild, models, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--temperature", 0.5), "--temperature is for drawn outputs; give --sample too"),
-        (("--sampling", "block"), "--sampling is for drawn outputs; give --sample too"),
-        (("--sample", "--num-return-sequences", 2), "--num-return-sequences needs JSON Lines"),
-        (("--sample", "--temperature", 0), "temperature must be above 0 and finite, got 0"),
-        (("--sample", "--top-p", 1.5), "top_p must be above 0 and at most 1, got 1.5"),
-        (("--sample", "--top-k", -1), "top_k must be at least 0, got -1"),
-        (("--sample", "--lookahead", 1), "guesses what is likeliest"),
-        (("--sample", "--variant", "paper"), "variant='paper' does not judge drafts"),
+        (("--temperature", 0.5), "--temperature is for drawn outputs; give --do-sample too"),
+        (("--sampling", "block"), "--sampling is for drawn outputs; give --do-sample too"),
+        (("--do-sample", "--num-return-sequences", 2), "--num-return-sequences needs JSON Lines"),
+        (("--do-sample", "--temperature", 0), "temperature must be above 0 and finite, got 0"),
+        (("--do-sample", "--top-p", 1.5), "top_p must be above 0 and at most 1, got 1.5"),
+        (("--do-sample", "--top-k", -1), "top_k must be at least 0, got -1"),
+        (("--do-sample", "--lookahead", 1), "guesses what is likeliest"),
+        (("--do-sample", "--variant", "paper"), "variant='paper' does not judge drafts"),
     ],
 )
 def test_flags_of_drawn_outputs_that_make_no_sense(bild, models, tmp_path, flags, message):  # noqa: F811

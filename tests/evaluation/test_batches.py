@@ -10,9 +10,9 @@ from bild.evaluation.record import RunRecord
 DEMO = ("demo", "aligned", "--max-eval-samples", 5, "--threads", 1, "--warmup", 1, "--quiet")
 
 
-def evaluated(monkeypatch, capsys, folder, *options):
+def evaluated(monkeypatch, capsys, folder, *options, demo=DEMO):
     record = folder / "run.json"
-    arguments = (*DEMO, "--output-dir", folder, "--record", record, *options)
+    arguments = (*demo, "--output-dir", folder, "--record", record, *options)
     done = run_here(monkeypatch, capsys, *arguments)
     assert done.code == 0, done.err
     (path,) = folder.glob("demo/*/samples.jsonl")

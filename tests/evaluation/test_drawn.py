@@ -36,6 +36,31 @@ def test_every_arm_draws_by_the_seed_and_the_example(monkeypatch, capsys, tmp_pa
         assert text == pair.tokenizer.decode(own.sequences[0], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize(("engine", "rule"), [("fast", "block"), ("transformers", "bild")])
+def test_examples_that_are_drawn_together_draw_what_they_draw_alone(
+    monkeypatch, capsys, tmp_path, engine, rule
+):
+    drawn = (*DRAWN, "--sampling", rule, "--engine", engine)
+    _, rows = evaluated(monkeypatch, capsys, tmp_path / "1", *drawn)
+    record, together = evaluated(monkeypatch, capsys, tmp_path / "3", *drawn, "--batch-size", 3)
+    assert (record.config.batch_size, record.config.drawn) == (3, Distribution(0.9, 0, 0.95))
+    for one, own in zip(rows, together, strict=True):
+        assert len(own["arms"]) == 3
+        for name, arm in own["arms"].items():
+            for what in ("text", "tokens", "stats"):
+                assert arm[what] == one["arms"][name][what]
+    assert texts(rows, "vanilla") != texts(rows, "bild")
+
+
+def test_the_large_model_alone_draws_together_what_it_draws_by_one(monkeypatch, capsys, tmp_path):
+    demo = ("demo", "vanilla", *DEMO[2:])
+    _, rows = evaluated(monkeypatch, capsys, tmp_path / "1", *DRAWN, demo=demo)
+    drawn = (*DRAWN, "--batch-size", 4)
+    _, together = evaluated(monkeypatch, capsys, tmp_path / "4", *drawn, demo=demo)
+    assert texts(rows, "vanilla") == texts(together, "vanilla")
+    assert len(set(texts(rows, "vanilla"))) == 5
+
+
 def test_another_seed_draws_others_and_bild_has_its_rule(monkeypatch, capsys, tmp_path):
     _, rows = evaluated(monkeypatch, capsys, tmp_path / "1", *DRAWN)
     record, others = evaluated(
@@ -53,7 +78,6 @@ def test_another_seed_draws_others_and_bild_has_its_rule(monkeypatch, capsys, tm
         (("--sampling", "block"), "--sampling is for drawn outputs"),
         (("--do-sample", "--temperature", 0), "temperature must be above 0 and finite, got 0.0"),
         (("--do-sample", "--top-p", 2), "top_p must be above 0 and at most 1, got 2.0"),
-        (("--do-sample", "--batch-size", 4), "--do-sample decodes one example at a time"),
         (("--do-sample", "--lookahead", 1), "lookahead=1"),
         (("--do-sample", "--rule", "exact"), "acceptance='exact' does not judge drafts"),
     ],

@@ -8,7 +8,12 @@ from on_engines import ENGINES
 from reference import Cacheless, reference_decode
 from tiny import EOS, PAD, sources, tiny_bart, tiny_t5
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    SynthIDTextWatermarkingConfig,
+)
+from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.pipelines import SUPPORTED_TASKS
 
 from bild import (
@@ -193,13 +198,122 @@ class Counting:
         return scores
 
 
-def test_a_processor_with_a_state_meets_one_row_after_the_other():
+class Plugged:
+    """`custom_generate=`, called as a pair."""
+
+    def __init__(self, pair):
+        self.large, self.small = pair.large, pair.small
+
+    def generate(self, input_ids, attention_mask=None, **kwargs):
+        return self.large.generate(
+            input_ids, attention_mask=attention_mask, custom_generate=bild_generate,
+            small_model=self.small, return_dict_in_generate=True, **kwargs,
+        )  # fmt: skip
+
+
+class AtTheEighthCall:
+    """A criterion that keeps a state."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, ids, scores, **_):
+        self.calls += 1
+        return torch.tensor([self.calls == 8] * len(ids))
+
+
+@pytest.mark.parametrize("door", [lambda pair: pair, Plugged], ids=["pair", "plugged"])
+def test_each_row_meets_what_keeps_a_state_as_the_call_was_given_it(door):
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(6, 4, longest=30)
+    model, kwargs = door(pair), {"bild_config": BiLDConfig(0.3, 0.5), "max_new_tokens": LIMIT}
+
+    def used():
+        """A processor that has been asked about five tokens before."""
+        processor, criterion = Counting(), AtTheEighthCall()
+        processor.calls = 5
+        return {"logits_processor": [processor], "stopping_criteria": [criterion]}
+
+    alone, left = [], []
+    for row in rows:
+        own = used()
+        alone.append(model.generate(row, **own, **kwargs))
+        left.append(own["logits_processor"][0].calls)
+    assert len(set(left)) > 1
+    assert max(one.stats.rollbacks for one in alone) > 0
+    own = used()
+    check(model.generate(**padded(rows), **own, **kwargs), alone)
+    assert own["logits_processor"][0].calls == left[-1]  # as the last row leaves it
+    if isinstance(model, Plugged):
+        return
+    for size in (1, 3):
+        own = used()
+        found = list(pair.generate_many(rows, batch_size=size, **own, **kwargs))
+        assert [o.stats for o in found] == [o.stats for o in alone]
+        assert [o.sequences.tolist() for o in found] == [o.sequences.tolist() for o in alone]
+        assert own["logits_processor"][0].calls == left[-1]
+    # Sources may bring their own, one for all of them or each another.
+    shared, others = used(), [used() for _ in rows]
+    for brought in ([shared] * 4, others):
+        given = [{"input_ids": row, **own} for row, own in zip(rows, brought, strict=True)]
+        found = list(pair.generate_many(given, batch_size=3, **kwargs))
+        assert [o.sequences.tolist() for o in found] == [o.sequences.tolist() for o in alone]
+    assert [own["logits_processor"][0].calls for own in others] == left
+
+
+def test_a_state_counts_the_steps_of_a_batch_as_transformers_does():
     pair, rows = pair_on({"engine": "fast", "compile": False}), sources(19, 3, longest=30)
-    config = BiLDConfig(0.3, 0.5)
-    one, other = Counting(), Counting()
-    kwargs = {"bild_config": config, "max_new_tokens": LIMIT}
-    alone = [pair.generate(r, logits_processor=[one], **kwargs) for r in rows]
-    check(pair.generate(**padded(rows), logits_processor=[other], **kwargs), alone)
+    kwargs = {"max_new_tokens": LIMIT, "suppress_tokens": [EOS]}
+    own = pair.large.generate(**padded(rows), logits_processor=[Counting()], **kwargs)
+    config = BiLDConfig(0.3, 0.0)
+    for model in (pair, Plugged(pair)):
+        output = model.generate(
+            **padded(rows), bild_config=config, logits_processor=[Counting()], **kwargs
+        )
+        assert torch.equal(output.sequences, own)
+    output = pair.greedy(**padded(rows), logits_processor=[Counting()], **kwargs)
+    assert torch.equal(output.sequences, own)
+
+
+def test_rows_that_are_asked_of_a_state_are_decoded_together():
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(19, 3, longest=30)
+    begun = []
+
+    def given():
+        for row in rows:
+            begun.append(row)
+            yield row
+
+    found = pair.generate_many(given(), batch_size=3, logits_processor=[Counting()])
+    next(found)
+    assert len(begun) == 3
+
+
+@pytest.mark.parametrize("door", [lambda pair: pair, Plugged], ids=["pair", "plugged"])
+def test_the_watermark_that_keeps_a_state_is_each_rows_own(door):
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(19, 3, longest=30)
+    watermark = SynthIDTextWatermarkingConfig(
+        keys=[654, 400, 836], ngram_len=3, sampling_table_size=64, context_history_size=8
+    )
+    model, kwargs = door(pair), {"max_new_tokens": LIMIT, "suppress_tokens": [EOS]}
+    kwargs |= {"bild_config": BiLDConfig(0.3, 0.5), "watermarking_config": watermark}
+    alone = [model.generate(row, **kwargs) for row in rows]
+    check(model.generate(**padded(rows), **kwargs), alone)
+
+
+class OwnGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):
+    """Somebody's own kind of guidance."""
+
+
+@pytest.mark.parametrize("door", [lambda pair: pair, Plugged], ids=["pair", "plugged"])
+@pytest.mark.parametrize("kind", [UnbatchedClassifierFreeGuidanceLogitsProcessor, OwnGuidance])
+@pytest.mark.parametrize("size", [1, 2])
+def test_guidance_is_refused_by_its_name(door, kind, size):
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(19, size, longest=30)
+    model = door(pair)
+    with pytest.raises(BildError, match="UnbatchedClassifierFreeGuidanceLogitsProcessor, which"):
+        model.generate(**padded(rows), logits_processor=[kind(1.5, pair.large)], max_new_tokens=3)
+    with pytest.raises(BildError, match=r"guidance_scale=1\.5; use guidance_scale=1"):
+        model.generate(**padded(rows), guidance_scale=1.5, max_new_tokens=3)
 
 
 def test_other_families_decode_batches_too():

@@ -369,6 +369,20 @@ def test_sources_may_bring_generators_of_their_own(pair):
         assert torch.equal(output.sequences, alone.sequences)
 
 
+@pytest.mark.parametrize("which", ["large", "small"])
+def test_one_model_draws_many_as_it_draws_each(pair, which):
+    rows, options = sources(9, 5, vocab=12), {"temperature": 1.3, "max_new_tokens": LIMIT}
+    given = [{"input_ids": row, "generator": seeded(i)} for i, row in enumerate(rows)]
+    found = list(pair.sample_many(given, which=which, batch_size=3, **options))
+    for i, output in enumerate(found):
+        alone = pair.sample(rows[i], which=which, generator=seeded(i), **options)
+        assert torch.equal(output.sequences, alone.sequences)
+    assert len({str(output.sequences.tolist()) for output in found}) == 5
+    single = pair.models[which].sample_many(rows, generator=seeded(), **options)
+    again = pair.sample_many(rows, which=which, batch_size=2, generator=seeded(), **options)
+    assert [o.sequences.tolist() for o in single] == [o.sequences.tolist() for o in again]
+
+
 def test_greedy_batches_leave_torchs_random_numbers_alone(pair):
     rows = sources(9, 2, vocab=12)
     before = torch.get_rng_state()
