@@ -41,7 +41,11 @@ NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
 
 def as_json(content: Any, indent: int | None = None) -> str:
     """JSON text, one line without `indent`; NaN and infinities, which JSON has not, as strings."""
-    return json.dumps(finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):  # a NaN, or a mapping that is no dict
+        content = finite(content)
+    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def finite(content: Any) -> Any:

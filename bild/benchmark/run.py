@@ -76,7 +76,7 @@ def run_benchmark(
         resumed = len(known)
         failed = known[-1].failed if known else {}
         arms = [] if resumed == bench.loop.total else bench.make_arms(failed)
-        found = samples(arms, bench.loop, path, bench.failed, ids=config.arms)
+        found = samples(arms, bench.loop, path, bench.failed, config.arms, known)
         return _with_progress(found, bench.loop.total, resumed, progress)
 
     def summarize(found: list[Sample]) -> BenchmarkRecord:

@@ -14,6 +14,8 @@ from bild.files import finite
 
 T = TypeVar("T")
 
+PLAIN = (int, float, str, bool)  # values of these types are taken as they are
+
 
 def encode(value: Any) -> Any:
     """JSON values of a dataclass; floats that JSON cannot hold become "nan", "inf" and "-inf"."""
@@ -35,6 +37,8 @@ def decode(kind: type[T], content: Any) -> T:
 
 
 def _decode(kind: Any, content: Any, name: str) -> Any:
+    if type(content) is kind and kind in PLAIN:  # most of what there is
+        return content
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return content
@@ -52,6 +56,8 @@ def _decode(kind: Any, content: Any, name: str) -> Any:
         if origin is tuple and len(arguments) > 1 and arguments[1] is not ...:
             _require(len(content) == len(arguments), name, content)
             return tuple(_decode(a, c, name) for a, c in zip(arguments, content, strict=True))
+        if one in PLAIN and all(type(c) is one for c in content):  # such as a line's tokens
+            return whole(content)
         return whole(_decode(one, c, f"{name}[{i}]") for i, c in enumerate(content))
     if origin in (dict, Mapping):
         _require(isinstance(content, dict), name, content)
@@ -93,20 +99,23 @@ def _decode_plain(kind: Any, content: Any, name: str) -> Any:
 
 def _decode_dataclass(kind: Any, content: Any, name: str) -> Any:
     _require(isinstance(content, dict), name, content)
-    own = {f.name: f for f in fields(kind)}
-    needed = {n for n, f in own.items() if f.default is MISSING and f.default_factory is MISSING}
-    odd = sorted((needed - content.keys()) | (content.keys() - own.keys()))
+    hints, needed = _fields(kind)
+    odd = sorted((needed - content.keys()) | (content.keys() - hints.keys()))
     if odd:
         where = f"{name}.{odd[0]}" if name else odd[0]
         raise BildError(f"field {where!r} is missing or unknown")
-    hints = _hints(kind)
     prefix = f"{name}." if name else ""
-    return kind(**{n: _decode(hints[n], content[n], prefix + n) for n in own if n in content})
+    return kind(
+        **{n: _decode(hint, content[n], prefix + n) for n, hint in hints.items() if n in content}
+    )
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The types of a dataclass' fields, in their order, and the names of those that must be set."""
+    hints, own = get_type_hints(kind), fields(kind)
+    needed = (f.name for f in own if f.default is MISSING and f.default_factory is MISSING)
+    return {f.name: hints[f.name] for f in own}, frozenset(needed)
 
 
 def _require(holds: bool, name: str, content: Any) -> None:

@@ -203,6 +203,7 @@ def samples(
     path: Path,
     failed: Mapping[ArmId, str] | None = None,
     ids: Sequence[ArmId] | None = None,
+    known: Sequence[Sample] | None = None,
 ) -> Iterator[Sample]:
     """The examples in samples.jsonl, then those decoded from there on, each written down at once.
 
@@ -212,12 +213,13 @@ def samples(
         path: the file, made where it is missing.
         failed: arms that stay out, and why.
         ids: of all arms, those that failed included, in their order; None for those of `arms`.
+        known: what the caller has read of the file; None: it is read here.
 
     Raises:
         BildError: as `read_samples`; whatever an arm raises.
     """
     ids = [arm.id for arm in arms] if ids is None else ids
-    known = read_samples(path, ids, loop)
+    known = read_samples(path, ids, loop) if known is None else known
     yield from known
     fresh = decode(arms, loop, loop.starts(len(known)), failed, ids)
     yield from append_lines(path, fresh, Sample.to_json)

@@ -234,8 +234,9 @@ def evaluate_loaded(
             with _watched(loop.total, resumed, work.config.task, progress) as seen:
                 ready = partial(agree, str(path.parent.absolute()))
                 return iter(decode_together(arms, loop, path, ready, seen))
-        resumed = len(looping.read_samples(path, [arm.id for arm in arms], loop))
-        found = looping.samples(arms, loop, path)
+        known = looping.read_samples(path, [arm.id for arm in arms], loop)
+        resumed = len(known)
+        found = looping.samples(arms, loop, path, known=known)
         return with_progress(found, loop.total, resumed, work.config.task) if progress else found
 
     def summarize(samples: list[Sample]) -> RunRecord:

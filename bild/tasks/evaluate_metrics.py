@@ -19,7 +19,8 @@ import datasets
 import evaluate
 
 from bild.errors import BildError
-from bild.tasks.metrics import ROUGE_TYPES, score
+from bild.tasks.metrics import score
+from bild.tasks.rouge import ROUGE_TYPES
 
 
 class _CorpusMetric(evaluate.Metric):  # evaluate is not typed

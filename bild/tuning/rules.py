@@ -99,8 +99,9 @@ def compare_rules(
 
     def decode_into(path: Path) -> Iterator[Sample]:
         nonlocal resumed
-        resumed = len(looping.read_samples(path, [arm.id for arm in arms], loop))
-        found = looping.samples(arms, loop, path)
+        known = looping.read_samples(path, [arm.id for arm in arms], loop)
+        resumed = len(known)
+        found = looping.samples(arms, loop, path, known=known)
         return with_progress(found, loop.total, resumed, work.config.task) if progress else found
 
     def summarize(samples: list[Sample]) -> RulesRecord:

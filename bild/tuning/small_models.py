@@ -287,14 +287,14 @@ class _Comparison:
         ids = [arm.id for arm in arms]
         with self._bar(f"timed, {len(arms)} arms", loop.total) as bar:
             if not is_shared(path):
-                known = len(read_samples(path, ids, loop))
-                return list(_counted(samples(arms, loop, path), bar)), known
-            known = len(read_shared(path, ids, loop))
+                known = read_samples(path, ids, loop)
+                return list(_counted(samples(arms, loop, path, known=known), bar)), len(known)
+            before = len(read_shared(path, ids, loop))
             ready = partial(self.decodings.tell_points, points)
             seen = lambda _, done: bar.update(max(0, done - bar.n))  # noqa: E731
             found = decode_together(arms, loop, path, ready, seen)
         self.decodings.forget_points()
-        return found, known
+        return found, before
 
     def _differences(
         self,

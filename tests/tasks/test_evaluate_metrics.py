@@ -9,7 +9,8 @@ from test_metrics import GOOD, POOR, REFERENCES
 
 from bild.errors import BildError
 from bild.tasks.evaluate_metrics import BleuMetric, RougeMetric
-from bild.tasks.metrics import ROUGE_TYPES, score
+from bild.tasks.metrics import score
+from bild.tasks.rouge import ROUGE_TYPES
 
 
 @pytest.mark.parametrize(

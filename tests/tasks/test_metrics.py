@@ -19,13 +19,13 @@ from bild.checkpoints.names import REPOSITORY_ROOT
 from bild.errors import BildError
 from bild.tasks.metrics import (
     METRICS,
-    ROUGE_TYPES,
     Score,
     bootstrap,
     paired_bootstrap,
     score,
     split_sentences,
 )
+from bild.tasks.rouge import ROUGE_TYPES
 
 TEXT = """the a small large model house river reads writes running runner over under near Dr. Smith
 went home He was tired They said that it will rain tomorrow 3.5 1,000 percent of people"""
