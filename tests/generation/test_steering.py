@@ -169,6 +169,39 @@ def test_a_small_model_that_becomes_good_is_found_out():
     assert LONGEST_REST <= 5 * 4 * LENGTH
 
 
+@pytest.mark.parametrize("length", [3, 6, 20])
+def test_short_outputs_teach_as_well_each_batch_in_a_call_of_its_own(length):
+    """The last round of a call is followed by no other one; of short outputs there is none else."""
+    good = [False]
+    batches = Batches(lambda i: good[0], 4)
+    batches.lengths = lambda outputs: [length] * outputs
+    for _ in range(6):
+        batches.seconds(4)
+    known = batches.known.of(4)
+    assert known.next_rest > 32  # a trial has failed
+    rested = known.left
+    batches.seconds(4)
+    assert known.left == max(0, rested - length)
+    good[0] = True
+    alone = batches.seconds(4, alone=True)
+    tried = 0
+    for _ in range(1 + known.left // length + 40):
+        took = batches.seconds(4)
+        tried += any(stats.drafted_tokens for stats in batches.stats)
+    assert tried
+    assert length < 6 or took < alone
+
+
+def test_what_one_token_costs_is_asked_in_short_calls_too():
+    batches = Batches(always, 2)
+    batches.lengths = lambda outputs: [12] * outputs
+    for _ in range(60):
+        batches.seconds(2)
+    # Of rounds of drafts alone the price of a lone token would be told from a line far away.
+    assert batches.known.rounds <= 33
+    assert batches.known.large.first == pytest.approx(LARGE, rel=0.05)
+
+
 def test_drafts_are_as_long_as_their_last_token_pays():
     """Every fourth token is wrong: drafts of more than three tokens are waste, the dearer the more
     rows there are."""
