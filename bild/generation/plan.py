@@ -86,10 +86,12 @@ ENCODER_INPUTS = (
     *("token_type_ids", "position_ids", "global_attention_mask", "lang_ids"),
     *("pixel_values", "bbox", "visual_bbox"),
 )
+PROMPT = ("decoder_input_ids", "decoder_attention_mask")
 # Keywords of `generate` that are no settings and no inputs of an encoder.
 KEYWORDS = (
     *("generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"),
-    *("decoder_input_ids", "decoder_attention_mask", "tokenizer", "synced_gpus"),
+    *PROMPT,
+    *("tokenizer", "synced_gpus"),
 )
 WAYS_OUT = {
     "inputs": "give the source as input_ids=",
@@ -185,6 +187,8 @@ def make_plan(
         BildError: a setting that is not supported, by name and value; no length limit; guidance; a
             cache that holds something.
     """
+    if len(input_ids) != 1:
+        raise BildError(f"decoder_input_ids must have one row for a source, got {len(input_ids)}")
     cache: Cache | None = made.get("past_key_values")
     if cache is not None and cache.get_seq_length():
         refuse_keyword("past_key_values")
@@ -237,6 +241,8 @@ def check_keywords(model: PreTrainedModel, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in SETTINGS:
             _check_setting(name, value)
+        elif name in PROMPT and value is not None and not isinstance(value, Tensor):
+            raise BildError(f"{name} must be a tensor, got a {type(value).__name__}")
         elif value is not None and name not in (*KEYWORDS, *ENCODER_INPUTS, *own):
             refuse_keyword(name)
 
