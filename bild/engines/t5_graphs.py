@@ -1,4 +1,4 @@
-"""A T5's decoder on a GPU: a step is recorded once, as a CUDA graph, and replayed.
+"""A T5 on a GPU: a decoder step is recorded once, as a CUDA graph, and replayed; so is the encoder.
 
 Launching a step's kernels one by one from Python takes far longer than the GPU needs for them. A
 graph launches all of them at once, but it reads and writes the same memory whenever it is replayed.
@@ -40,6 +40,8 @@ from bild.engines.t5_weights import Stack
 # leave in the cache is hidden until it is written over.
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
 WIDEST = WIDTHS[-1]  # longer feeds run as `TorchSession`'s
+LONGEST_SOURCE = 512  # tokens; longer sources are encoded as by `TorchEncoder`
+SOURCE_STEP = 16  # sources are recorded for lengths this far apart
 WARM_UPS = 2  # runs before recording: libraries allocate and choose in the first ones
 
 _recording = Lock()  # one step is recorded at a time
@@ -50,19 +52,61 @@ def records(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+class GraphEncoder(TorchEncoder):
+    """A `TorchEncoder` that is recorded for sources of so many tokens, hidden ones behind them."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(stack)
+        device = stack.embedding.device
+        self._runs: dict[int, Callable[[], None]] = {}  # by length
+        self._record = recorder(device)
+        self._tokens = torch.zeros(LONGEST_SOURCE, dtype=torch.long, device=device)
+        self._hidden = torch.ones(LONGEST_SOURCE, dtype=torch.bool, device=device)
+        self._states = torch.zeros(
+            (LONGEST_SOURCE, stack.width), dtype=stack.final_norm.dtype, device=device
+        )
+        self._bias(LONGEST_SOURCE)
+
+    def _bias(self, length: int) -> list[Tensor]:
+        before = self._biases
+        tables = super()._bias(length)
+        if self._biases is not before:  # what was recorded reads the old ones
+            self._runs.clear()
+            self._record = recorder(self.stack.embedding.device)
+        return tables
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
+        size = len(tokens)
+        if size > LONGEST_SOURCE or hidden is not None:
+            return super().__call__(tokens, hidden)
+        length = -(-size // SOURCE_STEP) * SOURCE_STEP
+        self._tokens[:size] = tokens
+        self._hidden[:size] = False
+        self._hidden[size:] = True
+        if length not in self._runs:
+            self._runs[length] = self._record(partial(self._run, length))
+        self._runs[length]()
+        return self._states[:size].clone()
+
+    def _run(self, length: int) -> None:
+        run = super().__call__
+        self._states[:length] = run(self._tokens[:length], self._hidden[:length])
+
+
 class GraphSession(TorchSession):
     """A `TorchSession` whose short steps are recorded, and looked at where they run.
 
     Args:
-        encode: the encoder, which many sessions may share; None for a drafter.
+        encode: the encoder, of which the session makes one of its own; None for a drafter.
         stack: the decoder's parameters.
     """
 
     def __init__(self, encode: TorchEncoder | None, stack: Stack) -> None:
-        super().__init__(encode, stack)
+        super().__init__(None if encode is None else GraphEncoder(encode.stack), stack)
         on_gpu = self.device.type == "cuda"
         self._steps: dict[int, Callable[[], None]] = {}  # by width
-        self._pool: Recorder | None = None
+        self._record = recorder(self.device)
         # The first token's position, the tokens, and the tokens whose distances are asked for.
         self._asked = torch.zeros(1 + 2 * WIDEST, dtype=torch.long, device=self.device)
         self._told = torch.zeros(WIDEST, 3, dtype=torch.float64, device=self.device)
@@ -86,7 +130,7 @@ class GraphSession(TorchSession):
     def _forget_steps(self) -> None:
         """Memory has moved: what was recorded works in the old."""
         self._steps.clear()
-        self._pool = None
+        self._record = recorder(self.device)
 
     @torch.inference_mode()
     def begin(self, states: Tensor, vocab_size: int) -> None:
@@ -172,13 +216,6 @@ class GraphSession(TorchSession):
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
-    def _record(self, step: Callable[[], None]) -> Callable[[], None]:
-        if self.device.type != "cuda":
-            return step
-        if self._pool is None:
-            self._pool = Recorder(self.device)
-        return self._pool(step)
-
     def _step(self, count: int) -> None:
         """The decoder for `count` tokens: from `_asked`, to `_logits` and `_told`.
 
@@ -242,6 +279,15 @@ def _side_streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.S
     is recorded shares it with nothing but what is recorded."""
     warm_up, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
     return warm_up, recording
+
+
+def recorder(device: torch.device) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """What makes of a step one that is replayed; on other devices than a GPU, the step itself."""
+    return Recorder(device) if device.type == "cuda" else _as_it_is
+
+
+def _as_it_is(step: Callable[[], None]) -> Callable[[], None]:
+    return step
 
 
 class Recorder:

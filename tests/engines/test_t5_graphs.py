@@ -70,7 +70,7 @@ class Tape(TorchDispatchMode):
 def record_here(monkeypatch):
     """From here on engines decode as on a GPU."""
     monkeypatch.setattr(t5_arrangement, "records", lambda device: True)
-    monkeypatch.setattr(GraphSession, "_record", lambda session, step: Tape(step))
+    monkeypatch.setattr(t5_graphs, "recorder", lambda device: Tape)
 
 
 def tiny(seed=3, **kwargs):
@@ -126,8 +126,10 @@ def test_any_step_scores_what_the_plain_engine_does(kind, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_steps_score_what_the_plain_engine_does(dtype, monkeypatch):
     decoders = both(tiny().to(dtype), monkeypatch)
+    states, others = (d.encode(torch.tensor([[5, 9, 12, 1]]), None)[0] for d in decoders)
+    torch.testing.assert_close(others, states, rtol=0, atol=0.1 * states.abs().max().item())
     for decoder in decoders:
-        decoder.read(torch.tensor([[5, 9, 12, 1]]))
+        decoder.begin((states,), None)
     for tokens in ([0], [3, 4, 5], [7] * 9, [8]):
         expected, found = (decoder.feed(tokens) for decoder in decoders)
         assert found.dtype == expected.dtype
@@ -164,6 +166,18 @@ def test_a_damaged_source_leaves_nothing_behind(monkeypatch):
     assert torch.equal(decoder.feed([0, 3]), expected)
 
 
+def test_a_recorded_encoder_makes_the_plain_ones_states(monkeypatch):
+    """Short and long in turn, beyond what is recorded too, and with hidden tokens inside."""
+    plain, recording = both(tiny(kind="umt5", layers=3), monkeypatch)
+    rng = random.Random(2)
+    for length in (5, 40, 16, 17, 3, 600, 40, 5):
+        source = torch.tensor([[rng.randrange(3, 16) for _ in range(length - 1)] + [1]])
+        for mask in (None, torch.arange(length)[None] != 1):
+            expected, found = (d.encode(source, mask)[0] for d in (plain, recording))
+            torch.testing.assert_close(found, expected, **CLOSE)
+    assert set(recording.session.encode._runs) == {16, 48}  # since the one of 600 tokens
+
+
 def test_logits_stay_what_they_were(monkeypatch):
     _, decoder = both(tiny(), monkeypatch)
     decoder.read(torch.tensor([[5, 9, 1]]))
@@ -193,18 +207,24 @@ def test_a_session_serves_vocabularies_in_turn(monkeypatch):
 def test_a_step_is_recorded_once_a_width(monkeypatch):
     _, decoder = both(tiny(), monkeypatch)
     recorded = []
-    monkeypatch.setattr(
-        GraphSession, "_record", lambda session, step: recorded.append(step) or Tape(step)
-    )
     engine = decoder.engine
+    session = decoder.session
     decoder.release()
+
+    def noting(step):
+        recorded.append(step.func.__name__)
+        return Tape(step)
+
+    session._record = session.encode._record = noting
+    monkeypatch.setattr(t5_graphs, "recorder", lambda device: noting)
     for source in ([5, 9, 1], [4, 1], [9] * 100):
         decoder = engine.decoder("large")
         decoder.read(torch.tensor([source]))
         for tokens in ([0], [3], [3] * 9, [4] * 10, [6, 7]):
             decoder.feed(tokens)
         decoder.release()
-    assert len(recorded) == 3  # of 1, 2 and 10 tokens
+    assert recorded.count("_step") == 3  # of 1, 2 and 10 tokens
+    assert recorded.count("_run") == 2  # of 16 and 112 tokens
 
 
 def test_recording_sessions_can_share_a_forward(monkeypatch):
