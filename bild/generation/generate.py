@@ -24,6 +24,7 @@ from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder, states_for
 from bild.errors import BildError
+from bild.fallback import Adaptive
 from bild.generation.copying import with_copies
 from bild.generation.decoding import Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
@@ -239,7 +240,9 @@ def pair_steps(
     prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
     seen = plan.samples or plan.reads_scores or output_trace
     prices, unseen = experience.prices, not seen
-    rounds = make_rounds(large, small, prompt, config, stopping) if unseen else None
+    steered = isinstance(config.fallback_rule, Adaptive)
+    can = unseen and not steered  # rounds in one call
+    rounds = make_rounds(large, small, prompt, config, stopping) if can else None
     if plan.samples:
         written = yield from sampled_steps(
             large, small, config=config, **arguments.where_it_samples(generator)

@@ -44,6 +44,7 @@ class BatchExperience:
         prices: of a row's forwards, for guesses (`bild.generation.lookahead`).
         large, small: what forwards take, by the tokens of all rows in them.
         by_rows: rests, balance and lengths, by the power of two that the number of rows fills.
+        together: whether a forward of the small model serves all rows, as when it last read.
         rounds: of drafts since the large model has last written a token alone.
         read, written: seconds in which the small model has read the sources of outputs, and tokens
             of these; the latest count most.
@@ -54,6 +55,7 @@ class BatchExperience:
     large: Line = field(default_factory=Line)
     small: Line = field(default_factory=Line)
     by_rows: dict[int, Experience] = field(default_factory=dict)
+    together: bool = True
     rounds: int = 0
     read: float = 0.0
     written: float = 0.0
@@ -141,9 +143,15 @@ class Steering:
             self._learn()
             self._paces, self._rest = [], 0
 
-    def has_read(self, seconds: float) -> None:
-        """The small model took so long to read a source, for this round."""
+    def has_read(self, seconds: float, *, together: bool) -> None:
+        """The small model took so long to read a source, for this round.
+
+        Args:
+            seconds: as said.
+            together: whether a forward of it serves all rows.
+        """
         self._own.lost += seconds
+        self.known.together = together
 
     def _learn(self) -> None:
         """What the round that is over has brought."""
@@ -164,19 +172,15 @@ class Steering:
         """Of forwards for so many rows (`Experience`)."""
         large, small = self.known.large, self.known.small
         return Prices(
-            small=small.step(rows, shared=self._shares("small")),
-            large=large.step(rows, shared=self._shares("large")),
+            small=small.step(rows, shared=self.known.together),
+            large=large.step(rows, shared=self._paces[0].large.company is not None),
             token=rows * large.further,
         )
 
     def _last_token(self, rows: int) -> float:
         """Seconds of one drafted token more in so many rows, and of the look at it."""
-        small = self.known.small.step(rows, shared=self._shares("small")) if rows else 0.0
+        small = self.known.small.step(rows, shared=self.known.together) if rows else 0.0
         return small + rows * self.known.large.further
-
-    def _shares(self, name: str) -> bool:
-        """Whether a forward of this model serves all rows, which are of one pair."""
-        return getattr(self._paces[0], name).company is not None
 
 
 class RowPace(SteeredPace):
@@ -228,7 +232,7 @@ class RowPace(SteeredPace):
             self.small.ready()
             read = self.small.encoder_seconds - before
             self._read += read
-            self._steering.has_read(read)
+            self._steering.has_read(read, together=self.small.company is not None)
         return min(self.left, TOKENS_AT_A_TIME)
 
     def rested(self, tokens: int) -> None:
