@@ -35,7 +35,7 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int kTogether = 12;  // tokens that one pass over weights serves
-constexpr int kAhead = 4096;   // bytes to prefetch ahead in each group of rows
+constexpr int kAhead = 16384;  // bytes to prefetch ahead, of all groups of rows together
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
@@ -267,9 +267,10 @@ inline void block(const Matrix& w, int64_t n, const Input& x, int t0, float* out
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) sums[g][t] = Vector{};
   }
-  const int64_t near = steps - kAhead / step;  // from there on what is ahead is the next G groups'
+  constexpr int64_t each = kAhead / std::max(G, 2) / step * step;
+  const int64_t near = steps - each / step;  // from there on what is ahead is the next G groups'
   for (int64_t k = 0; k < steps; ++k) {
-    const int64_t ahead = k < near ? kAhead : kAhead + (G - 1) * group;
+    const int64_t ahead = k < near ? each : each + (G - 1) * group;
     Vector weights[G];
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
@@ -342,11 +343,15 @@ template <int type>
 void product(const Matrix& w, int64_t begin, int64_t end, const Input& x, float* out,
              int64_t out_stride, bool add) {
   if (x.tokens <= 0) return;
-  if (x.tokens <= 6) {
+  // float32 weights take the memory longest: two tokens by half as many sums would wait for one
+  // another, and seven or eight by two groups of rows would read from too few places at a time.
+  constexpr bool widest = type == kFloat32;
+  if (x.tokens <= (widest ? 8 : 6)) {
     const auto with = x.tokens == 1   ? panels<type, 4, 1>
-                      : x.tokens == 2 ? panels<type, 4, 2>
+                      : x.tokens == 2 ? panels<type, 4, widest ? 4 : 2>
                       : x.tokens <= 4 ? panels<type, 4, 4>
-                                      : panels<type, 4, 6>;
+                      : x.tokens <= 6 ? panels<type, 4, 6>
+                                      : panels<type, 3, 8>;
     return with(w, begin, end, x, out, out_stride, add);
   }
   int64_t n = begin;
