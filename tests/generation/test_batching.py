@@ -31,7 +31,7 @@ from bild.generation.batching import run_rows
 SIZES = (1, 2, 3, 17)
 VARIANTS = ("authors", "paper", "verified")
 LIMIT = 14
-SEED = 35
+SEED = 38
 _pairs = {}
 
 
