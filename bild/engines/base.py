@@ -157,7 +157,8 @@ class Decoder(ABC):
     def _now(self) -> float:
         """Wall-clock seconds, once a GPU has done what it was given."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            # Not the whole device: another thread may be recording a graph on it.
+            torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()
 
     @property

@@ -2,17 +2,18 @@
 
 `T5Engine` is what does not change between sequences; its decoders hold one sequence each, in a
 session whose memory the engine keeps for the next one. On a CPU with a C++ compiler the model runs
-in machine code (`t5_native`), otherwise in torch (`t5_torch`).
+in machine code (`t5_native`), on a GPU by recorded steps (`t5_graphs`), otherwise in torch
+(`t5_torch`).
 
 Letters used for shapes: S source tokens, T fed tokens, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+import math
+from collections.abc import Collection, Sequence
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,89 +22,16 @@ from transformers import PreTrainedModel
 
 from bild.checkpoints.drafter import NO_ENCODER, BiLDDrafter
 from bild.engines import build
-from bild.engines.base import Decoder, Draft, Verdict
+from bild.engines.base import Decoder, Draft, Verdict, check_ids
 from bild.engines.coverage import not_compilable, not_covered
 from bild.engines.requests import Company
-from bild.engines.snapshot import Snapshot
-from bild.engines.t5_batch import NativeCompany, TorchCompany
-from bild.engines.t5_native import NativeSession, NativeStack
+from bild.engines.t5_arrangement import Arrangement
+from bild.engines.t5_graphs import WIDEST, GraphSession
+from bild.engines.t5_native import NativeSession
 from bild.engines.t5_rules import native_fallback
 from bild.engines.t5_structs import CFallback
-from bild.engines.t5_torch import TorchEncoder, TorchSession
-from bild.engines.t5_weights import read_stack
 from bild.errors import BildError
 from bild.policy import FallbackRule, Step
-
-
-class Session(Protocol):
-    """Memory for one sequence at a time, and the calls that work in it."""
-
-    def encode(self, tokens: Tensor, hidden: Tensor | None) -> Tensor:
-        """The encoder's states (S, D) of source tokens (S,), none of which sees the hidden (S,)."""
-
-    def begin(self, states: Tensor, vocab_size: int) -> None:
-        """Start a sequence over the encoder's states (S, D), scoring the first V token ids."""
-
-    def feed(self, length: int, tokens: Sequence[int]) -> Tensor:
-        """Logits (T, V) of `tokens`, fed after the first `length` cached ones."""
-
-
-class Arrangement:
-    """A model's weights as they were at one moment, and the sessions that read them.
-
-    Args:
-        model: a model that `not_covered` accepts.
-        precision: of the weights.
-        compiled: whether sessions run in machine code.
-
-    Attributes:
-        rows: V of the model's head.
-        device: where the weights are.
-    """
-
-    def __init__(self, model: PreTrainedModel, precision: str, compiled: bool) -> None:
-        self._snapshot = Snapshot(model)
-        drafts = isinstance(model, BiLDDrafter)
-        encoder = None if drafts else read_stack(model, "encoder")
-        decoder = read_stack(model, "decoder")
-        self.rows, self.device = decoder.vocab_size, decoder.head.device
-        self._make: Callable[[], Session]
-        self._make_company: Callable[[int], Company]
-        if compiled:
-            reads = None if encoder is None else NativeStack(encoder, precision)
-            writes = NativeStack(decoder, precision)
-            self._make = partial(NativeSession, reads, writes)
-            self._make_company = partial(NativeCompany, writes)
-        else:
-            encode = None if encoder is None else TorchEncoder(encoder)
-            self._make = partial(TorchSession, encode, decoder)
-            self._make_company = lambda _: TorchCompany()
-        self._companies: dict[int, Company] = {}
-        self._idle: list[Session] = []
-        self._lock = Lock()
-
-    def is_current(self) -> bool:
-        """Whether the model's weights are still those that were arranged."""
-        return self._snapshot.is_current()
-
-    def take(self) -> Session:
-        """A session that nobody else uses until it is given back."""
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return self._make()
-
-    def company(self, vocab_size: int) -> Company:
-        """Of the sessions that score the first V token ids."""
-        with self._lock:
-            if vocab_size not in self._companies:
-                self._companies[vocab_size] = self._make_company(vocab_size)
-            return self._companies[vocab_size]
-
-    def give_back(self, session: Session) -> None:
-        """Keep a session, with its memory, for the next who needs one."""
-        with self._lock:
-            self._idle.append(session)
 
 
 class T5Engine:
@@ -157,7 +85,11 @@ class T5Engine:
 
     def decoder(self, name: str, vocab_size: int | None = None) -> Decoder:
         """A decoder in a session of the engine's own, to be given back by `release`."""
-        kind = NativeT5Decoder if self.compiled else T5Decoder
+        kind: type[T5Decoder] = T5Decoder
+        if self.compiled:
+            kind = NativeT5Decoder
+        elif self.arranged().records:
+            kind = GraphT5Decoder
         return kind(self, name, vocab_size)
 
     def __str__(self) -> str:
@@ -200,7 +132,7 @@ class T5Decoder(Decoder):
         return self._arranged.device
 
     @property
-    def company(self) -> Company:
+    def company(self) -> Company | None:
         return self._arranged.company(self.vocab_size)
 
     @property
@@ -345,3 +277,60 @@ class NativeT5Decoder(T5Decoder):
         verdict = self._session.verify(self.length, pending, drafted, first_row, needs)
         self.count(len(pending))
         return verdict
+
+
+class GraphT5Decoder(T5Decoder):
+    """A T5 on a GPU, whose steps say by themselves what drafting and verification ask."""
+
+    @property
+    def company(self) -> None:
+        """None: each step is a graph of its own session, and several cost what they cost alone."""
+
+    def _looks(self, pending: Sequence[int]) -> bool:
+        """Whether one step can be asked; a model that has left its GPU has other sessions."""
+        return isinstance(self._session, GraphSession) and len(pending) <= WIDEST
+
+    def draft(
+        self,
+        pending: Sequence[int],
+        limit: int,
+        rule: FallbackRule,
+        eos_token_ids: Collection[int] = (),
+    ) -> Draft:
+        if rule.needs or not self._looks(pending):
+            return super().draft(pending, limit, rule, eos_token_ids)
+        tokens: list[int] = []
+        probabilities: list[float] = []
+        product = 1.0
+        while len(tokens) < limit:
+            best, distance, _ = self._session.look(self.length, pending)[-1]
+            self.count(len(pending))
+            token, probability = int(best), math.exp(-distance)
+            probabilities.append(probability)
+            product *= probability
+            if rule.should_stop(Step(probability, product)) or math.isnan(probability):
+                return Draft(tokens, probabilities, unsure=token)
+            tokens.append(token)
+            if token in eos_token_ids:
+                break
+            pending = [token]
+        return Draft(tokens, probabilities, unsure=None)
+
+    def verify(
+        self,
+        pending: Sequence[int],
+        drafted: Sequence[int],
+        first_row: int = 0,
+        needs: Collection[str] = (),
+    ) -> Verdict:
+        # A head with a shortlist does not score every token that may be asked for.
+        if needs or isinstance(self.engine.model, BiLDDrafter) or not self._looks(pending):
+            return super().verify(pending, drafted, first_row, needs)
+        check_ids(drafted, self.vocab_size, "scored tokens")
+        rows = self._session.look(self.length, pending, drafted, first_row)[first_row:]
+        self.count(len(pending))
+        return Verdict(
+            [int(token) for token, _, _ in rows],
+            [math.exp(-distance) for _, distance, _ in rows],
+            [distance for _, _, distance in rows[: len(drafted)]],
+        )

@@ -19,7 +19,15 @@ from torch.nn import functional
 from bild.checkpoints.drafter import spread
 from bild.engines.t5_weights import FeedForward, Stack
 
-FIRST_CAPACITY = 128  # positions; doubled when they do not suffice
+FIRST_CAPACITY = 128  # positions; doubled until they suffice
+
+
+def room_for(positions: int) -> int:
+    """Positions to have memory for, where so many are needed."""
+    capacity = FIRST_CAPACITY
+    while capacity < positions:
+        capacity *= 2
+    return capacity
 
 
 class TorchEncoder:
@@ -33,7 +41,7 @@ class TorchEncoder:
         """Per layer (H, 2 P - 1), P >= length; remembered."""
         capacity, tables = self._biases
         if capacity < length:
-            capacity = max(FIRST_CAPACITY, 2 * length)
+            capacity = room_for(length)
             tables = [t.to(self.stack.embedding.dtype) for t in self.stack.position_bias(capacity)]
             self._biases = capacity, tables
         return tables
@@ -52,15 +60,15 @@ class TorchEncoder:
                 bias = _by_position(table, size, size, 0)  # (H, S, S)
                 if hidden is not None:
                     bias = bias.masked_fill(hidden, torch.finfo(bias.dtype).min)
-            h = _norm(x, layer.own.norm, w.epsilon)
+            h = norm(x, layer.own.norm, w.epsilon)
             q, k, v = (
                 functional.linear(h, matrix).view(1, size, w.heads, -1).transpose(1, 2)
                 for matrix in (layer.own.q, layer.own.k, layer.own.v)
             )
             mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1)
-            x = _add(x, mixed[0].transpose(0, 1).reshape(size, -1), layer.own.o)
-            x = _feed(x, layer.feed, w.activation, w.epsilon)
-        return _norm(x, w.final_norm, w.epsilon)
+            x = add(x, mixed[0].transpose(0, 1).reshape(size, -1), layer.own.o)
+            x = feed_forward(x, layer.feed, w.activation, w.epsilon)
+        return norm(x, w.final_norm, w.epsilon)
 
 
 class TorchSession:
@@ -95,7 +103,7 @@ class TorchSession:
         states = states.to(w.head.dtype)
         self._source = len(states)
         if self._cross.shape[3] < self._source:
-            self._cross = self._memory(max(FIRST_CAPACITY, 2 * self._source))
+            self._cross = self._memory(room_for(self._source))
         for layer, cached in zip(w.layers, self._cross, strict=True):
             assert layer.cross is not None
             for matrix, part in zip((layer.cross.k, layer.cross.v), cached, strict=True):
@@ -126,7 +134,7 @@ class TorchSession:
         w = self.stack
         if needed <= self._cache.shape[3]:
             return
-        capacity = max(FIRST_CAPACITY, 2 * needed)
+        capacity = room_for(needed)
         cache = self._memory(capacity)
         cache[:, :, :, :length] = self._cache[:, :, :, :length]
         self._cache = cache
@@ -154,17 +162,17 @@ def feed_together(
     together = [token for own in tokens for token in own]
     x = w.embed(torch.tensor(together, device="cpu"))  # (T of all, D)
     for i, layer in enumerate(w.layers):
-        projected = functional.linear(_norm(x, layer.own.norm, w.epsilon), w.projections[i])
+        projected = functional.linear(norm(x, layer.own.norm, w.epsilon), w.projections[i])
         parts = zip(sessions, lengths, torch.split(projected, counts), strict=True)
         mixed = [session.own_attention(i, length, part) for session, length, part in parts]
-        x = _add(x, mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.own.o)
+        x = add(x, mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.own.o)
         assert layer.cross is not None
-        queries = functional.linear(_norm(x, layer.cross.norm, w.epsilon), layer.cross.q)
+        queries = functional.linear(norm(x, layer.cross.norm, w.epsilon), layer.cross.q)
         asked = zip(sessions, torch.split(queries, counts), strict=True)
         mixed = [session.cross_attention(i, part) for session, part in asked]
-        x = _add(x, mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.cross.o)
-        x = _feed(x, layer.feed, w.activation, w.epsilon)
-    x = _norm(x, w.final_norm, w.epsilon)
+        x = add(x, mixed[0] if len(mixed) == 1 else torch.cat(mixed), layer.cross.o)
+        x = feed_forward(x, layer.feed, w.activation, w.epsilon)
+    x = norm(x, w.final_norm, w.epsilon)
     scores = functional.linear(x * w.output_scale, w.head[: w.rows(vocab_size)])
     shortlist = None if w.shortlist is None else w.shortlist[: scores.shape[1]]
     return list(torch.split(spread(scores, shortlist, vocab_size), counts))
@@ -189,27 +197,27 @@ def _activate(x: Tensor, name: str) -> Tensor:
     return functional.gelu(x, approximate="tanh" if name == "gelu_new" else "none")
 
 
-def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Root mean square norm of x (T, D), in the precision of the weight (D,)."""
     if x.dtype == weight.dtype:
         return functional.rms_norm(x, weight.shape, weight, epsilon)
     return functional.rms_norm(x, weight.shape, None, epsilon).to(weight.dtype) * weight
 
 
-def _add(x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
-    """x (T, D) plus branch (T, n) times weight (D, n), in the precision of x."""
+def add(x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
+    """x (T, D) plus branch (T, n) times weight (D, n), in the precision of x, and in its place."""
     branch = branch.to(weight.dtype)
     if x.dtype == weight.dtype:
-        return torch.addmm(x, branch, weight.t())
+        return x.addmm_(branch, weight.t())
     return x + functional.linear(branch, weight)
 
 
-def _feed(x: Tensor, weights: FeedForward, activation: str, epsilon: float) -> Tensor:
-    h = _norm(x, weights.norm, epsilon)
+def feed_forward(x: Tensor, weights: FeedForward, activation: str, epsilon: float) -> Tensor:
+    h = norm(x, weights.norm, epsilon)
     inner = _activate(functional.linear(h, weights.into), activation)
     if weights.gate is not None:
         inner = inner * functional.linear(h, weights.gate)
-    return _add(x, inner, weights.out)
+    return add(x, inner, weights.out)
 
 
 def _mix(scores: Tensor, values: Tensor) -> Tensor:

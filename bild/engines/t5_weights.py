@@ -83,6 +83,13 @@ class Stack:
         """Per layer the three projections of self-attention in one, (3 H C, D); a copy."""
         return [torch.cat((x.own.q, x.own.k, x.own.v)) for x in self.layers]
 
+    @cached_property
+    def cross_projections(self) -> Tensor:
+        """Cross-attention's keys and values of all layers in one product, (layers 2 H C, the
+        encoder's D); a copy."""
+        crosses = [layer.cross for layer in self.layers]
+        return torch.cat([m for cross in crosses if cross is not None for m in (cross.k, cross.v)])
+
     @property
     def vocab_size(self) -> int:
         """V: token ids that have a score, if only that of never."""

@@ -25,14 +25,16 @@ class Entry:
     Attributes:
         file: relative to the folder of records.
         command: a script with its arguments.
-        minutes: about how long it takes on two cores.
+        minutes: about how long it takes, on two cores or on a GPU.
         needs: files and folders that the command reads and that do not ship.
+        gpu: whether it is made on a GPU.
     """
 
     file: str
     command: str
     minutes: float
     needs: tuple[str, ...] = ()
+    gpu: bool = False
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -61,7 +63,16 @@ def missing(entry: Entry, data_root: str | None) -> str | None:
             return "BILD_DATA_ROOT, which is not set"
         if not (ROOT / path).exists():
             return path
+    if entry.gpu and not has_gpu():
+        return "a GPU"
     return None
+
+
+def has_gpu() -> bool:
+    """Whether torch sees one."""
+    import torch  # not for a list of what can be made without
+
+    return torch.cuda.is_available()
 
 
 def commit_of(record: Path) -> str | None:

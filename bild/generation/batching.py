@@ -16,11 +16,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+)
 
 from bild.engines.requests import LATER, Effort, Request, answer
 from bild.errors import BildError
 from bild.generation.decoding import Steps
-from bild.generation.output import states_of
+from bild.generation.output import shape_of_states, states_of
 from bild.generation.pace import Steers, TurnRequest
 from bild.generation.plan import ENCODER_INPUTS
 from bild.generation.rewinding import Beginnings
@@ -28,6 +33,21 @@ from bild.generation.source import SMALL_STATES
 
 R = TypeVar("R")
 
+# Of a call, and of no single source: who draws from what, and what is returned.
+OF_A_CALL = (
+    *("do_sample", "num_return_sequences", "generation_config", "return_dict_in_generate"),
+    *("streamer", "output_trace"),
+)
+# Logits processors that know all sources of a batch, by the places of their rows.
+OF_A_BATCH = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+)
+BY_SETTINGS = (
+    "give what makes it, as encoder_repetition_penalty= or prefix_allowed_tokens_fn=, or give it "
+    "with its source"
+)
 OF_ROWS = (*ENCODER_INPUTS, "decoder_input_ids", "decoder_attention_mask")
 
 
@@ -189,14 +209,22 @@ def check_batch_size(size: Any, keywords: Mapping[str, Any]) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise BildError(f"batch_size must be a whole number of at least 1, got {size!r}")
     refuse_of_one_row(keywords)
+    refuse_of_a_batch(keywords.get("logits_processor"), BY_SETTINGS)
 
 
 # ------------------------------------------------------------------------------ rows of a batch
 
 
 def as_keywords(source: Any) -> dict[str, Any]:
-    """The keywords of `generate` for one source: ids, or what a tokenizer returns."""
+    """The keywords of `generate` for one source: ids, or what a tokenizer returns.
+
+    Raises:
+        BildError: it brings a setting by which all outputs of a call are made.
+    """
     found = dict(source) if isinstance(source, Mapping) else {"input_ids": source}
+    for name in OF_A_CALL:
+        if found.get(name) is not None:
+            raise BildError(f"a source cannot bring {name}=, which is the call's; give it there")
     for name in ("input_ids", "attention_mask"):
         value = found.get(name)
         if isinstance(value, list | tuple):
@@ -206,36 +234,44 @@ def as_keywords(source: Any) -> dict[str, Any]:
     return found
 
 
-def is_batch(input_ids: Any) -> bool:
-    """Whether these are the ids of several sources, (B, S)."""
-    return isinstance(input_ids, Tensor) and input_ids.ndim == 2 and len(input_ids) > 1
+def rows_given(input_ids: Any, keywords: Mapping[str, Any]) -> int:
+    """How many sources a call of `generate` has, by their ids, (B, S), or else by their states."""
+    if isinstance(input_ids, Tensor) and input_ids.ndim == 2:
+        return len(input_ids)
+    states = None if input_ids is not None else shape_of_states(keywords.get("encoder_outputs"))
+    return 1 if states is None else states[0]
 
 
 def split_rows(
-    input_ids: Tensor, attention_mask: Tensor | None, keywords: Mapping[str, Any]
+    input_ids: Tensor | None, attention_mask: Any, keywords: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The keywords of `generate` for each row of a batch.
 
     Args:
-        input_ids: source tokens, (B, S).
+        input_ids: source tokens, (B, S); None where the encoders' outputs are given without.
         attention_mask: (B, S), or None for no padding, whatever the ids are.
         keywords: the others; what has B rows is split, all else is given to each row.
 
     Raises:
-        BildError: a mask of another shape; what can only be given with one row.
+        BildError: a mask of another shape; states or prompts of another number of rows; what can
+            only be given with one row.
     """
-    size = len(input_ids)
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise BildError(
-            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
-            f"got {tuple(attention_mask.shape)}"
-        )
+    size = rows_given(input_ids, keywords)
+    states = shape_of_states(keywords.get("encoder_outputs"))
+    shape = states[:2] if input_ids is None and states is not None else None
+    shape = shape if input_ids is None else tuple(input_ids.shape)
+    if attention_mask is not None and getattr(attention_mask, "shape", None) != shape:
+        given = getattr(attention_mask, "shape", None)
+        given = f"a {type(attention_mask).__name__}" if given is None else tuple(given)
+        raise BildError(f"attention_mask must have the shape of input_ids, {shape}, got {given}")
     refuse_of_one_row(keywords)
+    refuse_of_a_batch(keywords.get("logits_processor"), BY_SETTINGS)
     rows: list[dict[str, Any]] = []
     for i in range(size):
         own = {name: _row_of(name, value, i, size) for name, value in keywords.items()}
-        mask = None if attention_mask is None else attention_mask[i : i + 1]
-        rows.append({**own, "input_ids": input_ids[i : i + 1], "attention_mask": mask})
+        own["input_ids"] = None if input_ids is None else input_ids[i : i + 1]
+        own["attention_mask"] = None if attention_mask is None else attention_mask[i : i + 1]
+        rows.append(own)
     return rows
 
 
@@ -252,14 +288,32 @@ def refuse_of_one_row(keywords: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_of_a_batch(processors: Any, way_out: str) -> None:
+    """Refuse logits processors that know several sources, where each row would need its own.
+
+    Args:
+        processors: given to all rows; None for none.
+        way_out: what to do instead.
+    """
+    for processor in processors or ():
+        if isinstance(processor, OF_A_BATCH):
+            raise BildError(
+                f"BiLD cannot use {type(processor).__name__} with several sources, of which each "
+                f"would need its own; {way_out}"
+            )
+
+
 def _row_of(name: str, value: Any, i: int, size: int) -> Any:
     """What row i gets of a keyword's value."""
     if value is None:
         return None
-    if name in OF_ROWS and isinstance(value, Tensor) and len(value) == size:
-        return value[i : i + 1]
+    if name in OF_ROWS and isinstance(value, Tensor) and value.ndim:
+        if len(value) == size:
+            return value[i : i + 1]
+        if value.ndim > 1 and len(value) != 1:
+            raise BildError(f"{name} must have a row for each of {size} sources, got {len(value)}")
     if name in ("encoder_outputs", SMALL_STATES):
-        return states_of(value, i)
+        return states_of(name, value, i, size)
     if name == "prefix_allowed_tokens_fn":
         return lambda _, ids: value(i, ids)
     return value

@@ -9,8 +9,7 @@ and then calls the method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,32 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation import (
-    BaseStreamer,
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
-)
+from transformers.generation import BaseStreamer
 
 from bild.checkpoints.early_exit import shares_encoder
 from bild.checkpoints.vocabulary import shared_vocab_size
 from bild.config import BiLDConfig
 from bild.engines import Decoder, HuggingFaceDecoder, states_for
 from bild.errors import BildError
+from bild.fallback import Adaptive
 from bild.generation.copying import with_copies
 from bild.generation.decoding import Output, Steps, alone, decode_steps, greedy_steps
 from bild.generation.kept_back import kept_back
 from bild.generation.lookahead import ahead_steps
-from bild.generation.output import BiLDOutput, gather, pad_token_id, states_of
+from bild.generation.output import BiLDOutput
 from bild.generation.pace import Experience
 from bild.generation.plan import ENCODER_INPUTS, Plan, make_plan, refuse_keyword
-from bild.generation.rewinding import Beginnings, settle
+from bild.generation.rewinding import settle
 from bild.generation.rounds import make_rounds, rounds_steps
+from bild.generation.row_by_row import decode_row_by_row
 from bild.generation.sampling import Sampler, sampled_alone, sampled_steps
 from bild.generation.sequences import Samples
 from bild.generation.source import SMALL_STATES, UNKNOWN, Source, make_source
 from bild.generation.stats import DecodeStats
-from bild.generation.steering import Steering
+from bild.generation.steering import Steering, may_rest
 from bild.generation.streams import Stream
 from bild.generation.trace import SILENT, Recorder, TraceRecorder
 from bild.policy import Writer
@@ -65,6 +61,7 @@ def bild_generate(
     stop_strings: Any = None,
     small_encoder_outputs: Any = None,
     generator: torch.Generator | None = None,
+    experience: Experience | None = None,
     **made: Any,
 ) -> BiLDOutput | Tensor:
     """Big Little Decoder for `custom_generate=`; `model` is the large one.
@@ -82,6 +79,8 @@ def bild_generate(
         small_encoder_outputs: what the small model's encoder makes of the source, where it is there
             already; with `encoder_outputs=`, the large one's, no source ids are needed.
         generator: of the random numbers for `do_sample=True`, as of `BiLDModel.generate`.
+        experience: what is known of drafting with this pair, by which `adaptive` drafting steers;
+            it is added to, and may be given to the next call. None for what this call learns.
 
     The other arguments are made by `generate`: decoder prompt (B, P), source ids (B, S), whose rows
     are decoded one after the other, and in `made` processors, criteria, configuration, encoder
@@ -91,11 +90,15 @@ def bild_generate(
         BildError: beams, or another unsupported setting, by name and value; an input that the small
             model's encoder does not read; a pair that does not fit.
     """
+    experience = Experience() if experience is None else experience
+    if not isinstance(experience, Experience):
+        raise BildError(f"experience must be an Experience, got a {type(experience).__name__}")
     if len(input_ids) > 1:
-        own = partial(bild_generate, model, small_model=small_model, bild_config=bild_config)
+        made |= {"bild_config": bild_config, "experience": experience}
+        own = partial(bild_generate, model, small_model=small_model)
         made |= {"bild_streamer": bild_streamer, "output_trace": output_trace}
         made |= {"stop_strings": stop_strings, SMALL_STATES: small_encoder_outputs}
-        return _row_by_row(own, model, input_ids, inputs_tensor, made, generator)
+        return decode_row_by_row(own, model, input_ids, inputs_tensor, made, generator)
     if not isinstance(small_model, PreTrainedModel):
         given = "None" if small_model is None else f"a {type(small_model).__name__}"
         raise BildError(f"bild_generate needs small_model=, a model, got {given}")
@@ -110,11 +113,12 @@ def bild_generate(
     large.read(source.ids, source.mask, source.states["large"])
     shared = shares_encoder(model, small_model)
     states = states_for(small, large, source.states.get("small"), shared=shared)
-    small.read(source.ids, source.mask, states, **source.inputs)
+    read = small.read_later if may_rest(bild_config) else small.read
+    read(source.ids, source.mask, states, **source.inputs)
     stream = call.stream(bild_streamer)
     drafter = with_copies(small, source.ids, bild_config, output_trace)
-    told = stream, output_trace
-    return decode_with_pair(call.plan, large, drafter, bild_config, *told, generator=generator)
+    told = stream, output_trace, experience, generator
+    return decode_with_pair(call.plan, large, drafter, bild_config, *told)
 
 
 def greedy_generate(
@@ -145,7 +149,7 @@ def greedy_generate(
         own = partial(greedy_generate, model, model_name=model_name, shared_vocab=shared_vocab)
         made |= {"bild_streamer": bild_streamer, "output_trace": output_trace}
         made["stop_strings"] = stop_strings
-        return _row_by_row(own, model, input_ids, inputs_tensor, made)
+        return decode_row_by_row(own, model, input_ids, inputs_tensor, made)
     models: dict[str, PreTrainedModel] = {model_name: model}
     call = _called(models, model, input_ids, inputs_tensor, stop_strings, made)
     if call.plan.samples:
@@ -154,68 +158,6 @@ def greedy_generate(
     source = call.source
     decoder.read(source.ids, source.mask, source.states[model_name])
     return decode_alone(call.plan, decoder, call.stream(bild_streamer), output_trace)
-
-
-# Logits processors that know the whole batch, of which each row would need its own.
-OF_A_BATCH = (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
-)
-
-
-def _row_by_row(
-    method: Callable[..., BiLDOutput | Tensor],
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    inputs_tensor: Tensor,
-    made: Mapping[str, Any],
-    generator: torch.Generator | None = None,
-) -> BiLDOutput | Tensor:
-    """A decoding method over a batch, one row after the other, as transformers returns it.
-
-    Args:
-        method: of one row.
-        model: whose padding fills up rows.
-        input_ids, inputs_tensor: (B, P) and (B, S); with n sequences of each source, (B n, P), as
-            is what transformers makes.
-        made: its other keywords.
-        generator: of the call.
-
-    Raises:
-        BildError: a streamer, a trace, or a processor that knows the whole batch.
-    """
-    for processor in made["logits_processor"]:
-        if isinstance(processor, OF_A_BATCH) and len(inputs_tensor) > 1:
-            raise BildError(
-                f"bild_generate cannot use {type(processor).__name__} with a batch of "
-                f"{len(inputs_tensor)}; use BiLDModel.generate, or one source at a time"
-            )
-    streams = {"streamer": kept_back().streamer, "bild_streamer": made["bild_streamer"]}
-    for name, value in {**streams, "output_trace": made["output_trace"]}.items():
-        if value:
-            raise BildError(f"{name}= takes one source at a time, got a batch of {len(input_ids)}")
-    asked = Samples.of(made, model, generator)
-    config = copy(made["generation_config"])
-    config.num_return_sequences = 1  # of a row
-    begun, found = Beginnings(), []
-    for i, of_row in enumerate(asked.each({} for _ in inputs_tensor)):
-        own = {"generation_config": config, "generator": of_row.get("generator")}
-        row = begun.of_a_row({**made, **own})
-        for name in ("attention_mask", *ENCODER_INPUTS):
-            if isinstance(row.get(name), Tensor):
-                row[name] = row[name][i : i + 1]
-        place = i // asked.count  # of the source
-        for name, which in (("encoder_outputs", i), (SMALL_STATES, place)):
-            if row.get(name) is not None:
-                row[name] = states_of(row[name], which)
-        # An empty cache, of which each row needs its own, which its decoder makes.
-        row.pop("past_key_values", None)
-        source = inputs_tensor[place : place + 1]
-        ids = {"input_ids": input_ids[i : i + 1], "inputs_tensor": source}
-        found.append(method(**ids, **row))
-    begun.leave()
-    return gather(found, pad_token_id(made, model))
 
 
 @dataclass(frozen=True)
@@ -298,7 +240,9 @@ def pair_steps(
     prompt, stopping, on_commit = arguments.prompt, plan.stopping, arguments.on_commit
     seen = plan.samples or plan.reads_scores or output_trace
     prices, unseen = experience.prices, not seen
-    rounds = make_rounds(large, small, prompt, config, stopping) if unseen else None
+    steered = isinstance(config.fallback_rule, Adaptive)
+    can = unseen and not steered  # rounds in one call
+    rounds = make_rounds(large, small, prompt, config, stopping) if can else None
     if plan.samples:
         written = yield from sampled_steps(
             large, small, config=config, **arguments.where_it_samples(generator)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.generation import GenerateEncoderDecoderOutput
 from transformers.utils import ModelOutput
 
+from bild.errors import BildError
 from bild.generation.stats import DecodeStats
 from bild.generation.trace import Trace
 
@@ -115,11 +116,32 @@ def _together(rows: list[tuple[Tensor, ...] | None]) -> tuple[Tensor, ...] | Non
     )
 
 
-def states_of(given: Any, i: int) -> Any:
-    """Row i of an encoder's outputs: the states, and what else has a row for each source."""
+def shape_of_states(given: Any) -> tuple[int, ...] | None:
+    """The shape, (B, S, D), of the states in an encoder's outputs; None where they are none."""
+    states = given[0] if isinstance(given, tuple | ModelOutput) and len(given) else given
+    return tuple(states.shape) if isinstance(states, Tensor) and states.ndim == 3 else None
+
+
+def states_of(name: str, given: Any, i: int, size: int) -> Any:
+    """Row i of an encoder's outputs: the states, and what else has a row for each source.
+
+    Args:
+        name: of the keyword.
+        given: its value; what holds no states is refused where it is read.
+        i: the row.
+        size: rows that there are.
+
+    Raises:
+        BildError: states of more or fewer sources.
+    """
+    shape = shape_of_states(given)
+    if shape is not None and shape[0] != size:
+        raise BildError(
+            f"{name} must hold states of {size} source(s), got {shape[0]}, of shape {shape}"
+        )
     if isinstance(given, ModelOutput):
         parts = {k: v[i : i + 1] for k, v in given.items() if isinstance(v, Tensor)}
         return type(given)(**parts)
     if isinstance(given, tuple) and given and isinstance(given[0], Tensor):
         return (given[0][i : i + 1],)
-    return given  # refused where it is read
+    return given

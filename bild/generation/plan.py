@@ -34,7 +34,7 @@ from bild.config import BiLDConfig
 from bild.errors import BildError, first_line
 from bild.generation.decoding import Stopping, scores_are_read
 from bild.generation.prompts import behind, hidden_tokens
-from bild.generation.rewinding import function_of, rewinding
+from bild.generation.rewinding import find_shared, function_of, rewinding
 
 # Settings that do what they do in transformers' greedy search, or where it samples.
 HONOURED = frozenset(
@@ -86,10 +86,12 @@ ENCODER_INPUTS = (
     *("token_type_ids", "position_ids", "global_attention_mask", "lang_ids"),
     *("pixel_values", "bbox", "visual_bbox"),
 )
+PROMPT = ("decoder_input_ids", "decoder_attention_mask")
 # Keywords of `generate` that are no settings and no inputs of an encoder.
 KEYWORDS = (
     *("generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"),
-    *("decoder_input_ids", "decoder_attention_mask", "tokenizer", "synced_gpus"),
+    *PROMPT,
+    *("tokenizer", "synced_gpus"),
 )
 WAYS_OUT = {
     "inputs": "give the source as input_ids=",
@@ -185,6 +187,8 @@ def make_plan(
         BildError: a setting that is not supported, by name and value; no length limit; guidance; a
             cache that holds something.
     """
+    if len(input_ids) != 1:
+        raise BildError(f"decoder_input_ids must have one row for a source, got {len(input_ids)}")
     cache: Cache | None = made.get("past_key_values")
     if cache is not None and cache.get_seq_length():
         refuse_keyword("past_key_values")
@@ -198,6 +202,7 @@ def make_plan(
     count = hidden_tokens(model, input_ids, made.get("decoder_attention_mask"))
     hidden, prompt = input_ids[:, :count], input_ids[:, count:]
     stopping, processors = _stopping(stopping_criteria), rewinding(logits_processor)
+    find_shared((*processors, *stopping.criteria))
     if count:
         criteria = StoppingCriteriaList(behind(stopping.criteria, hidden))
         limit = stopping.max_length - count
@@ -237,6 +242,8 @@ def check_keywords(model: PreTrainedModel, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in SETTINGS:
             _check_setting(name, value)
+        elif name in PROMPT and value is not None and not isinstance(value, Tensor):
+            raise BildError(f"{name} must be a tensor, got a {type(value).__name__}")
         elif value is not None and name not in (*KEYWORDS, *ENCODER_INPUTS, *own):
             refuse_keyword(name)
 

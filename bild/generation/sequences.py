@@ -23,8 +23,8 @@ from bild.generation.batching import (
     as_keywords,
     check_batch_size,
     decode_rows,
-    is_batch,
     refuse_of_one_row,
+    rows_given,
     split_rows,
 )
 from bild.generation.decoding import Steps, answer_at_once
@@ -144,10 +144,10 @@ def generate_rows(
         **of_a_row: keywords of `steps` where there are several outputs.
     """
     asked = Samples.of(keywords, model, generator)
-    if asked.count == 1 and not is_batch(input_ids):
+    several = rows_given(input_ids, keywords) > 1
+    if asked.count == 1 and not several:
         return answer_at_once(steps(input_ids, attention_mask, generator=generator, **keywords))
-    if is_batch(input_ids):
-        assert input_ids is not None
+    if several:
         rows = split_rows(input_ids, attention_mask, keywords)
     else:
         refuse_of_one_row(keywords)

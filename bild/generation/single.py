@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from bild.engines import Decoder, EngineName, make_engine
 from bild.errors import BildError
 from bild.generation.decoding import Steps
 from bild.generation.generate import single_steps
+from bild.generation.later import LaterDecoder
 from bild.generation.output import BiLDOutput
 from bild.generation.plan import ENCODER_INPUTS, Plan, Planner
 from bild.generation.sequences import generate_many_rows, generate_rows
@@ -140,16 +142,26 @@ class SingleModel:
         Args:
             source: what the encoder reads.
             encoder_outputs: what it would make of that, where the source does not hold it.
-            later: read only once the decoder is asked to write.
+            later: lend and read only once the decoder is asked to write.
         """
         encoder_outputs = source.states.get(self.name, encoder_outputs)
-        decoder = self.engine.decoder(self.name, self.vocab_size)
+        lend = partial(self._lend, source, encoder_outputs)
+        known = output_rows(self.model) if self.vocab_size is None else self.vocab_size
+        decoder = LaterDecoder(lend, self.name, known) if later else lend()
         try:
-            read = decoder.read_later if later else decoder.read
-            read(source.ids, source.mask, encoder_outputs, **source.inputs)
             yield decoder
         finally:
             decoder.release()
+
+    def _lend(self, source: Source, encoder_outputs: Any) -> Decoder:
+        """A decoder that has read the source."""
+        decoder = self.engine.decoder(self.name, self.vocab_size)
+        try:
+            decoder.read(source.ids, source.mask, encoder_outputs, **source.inputs)
+        except BaseException:
+            decoder.release()
+            raise
+        return decoder
 
     def plan(self, source: Source, keywords: dict[str, Any]) -> Plan:
         """What transformers makes of `generate`'s keywords."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from bild.checkpoints.early_exit import shares_encoder
 from bild.errors import BildError
 from bild.generation.plan import ENCODER_INPUTS
 
@@ -40,7 +41,7 @@ class Source:
 def make_source(
     models: Mapping[str, PreTrainedModel],
     input_ids: Any,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     keywords: Mapping[str, Any],
 ) -> Source:
     """The source that all models read.
@@ -52,10 +53,15 @@ def make_source(
         keywords: its others; inputs and outputs of an encoder are looked for in them.
 
     Raises:
-        BildError: not one sequence of token ids; an id that a model does not know; an input that
-            a model's encoder does not read, or outputs that cannot be its.
+        BildError: not one sequence of token ids; a mask that is no tensor; an id that a model does
+            not know; an input that a model's encoder does not read, or outputs that cannot be its.
     """
     states = _states(models, keywords)
+    if attention_mask is not None and not isinstance(attention_mask, Tensor):
+        raise BildError(
+            "attention_mask must be a tensor of the shape of input_ids, got a "
+            f"{type(attention_mask).__name__}"
+        )
     if input_ids is None and states and _all_known(models, states):
         ids = _unknown_ids(states)
     else:
@@ -104,8 +110,15 @@ def _states(models: Mapping[str, PreTrainedModel], keywords: Mapping[str, Any]) 
 
 
 def _all_known(models: Mapping[str, PreTrainedModel], states: Mapping[str, Any]) -> bool:
-    """Whether no encoder has anything to do; a drafter has none, and reads the large model's."""
-    return all(w in states or model.get_encoder() is None for w, model in models.items())
+    """Whether no encoder has anything to do; a drafter has none, and reads the large model's, and
+    so does a small model of which that is the encoder too."""
+    large = models.get("large")
+    return all(
+        which in states
+        or model.get_encoder() is None
+        or ("large" in states and large is not None and shares_encoder(large, model))
+        for which, model in models.items()
+    )
 
 
 def _unknown_ids(states: Mapping[str, Any]) -> Tensor:

@@ -44,6 +44,8 @@ class BatchExperience:
         prices: of a row's forwards, for guesses (`bild.generation.lookahead`).
         large, small: what forwards take, by the tokens of all rows in them.
         by_rows: rests, balance and lengths, by the power of two that the number of rows fills.
+        together: whether a forward of the small model serves all rows, as when it last read.
+        rounds: of drafts since the large model has last written a token alone.
         read, written: seconds in which the small model has read the sources of outputs, and tokens
             of these; the latest count most.
         clock: seconds.
@@ -53,6 +55,8 @@ class BatchExperience:
     large: Line = field(default_factory=Line)
     small: Line = field(default_factory=Line)
     by_rows: dict[int, Experience] = field(default_factory=dict)
+    together: bool = True
+    rounds: int = 0
     read: float = 0.0
     written: float = 0.0
     clock: Callable[[], float] = time.perf_counter
@@ -94,7 +98,7 @@ class Steering:
         self.known, self.prices, self.clock = known, known.prices, known.clock
         self._paces: list[RowPace] = []  # of the rows in this round
         self._own = Experience()  # of about so many rows
-        self._rest = self._rounds = 0
+        self._rest = 0
         self._seconds = 0.0  # of this round's forwards
 
     @property
@@ -116,9 +120,9 @@ class Steering:
         missed = sum(pace.large.length - pace.small.length for pace in self._paces)
         self._own.put_off(self.known.small.further * missed)
         self._rest = min(self._own.left, REST_STEP)
-        if not self._rest and self._rounds >= PROBE:
-            self._rest, self._rounds = 1, 0
-        self._rounds += not self._rest
+        if not self._rest and self.known.rounds >= PROBE:
+            self._rest, self.known.rounds = 1, 0
+        self.known.rounds += not self._rest
         for pace in self._paces:
             pace.begin(self._own, self._rest)
 
@@ -135,10 +139,19 @@ class Steering:
         if forwards and (name == "large" or self._own.windows or not self.known.small.first):
             line = self.known.large if name == "large" else self.known.small
             line.add(seconds, forwards, tokens)
+        if all(pace.is_over for pace in self._paces):  # no other round will follow
+            self._learn()
+            self._paces, self._rest = [], 0
 
-    def has_read(self, seconds: float) -> None:
-        """The small model took so long to read a source, for this round."""
+    def has_read(self, seconds: float, *, together: bool) -> None:
+        """The small model took so long to read a source, for this round.
+
+        Args:
+            seconds: as said.
+            together: whether a forward of it serves all rows.
+        """
         self._own.lost += seconds
+        self.known.together = together
 
     def _learn(self) -> None:
         """What the round that is over has brought."""
@@ -159,19 +172,15 @@ class Steering:
         """Of forwards for so many rows (`Experience`)."""
         large, small = self.known.large, self.known.small
         return Prices(
-            small=small.step(rows, shared=self._shares("small")),
-            large=large.step(rows, shared=self._shares("large")),
+            small=small.step(rows, shared=self.known.together),
+            large=large.step(rows, shared=self._paces[0].large.company is not None),
             token=rows * large.further,
         )
 
     def _last_token(self, rows: int) -> float:
         """Seconds of one drafted token more in so many rows, and of the look at it."""
-        small = self.known.small.step(rows, shared=self._shares("small")) if rows else 0.0
+        small = self.known.small.step(rows, shared=self.known.together) if rows else 0.0
         return small + rows * self.known.large.further
-
-    def _shares(self, name: str) -> bool:
-        """Whether a forward of this model serves all rows, which are of one pair."""
-        return getattr(self._paces[0], name).company is not None
 
 
 class RowPace(SteeredPace):
@@ -186,6 +195,7 @@ class RowPace(SteeredPace):
         draft: of this round.
         kept: its tokens that stand; None before the large model has looked at it.
         wrote: tokens of a rest that are written, by this row or by others before it came.
+        is_over: the output is whole.
     """
 
     def __init__(
@@ -197,6 +207,7 @@ class RowPace(SteeredPace):
         self.draft: Draft = NOTHING
         self.kept: int | None = None
         self.wrote = 0
+        self.is_over = False
         self._read = 0.0
 
     def turn(self) -> TurnRequest | None:
@@ -221,7 +232,7 @@ class RowPace(SteeredPace):
             self.small.ready()
             read = self.small.encoder_seconds - before
             self._read += read
-            self._steering.has_read(read)
+            self._steering.has_read(read, together=self.small.company is not None)
         return min(self.left, TOKENS_AT_A_TIME)
 
     def rested(self, tokens: int) -> None:
@@ -235,6 +246,7 @@ class RowPace(SteeredPace):
         self.kept = kept
 
     def ended(self, tokens: int) -> None:
+        self.is_over = True
         if self._read:
             self._steering.known.ended(self._read, tokens)
 

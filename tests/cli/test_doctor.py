@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from test_command import bild, refused  # noqa: F401  (bild is a fixture)
 from test_generate import pair  # noqa: F401  (a fixture)
 
@@ -109,6 +110,43 @@ def test_an_engine_that_writes_other_tokens_is_found(bild, pair, monkeypatch):  
     assert "error  self-test" in out
     assert "writes other tokens" in out
     assert "-> use --engine transformers" in out
+
+
+def test_a_lossless_pair_that_is_not_is_found(bild, pair, monkeypatch):  # noqa: F811
+    tokens = selftest._tokens
+
+    def wrong(model, kind, ids):
+        return tokens(model, kind, ids)[: 2 if "lossless" in kind else None]
+
+    monkeypatch.setattr(selftest, "_tokens", wrong)
+    code, out, _ = bild("doctor", "--large", pair / "large", "--small", pair / "small")
+    assert code == 1
+    assert "the pair that is lossless writes other tokens" in out
+
+
+def test_the_self_test_goes_where_it_is_told_and_rounds_nothing(bild, pair, monkeypatch):  # noqa: F811
+    seen = []
+    tokens = selftest._tokens
+
+    def look(model, kind, ids):
+        seen.append(torch.get_float32_matmul_precision())
+        return tokens(model, kind, ids)
+
+    monkeypatch.setattr(selftest, "_tokens", look)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        names = ("--large", pair / "large", "--small", pair / "small")
+        _, out, _ = bild("doctor", *names, "--device", "cpu")
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}
+    assert "on cpu, engine" in out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, _ = bild("doctor", *names, "--device", "cuda")
+    assert code == 1
+    assert "torch sees no GPU" in out
 
 
 def test_a_pair_that_cannot_be_loaded_is_a_finding(bild, pair, tmp_path):  # noqa: F811

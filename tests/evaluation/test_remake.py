@@ -90,6 +90,19 @@ def test_what_needs_data_that_are_not_there_is_left_out(results, capsys):
     assert f"needs {folder / 'nowhere' / 'b.jsonl'}" in said
 
 
+def test_what_needs_a_gpu_is_left_out_without_one(results, monkeypatch, capsys):
+    folder, ran = results
+    (folder / MANIFEST).write_text(THREE + "gpu = true\n")
+    monkeypatch.setattr(module, "has_gpu", lambda: False)
+    remake(folder, ["b/c*"], None)
+    assert ran == []
+    assert "left out: b/c.json (needs a GPU)" in capsys.readouterr().out
+    monkeypatch.setattr(module, "has_gpu", lambda: True)
+    with pytest.raises(BildError, match=r"not made: b/c\.json"):
+        remake(folder, ["b/c*"], None)
+    assert len(ran) == 1
+
+
 def test_a_list_makes_nothing_and_unknown_names_are_refused(results):
     folder, ran = results
     remake(folder, ["*"], None, only_list=True)

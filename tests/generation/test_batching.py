@@ -9,11 +9,18 @@ from reference import Cacheless, reference_decode
 from tiny import EOS, PAD, sources, tiny_bart, tiny_t5
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    GenerationConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     SynthIDTextWatermarkingConfig,
 )
-from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.pipelines import SUPPORTED_TASKS
 
 from bild import (
@@ -25,6 +32,7 @@ from bild import (
     bild_generate,
     greedy_generate,
 )
+from bild.checkpoints.early_exit import early_exit
 from bild.engines import requests
 from bild.generation.batching import run_rows
 
@@ -186,6 +194,93 @@ def test_encoder_outputs_of_a_batch(options):
         assert torch.equal(found.sequences, expected)
 
 
+@pytest.mark.parametrize("small", [{"noise": 0.3}, "early-exit"], ids=str)
+@pytest.mark.parametrize("options", ENGINES)
+def test_encoder_outputs_of_a_batch_need_no_ids(options, small):
+    """(B, S, D) of both encoders, or of the one that both models read, padded as the mask says."""
+    pair = pair_on(options)
+    if small == "early-exit":
+        pair = BiLDModel(pair.large, early_exit(pair.large, 1), **options)
+    rows = sources(17, 3, longest=30)
+    given = padded(rows)
+    mask = {"attention_mask": given["attention_mask"]}
+    kwargs = {"bild_config": BiLDConfig(0.3, 0.5), "max_new_tokens": LIMIT}
+    alone = [pair.generate(row, **kwargs) for row in rows]
+    states = {"encoder_outputs": pair.large.get_encoder()(**given)}
+    if small != "early-exit":
+        states["small_encoder_outputs"] = pair.small.get_encoder()(**given)
+    check(pair.generate(**states, **mask, **kwargs), alone)
+    check(Plugged(pair).generate(None, **states, **mask, **kwargs), alone)
+    tuples = {name: (made[0],) for name, made in states.items()}
+    check(pair.generate(**tuples, **mask, **kwargs), alone)
+    split = [
+        {name: (made[0][i : i + 1],) for name, made in states.items()}
+        | {"attention_mask": mask["attention_mask"][i : i + 1]}
+        for i in range(3)
+    ]
+    found = list(pair.generate_many(split, batch_size=2, **kwargs))
+    assert [o.stats for o in found] == [o.stats for o in alone]
+    large = {"encoder_outputs": states["encoder_outputs"], **mask, "max_new_tokens": LIMIT}
+    greedy = pair.greedy(**given, max_new_tokens=LIMIT)
+    assert torch.equal(pair.greedy(**large).sequences, greedy.sequences)
+    drawn = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": LIMIT}
+    one, other = (
+        pair.generate(**those, **drawn, generator=torch.Generator().manual_seed(3))
+        for those in (given, {**states, **mask})
+    )
+    assert torch.equal(one.sequences, other.sequences)
+    assert len(one.sequences) == 6
+
+
+def test_states_prompts_and_masks_of_other_rows_are_refused():
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(17, 3, longest=30)
+    given, limit = padded(rows), {"max_new_tokens": 3}
+    states = pair.large.get_encoder()(**given)[0]
+    prompts = torch.tensor([[PAD, 5], [PAD, 6]])
+    for extra, message in (
+        ({"encoder_outputs": (states[:2],)}, "encoder_outputs must hold states of 3 source"),
+        ({"encoder_outputs": (states.repeat(2, 1, 1),)}, "hold states of 3 source.*got 6"),
+        ({"small_encoder_outputs": (states[:1],)}, "small_encoder_outputs must hold states of 3"),
+        ({"decoder_input_ids": prompts}, "decoder_input_ids must have a row for each of 3"),
+        ({"decoder_input_ids": prompts.tolist()}, "decoder_input_ids must be a tensor, got a list"),
+        ({"attention_mask": given["attention_mask"].tolist()}, "attention_mask must .* got a list"),
+        ({"attention_mask": given["attention_mask"][:2]}, "must have the shape of input_ids"),
+    ):
+        with pytest.raises(BildError, match=message):
+            pair.generate(**{**given, **extra}, **limit)
+    wider = BaseModelOutput(last_hidden_state=states.repeat(2, 1, 1))
+    with pytest.raises(BildError, match="must hold states of 3 source"):
+        Plugged(pair).generate(**given, encoder_outputs=wider, **limit)
+    for door in (pair, Plugged(pair)):
+        with pytest.raises(BildError, match="decoder_input_ids must have"):
+            door.generate(rows[0], decoder_input_ids=prompts, **limit)
+    with pytest.raises(BildError, match=r"attention_mask must be a tensor .* got a list"):
+        pair.generate(rows[0], [[1] * rows[0].shape[1]], **limit)
+    # One prompt is every row's.
+    prompt = pair.generate(**given, decoder_input_ids=prompts[:1], **limit).sequences
+    assert prompt[:, :2].tolist() == [[PAD, 5]] * 3
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"do_sample": True},
+        {"num_return_sequences": 2},
+        {"return_dict_in_generate": False},
+        {"generation_config": GenerationConfig(do_sample=True)},
+        {"streamer": object()},
+        {"output_trace": True},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_source_cannot_bring_what_is_the_calls(setting):
+    """A source that would draw did so from torch's own numbers: by the rows beside it."""
+    pair, (row,) = pair_on({"engine": "fast", "compile": False}), sources(17, 1)
+    given = [row, {"input_ids": row, **setting}]
+    with pytest.raises(BildError, match=f"a source cannot bring {next(iter(setting))}="):
+        list(pair.generate_many(given, max_new_tokens=3))
+
+
 class Counting:
     """A logits processor that keeps a state: how many tokens it has been asked about."""
 
@@ -298,6 +393,36 @@ def test_the_watermark_that_keeps_a_state_is_each_rows_own(door):
     kwargs |= {"bild_config": BiLDConfig(0.3, 0.5), "watermarking_config": watermark}
     alone = [model.generate(row, **kwargs) for row in rows]
     check(model.generate(**padded(rows), **kwargs), alone)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ids: EncoderNoRepeatNGramLogitsProcessor(1, ids),
+        lambda ids: EncoderRepetitionPenaltyLogitsProcessor(2.0, ids),
+        lambda ids: PrefixConstrainedLogitsProcessor(lambda row, _: [3 + row, 5 + row], 1),
+    ],
+    ids=["ngrams", "penalty", "prefix"],
+)
+def test_processors_that_know_all_sources_are_refused(make):
+    """They count rows, and each row is the first of its own: it would get what is another's."""
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(19, 3, longest=30)
+    given, limit = padded(rows), {"max_new_tokens": 4}
+    of_all = {"logits_processor": [make(given["input_ids"])], **limit}
+    name = type(of_all["logits_processor"][0]).__name__
+    for call in (
+        lambda: pair.generate(**given, **of_all),
+        lambda: pair.greedy(**given, **of_all),
+        lambda: list(pair.generate_many(rows, batch_size=1, **of_all)),
+        lambda: Plugged(pair).generate(**given, **of_all),
+    ):
+        with pytest.raises(BildError, match=f"cannot use {name} with several sources"):
+            call()
+    # With its source it is that source's.
+    split = [{"input_ids": row, "logits_processor": [make(row)]} for row in rows]
+    for row, own, output in zip(rows, split, pair.generate_many(split, **limit), strict=True):
+        alone = pair.generate(row, logits_processor=own["logits_processor"], **limit)
+        assert torch.equal(output.sequences, alone.sequences)
 
 
 class OwnGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):

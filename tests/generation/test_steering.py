@@ -11,8 +11,8 @@ from tables import EOS, TableDecoder, sure
 from test_batching import bare, padded
 from tiny import sources, tiny_t5
 
-from bild import BiLDConfig, BiLDModel
-from bild.engines import drive, requests
+from bild import BiLDConfig, BildError, BiLDModel, bild_generate
+from bild.engines import HuggingFaceDecoder, drive, requests
 from bild.generation.batching import in_order, run_rows
 from bild.generation.decoding import Stopping, decode_steps, greedy_steps
 from bild.generation.pace import LONGEST_REST, Experience
@@ -169,6 +169,39 @@ def test_a_small_model_that_becomes_good_is_found_out():
     assert LONGEST_REST <= 5 * 4 * LENGTH
 
 
+@pytest.mark.parametrize("length", [3, 6, 20])
+def test_short_outputs_teach_as_well_each_batch_in_a_call_of_its_own(length):
+    """The last round of a call is followed by no other one; of short outputs there is none else."""
+    good = [False]
+    batches = Batches(lambda i: good[0], 4)
+    batches.lengths = lambda outputs: [length] * outputs
+    for _ in range(6):
+        batches.seconds(4)
+    known = batches.known.of(4)
+    assert known.next_rest > 32  # a trial has failed
+    rested = known.left
+    batches.seconds(4)
+    assert known.left == max(0, rested - length)
+    good[0] = True
+    alone = batches.seconds(4, alone=True)
+    tried = 0
+    for _ in range(1 + known.left // length + 40):
+        took = batches.seconds(4)
+        tried += any(stats.drafted_tokens for stats in batches.stats)
+    assert tried
+    assert length < 6 or took < alone
+
+
+def test_what_one_token_costs_is_asked_in_short_calls_too():
+    batches = Batches(always, 2)
+    batches.lengths = lambda outputs: [12] * outputs
+    for _ in range(60):
+        batches.seconds(2)
+    # Of rounds of drafts alone the price of a lone token would be told from a line far away.
+    assert batches.known.rounds <= 33
+    assert batches.known.large.first == pytest.approx(LARGE, rel=0.05)
+
+
 def test_drafts_are_as_long_as_their_last_token_pays():
     """Every fourth token is wrong: drafts of more than three tokens are waste, the dearer the more
     rows there are."""
@@ -254,6 +287,56 @@ def clock(monkeypatch):
     monkeypatch.setattr("bild.generation.batching.answer", priced)
     monkeypatch.setattr("bild.generation.sequences.answer_at_once", one_by_one)
     return clock
+
+
+def feeds_take_time(clock, monkeypatch):
+    """Each forward of transformers' own takes what it costs."""
+    real = HuggingFaceDecoder.feed
+
+    def feed(decoder, tokens):
+        clock.now += PRICES[decoder.name] + TOKEN * (len(tokens) - 1)
+        return real(decoder, tokens)
+
+    monkeypatch.setattr(HuggingFaceDecoder, "feed", feed)
+
+
+def test_rows_of_a_batch_within_transformers_learn_from_each_other(monkeypatch):
+    clock = Clock()
+    feeds_take_time(clock, monkeypatch)
+    (large, small), rows = adversary(3), sources(5, 8)
+    plugged = {"custom_generate": bild_generate, "small_model": small, "bild_config": ADAPTIVE}
+    plugged |= {**NO_END, "return_dict_in_generate": True, "do_sample": False}
+
+    def tried(output):
+        return [bool(stats.small_forwards) for stats in output.row_stats]
+
+    read, encode = [], HuggingFaceDecoder.encode
+    monkeypatch.setattr(
+        HuggingFaceDecoder,
+        "encode",
+        lambda decoder, *given: read.append(decoder.name) or encode(decoder, *given),
+    )
+    known = Experience(clock=clock)
+    first = large.generate(**padded(rows), **plugged, experience=known)
+    alone = large.generate(**padded(rows), do_sample=False, **NO_END)
+    assert torch.equal(first.sequences, alone)
+    assert tried(first)[0]
+    assert tried(first).count(True) <= 4  # it rests longer and longer, row after row
+    assert read.count("small") == tried(first).count(True)  # and does not even read the source
+    second = large.generate(**padded(rows), **plugged, experience=known)  # and in the next call
+    assert tried(second).count(True) <= 2
+    # A call without begins anew, and its rows learn from each other as well.
+    timed = type(
+        "Timed", (Experience,), {"__init__": lambda own: Experience.__init__(own, clock=clock)}
+    )
+    monkeypatch.setattr("bild.generation.generate.Experience", timed)
+    assert tried(large.generate(**padded(rows), **plugged)) == tried(first)
+
+
+def test_an_experience_that_is_none_is_refused():
+    (large, small), (row,) = adversary(3), sources(5, 1)
+    with pytest.raises(BildError, match="experience must be an Experience, got a float"):
+        large.generate(row, custom_generate=bild_generate, small_model=small, experience=0.5)
 
 
 def timed_pair(models, options, clock):
