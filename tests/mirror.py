@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from tiny import tiny_t5
+from tiny import pad_vocabulary, tiny_t5
 from transformers import AutoTokenizer, PreTrainedModel, T5Tokenizer
 
 from bild.tasks.registry import TASKS
@@ -141,7 +141,7 @@ def tiny_pair(
     models = {}
     for name, (padding, noise) in shapes.items():
         model = tiny_t5(
-            seed=PUBLISHED.index(task) + 11,
+            seed=PUBLISHED.index(task) + 13,
             layers=1,
             decoder_layers=2 if kind == "mt5" else 1,
             vocab=tokens,
@@ -152,7 +152,7 @@ def tiny_pair(
         with torch.no_grad():  # sure enough of itself for drafts to be written, kept and cut
             model.decoder.final_layer_norm.weight.mul_(3)
         if padding:
-            model.resize_token_embeddings(tokens + padding, mean_resizing=False)
+            pad_vocabulary(model, padding)
             with torch.no_grad():
                 head = model.get_output_embeddings().weight
                 head[tokens + small_padding :] = 20 * head[3]

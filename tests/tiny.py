@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -68,6 +69,8 @@ def tiny_t5(
     )
     torch.manual_seed(seed)
     model = model_class(config)
+    if not tied:
+        untie(model)
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -87,6 +90,32 @@ def tiny_t5(
         if not tied:
             model.lm_head.weight.mul_(0.7)
     return model.eval()
+
+
+def untie(model):
+    """Give a T5's head weights of its own, which no setting does: transformers ties the head of
+    whatever it makes, and unties it only where a checkpoint holds another one.
+    """
+    model.lm_head.weight = nn.Parameter(model.shared.weight.detach().clone())
+    del model.all_tied_weights_keys["lm_head.weight"]
+    return model
+
+
+def pad_vocabulary(model, rows):
+    """So many more tokens than there are; transformers' own `resize_token_embeddings` would tie the
+    head of every T5.
+    """
+    tied = model.lm_head.weight is model.shared.weight
+    for part in (model.shared, model.lm_head):
+        part.weight = nn.Parameter(
+            torch.cat([part.weight, torch.randn(rows, model.config.d_model)])
+        )
+    if tied:
+        model.lm_head.weight = model.shared.weight
+    for stack in (model.encoder, model.decoder):
+        stack.embed_tokens.weight = model.shared.weight
+    model.config.vocab_size += rows
+    model.shared.num_embeddings = model.lm_head.out_features = model.config.vocab_size
 
 
 def _rowdy(model, seed):

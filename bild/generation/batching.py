@@ -16,6 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+)
 
 from bild.engines.requests import LATER, Effort, Request, answer
 from bild.errors import BildError
@@ -32,6 +37,16 @@ R = TypeVar("R")
 OF_A_CALL = (
     *("do_sample", "num_return_sequences", "generation_config", "return_dict_in_generate"),
     *("streamer", "output_trace"),
+)
+# Logits processors that know all sources of a batch, by the places of their rows.
+OF_A_BATCH = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+)
+BY_SETTINGS = (
+    "give what makes it, as encoder_repetition_penalty= or prefix_allowed_tokens_fn=, or give it "
+    "with its source"
 )
 OF_ROWS = (*ENCODER_INPUTS, "decoder_input_ids", "decoder_attention_mask")
 
@@ -194,6 +209,7 @@ def check_batch_size(size: Any, keywords: Mapping[str, Any]) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise BildError(f"batch_size must be a whole number of at least 1, got {size!r}")
     refuse_of_one_row(keywords)
+    refuse_of_a_batch(keywords.get("logits_processor"), BY_SETTINGS)
 
 
 # ------------------------------------------------------------------------------ rows of a batch
@@ -249,6 +265,7 @@ def split_rows(
         given = f"a {type(attention_mask).__name__}" if given is None else tuple(given)
         raise BildError(f"attention_mask must have the shape of input_ids, {shape}, got {given}")
     refuse_of_one_row(keywords)
+    refuse_of_a_batch(keywords.get("logits_processor"), BY_SETTINGS)
     rows: list[dict[str, Any]] = []
     for i in range(size):
         own = {name: _row_of(name, value, i, size) for name, value in keywords.items()}
@@ -268,6 +285,21 @@ def refuse_of_one_row(keywords: Mapping[str, Any]) -> None:
             raise BildError(
                 f"BiLD does not support {name}= with several outputs at a time: {reason}; give "
                 "generate one source at a time"
+            )
+
+
+def refuse_of_a_batch(processors: Any, way_out: str) -> None:
+    """Refuse logits processors that know several sources, where each row would need its own.
+
+    Args:
+        processors: given to all rows; None for none.
+        way_out: what to do instead.
+    """
+    for processor in processors or ():
+        if isinstance(processor, OF_A_BATCH):
+            raise BildError(
+                f"BiLD cannot use {type(processor).__name__} with several sources, of which each "
+                f"would need its own; {way_out}"
             )
 
 

@@ -34,7 +34,7 @@ from bild.config import BiLDConfig
 from bild.errors import BildError, first_line
 from bild.generation.decoding import Stopping, scores_are_read
 from bild.generation.prompts import behind, hidden_tokens
-from bild.generation.rewinding import function_of, rewinding
+from bild.generation.rewinding import find_shared, function_of, rewinding
 
 # Settings that do what they do in transformers' greedy search, or where it samples.
 HONOURED = frozenset(
@@ -202,6 +202,7 @@ def make_plan(
     count = hidden_tokens(model, input_ids, made.get("decoder_attention_mask"))
     hidden, prompt = input_ids[:, :count], input_ids[:, count:]
     stopping, processors = _stopping(stopping_criteria), rewinding(logits_processor)
+    find_shared((*processors, *stopping.criteria))
     if count:
         criteria = StoppingCriteriaList(behind(stopping.criteria, hidden))
         limit = stopping.max_length - count

@@ -18,6 +18,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -32,6 +33,8 @@ SHARED = (
     *(nn.Module, PreTrainedTokenizerBase),
     *(FunctionType, BuiltinFunctionType, ModuleType, type),
 )
+
+UNCHANGING = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, Enum)
 
 
 def rewinding(functions: Iterable[Any]) -> list[Any]:
@@ -74,6 +77,7 @@ class Rewinding:
         self._before: dict[int, State] = {}  # a call about a prefix of so many tokens
         self._now: State | None = None
         self._last = 0  # tokens of the prefix that was asked about last
+        self._shared: list[_Shared] = []
 
     def __call__(self, input_ids: Tensor, scores: Any) -> Any:
         length = input_ids.shape[1]
@@ -91,8 +95,14 @@ class Rewinding:
         """Go back, or on, to the state before a call about a prefix of so many tokens."""
         wanted = self._before.get(length) if self._before else self._start
         if wanted is not None and wanted != self._now:
+            for shared in self._shared:
+                shared.check(self.function)
             wanted.write(self.function)
             self._now = wanted
+
+    def share(self, found: Iterable[_Shared]) -> None:
+        """Hold objects together with others: refuse to go back once one of them has changed."""
+        self._shared = list(found)
 
     def leave(self) -> None:
         """Put it into the state in which this output has left it, whatever it was asked since."""
@@ -130,6 +140,105 @@ class Beginnings:
         """All outputs are written: leave what keeps a state as the last of them does."""
         for function in self._of_the_last:
             function.leave()
+
+
+# ------------------------------------------------------------------------------ shared states
+
+
+def find_shared(functions: Iterable[Any]) -> None:
+    """Let those of an output that were made by `rewinding` know what they hold together.
+
+    Each goes back by itself, so that an object which two of them hold, and one changes, would fall
+    into two. Once such an object has changed they refuse to go back.
+    """
+    own = [f for f in functions if isinstance(f, Rewinding)]
+    reached = [_Reached(f.function) for f in own] if len(own) > 1 else []
+    for place, mine in enumerate(reached):
+        others: dict[int, Any] = {}  # what they reach, and by whom
+        for other in (*reached[:place], *reached[place + 1 :]):
+            others |= dict.fromkeys(other.found, other.function)
+        common = mine.found.keys() & others.keys()
+        if common:
+            own[place].share(_Shared(value, others[id(value)]) for value in mine.outermost(common))
+
+
+class _Reached:
+    """What the state of a processor or a criterion holds and could change.
+
+    Attributes:
+        found: by the objects' ids.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function, holder = function, _holder(function)
+        self.found: dict[int, Any] = {id(holder): holder}
+        _look_through(holder, _Pickler(io.BytesIO(), self._find))
+
+    def _find(self, value: Any) -> bool:
+        if not isinstance(value, UNCHANGING):
+            self.found[id(value)] = value
+        return False
+
+    def outermost(self, ids: Iterable[int]) -> list[Any]:
+        """The objects of these ids that are in none of the others."""
+        wanted, outer = set(ids), list[Any]()
+        holder = _holder(self.function)
+        if id(holder) in wanted:
+            return [holder]
+
+        def stops(value: Any) -> bool:
+            if id(value) in wanted and not any(value is other for other in outer):
+                outer.append(value)
+            return id(value) in wanted
+
+        _look_through(holder, _Pickler(io.BytesIO(), stops))
+        return outer
+
+
+class _Shared:
+    """An object that two processors or criteria hold.
+
+    Args:
+        value: the object.
+        other: the other one that holds it.
+    """
+
+    def __init__(self, value: Any, other: Any) -> None:
+        self.value, self.other = value, other
+        self._before = self._look()
+
+    def _look(self) -> State:
+        # Of a function its state is what it has closed over; pickle would keep its name.
+        function = isinstance(self.value, FunctionType)
+        return read_state(self.value if function else _Box(self.value))
+
+    def check(self, function: Any) -> None:
+        """Refuse what has changed.
+
+        Raises:
+            BildError: naming both functions and the object.
+        """
+        if self._look() != self._before:
+            raise BildError(
+                f"BiLD cannot use {_name(function)} beside {_name(self.other)}: one changes a "
+                f"{type(self.value).__name__} that both hold, and each is taken back by itself; "
+                "give each a state of its own, or make one of them of both"
+            )
+
+
+@dataclass
+class _Box:
+    """Has a value for its state."""
+
+    value: Any
+
+
+def _name(function: Any) -> str:
+    holder = _holder(function)
+    return str(getattr(holder, "__qualname__", type(holder).__qualname__))
+
+
+# ------------------------------------------------------------------------------ states
 
 
 @dataclass(frozen=True)
@@ -174,12 +283,18 @@ class State:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO) -> None:
+    """Args:
+    file: is written to.
+    stops: is shown each object, and says whether to leave out what is in it.
+    """
+
+    def __init__(self, file: io.BytesIO, stops: Callable[[Any], bool] = lambda _: False) -> None:
         super().__init__(file)
         self.shared: list[Any] = []
+        self._stops = stops
 
     def persistent_id(self, value: Any) -> int | None:
-        if not isinstance(value, SHARED):
+        if not isinstance(value, SHARED) and not self._stops(value):
             return None
         self.shared.append(value)
         return len(self.shared) - 1
@@ -191,19 +306,21 @@ def read_state(function: Any) -> State:
     Raises:
         BildError: something that cannot be copied.
     """
-    holder = _holder(function)
     file = io.BytesIO()
     pickler = _Pickler(file)
+    _look_through(_holder(function), pickler)
+    return State(file.getvalue(), tuple(pickler.shared))
+
+
+def _look_through(holder: Any, pickler: _Pickler) -> None:
     try:
         pickler.dump(_content(holder))
     except Exception as error:  # whatever an object raises that was not made to be copied
-        name = getattr(holder, "__qualname__", type(holder).__qualname__)
         raise BildError(
-            f"BiLD cannot use {name}: it may keep a state, which has to be copied for what is "
-            f"drafted and rolled back, and that fails ({error}); give its class __getstate__ and "
-            "__setstate__"
+            f"BiLD cannot use {_name(holder)}: it may keep a state, which has to be copied for "
+            f"what is drafted and rolled back, and that fails ({error}); give its class "
+            "__getstate__ and __setstate__"
         ) from error
-    return State(file.getvalue(), tuple(pickler.shared))
 
 
 def _holder(function: Any) -> Any:

@@ -9,26 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.generation import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
-)
 
 from bild.errors import BildError
+from bild.generation.batching import refuse_of_a_batch
 from bild.generation.kept_back import kept_back
 from bild.generation.output import BiLDOutput, gather, pad_token_id, states_of
 from bild.generation.plan import ENCODER_INPUTS, check_settings
 from bild.generation.rewinding import Beginnings
 from bild.generation.sequences import Samples
 from bild.generation.source import SMALL_STATES
-
-# Logits processors that know the whole batch, of which each row would need its own.
-OF_A_BATCH = (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
-)
 
 
 def decode_row_by_row(
@@ -53,12 +42,9 @@ def decode_row_by_row(
         BildError: a setting that is not supported; a streamer, a trace, or a processor that knows
             the whole batch; prompts or states of another number of rows.
     """
-    for processor in made["logits_processor"]:
-        if isinstance(processor, OF_A_BATCH) and len(inputs_tensor) > 1:
-            raise BildError(
-                f"bild_generate cannot use {type(processor).__name__} with a batch of "
-                f"{len(inputs_tensor)}; use BiLDModel.generate, or one source at a time"
-            )
+    if len(inputs_tensor) > 1:
+        way_out = "use BiLDModel.generate, or one source at a time"
+        refuse_of_a_batch(made["logits_processor"], way_out)
     streams = {"streamer": kept_back().streamer, "bild_streamer": made["bild_streamer"]}
     for name, value in {**streams, "output_trace": made["output_trace"]}.items():
         if value:

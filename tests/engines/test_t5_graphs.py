@@ -125,7 +125,7 @@ def test_any_step_scores_what_the_plain_engine_does(kind, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_steps_score_what_the_plain_engine_does(dtype, monkeypatch):
-    decoders = both(tiny().to(dtype), monkeypatch)
+    decoders = both(tiny(seed=5).to(dtype), monkeypatch)
     states, others = (d.encode(torch.tensor([[5, 9, 12, 1]]), None)[0] for d in decoders)
     torch.testing.assert_close(others, states, rtol=0, atol=0.1 * states.abs().max().item())
     for decoder in decoders:

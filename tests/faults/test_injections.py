@@ -10,7 +10,7 @@ from bild.engines.build import find_compiler
 from faults import scripts
 from faults.injecting import Injector, Outcome, Trials
 
-# (how, faults) of each script: 60 in all. `make faults` tries a thousand, drawn by chance.
+# (how, faults) of each script. `make faults` tries a thousand, drawn by chance.
 PLAN = {
     "run_eval": (("before", 3), ("half", 3), ("full", 2)),
     "search_thresholds": (("before", 3), ("half", 2), ("full", 2)),

@@ -14,7 +14,12 @@ from transformers import (
     Seq2SeqTrainingArguments,
     SynthIDTextWatermarkingConfig,
 )
-from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pipelines import SUPPORTED_TASKS
 
@@ -34,7 +39,7 @@ from bild.generation.batching import run_rows
 SIZES = (1, 2, 3, 17)
 VARIANTS = ("authors", "paper", "verified")
 LIMIT = 14
-SEED = 35
+SEED = 38
 _pairs = {}
 
 
@@ -388,6 +393,36 @@ def test_the_watermark_that_keeps_a_state_is_each_rows_own(door):
     kwargs |= {"bild_config": BiLDConfig(0.3, 0.5), "watermarking_config": watermark}
     alone = [model.generate(row, **kwargs) for row in rows]
     check(model.generate(**padded(rows), **kwargs), alone)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ids: EncoderNoRepeatNGramLogitsProcessor(1, ids),
+        lambda ids: EncoderRepetitionPenaltyLogitsProcessor(2.0, ids),
+        lambda ids: PrefixConstrainedLogitsProcessor(lambda row, _: [3 + row, 5 + row], 1),
+    ],
+    ids=["ngrams", "penalty", "prefix"],
+)
+def test_processors_that_know_all_sources_are_refused(make):
+    """They count rows, and each row is the first of its own: it would get what is another's."""
+    pair, rows = pair_on({"engine": "fast", "compile": False}), sources(19, 3, longest=30)
+    given, limit = padded(rows), {"max_new_tokens": 4}
+    of_all = {"logits_processor": [make(given["input_ids"])], **limit}
+    name = type(of_all["logits_processor"][0]).__name__
+    for call in (
+        lambda: pair.generate(**given, **of_all),
+        lambda: pair.greedy(**given, **of_all),
+        lambda: list(pair.generate_many(rows, batch_size=1, **of_all)),
+        lambda: Plugged(pair).generate(**given, **of_all),
+    ):
+        with pytest.raises(BildError, match=f"cannot use {name} with several sources"):
+            call()
+    # With its source it is that source's.
+    split = [{"input_ids": row, "logits_processor": [make(row)]} for row in rows]
+    for row, own, output in zip(rows, split, pair.generate_many(split, **limit), strict=True):
+        alone = pair.generate(row, logits_processor=own["logits_processor"], **limit)
+        assert torch.equal(output.sequences, alone.sequences)
 
 
 class OwnGuidance(UnbatchedClassifierFreeGuidanceLogitsProcessor):

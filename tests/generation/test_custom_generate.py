@@ -12,7 +12,7 @@ from transformers import TextStreamer, dynamic_module_utils
 
 from bild import BiLDConfig, BildError, BiLDModel, BiLDOutput, bild_generate
 
-SEED = 30
+SEED = 31
 OPTIONS = {"max_new_tokens": 16, "suppress_tokens": [EOS]}
 
 

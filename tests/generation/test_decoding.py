@@ -293,7 +293,7 @@ def test_vocabularies_that_differ_in_padding_rows():
 
 
 def test_work_grows_linearly_with_the_output():
-    large, small = tiny_t5(8), tiny_t5(8, noise=0.1)
+    large, small = tiny_t5(9), tiny_t5(9, noise=0.1)
     (source,) = sources(8, 1)
     pair = BiLDModel(large, small)
     for length in (32, 128, 512):

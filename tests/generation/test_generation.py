@@ -17,7 +17,7 @@ from transformers.generation import (
 import bild
 from bild import BiLDConfig, BildError, BiLDModel, DecodeStats, bild_generate, greedy_generate
 
-SEED = 30
+SEED = 32
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from bild import BiLDConfig, BildError
 from bild.engines import Decoder
 from bild.generation.later import LaterDecoder
 from bild.generation.pace import Experience
+from bild.generation.steering import BatchExperience
 
 ADAPTIVE = BiLDConfig(0.3, acceptance="exact", drafting="adaptive")
 LIMIT = {"max_new_tokens": 20}
@@ -24,9 +25,10 @@ def counted(monkeypatch):
         engine = pair.models["small"].engine
         lend = engine.decoder
         monkeypatch.setattr(engine, "decoder", lambda *given: asked.append(given) or lend(*given))
-        monkeypatch.setattr(pair._experience, "left", left)
+        # Nothing of what other tests have taught this pair, which the clock decided.
         known = {size: Experience(left=left) for size in range(5)}
-        monkeypatch.setattr(pair._in_batches, "by_rows", known)
+        monkeypatch.setattr(pair, "_experience", Experience(left=left))
+        monkeypatch.setattr(pair, "_in_batches", BatchExperience(by_rows=known))
         return pair, asked
 
     return make

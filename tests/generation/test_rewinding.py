@@ -207,6 +207,88 @@ def test_a_state_that_cannot_be_copied_is_refused_with_a_way_out(pair):
         by_model(pair, source, logits_processor=[Locked()], **OPTIONS)
 
 
+class Tracker:
+    """A processor, and a criterion that goes by the same state."""
+
+    def __init__(self):
+        self.seen, self.allowed = [], {"tokens": list(range(48))}
+
+    def process(self, input_ids, scores):
+        self.seen.append(input_ids[0, -1].item())
+        return scores
+
+    def ends(self, input_ids, scores, **kwargs):
+        return torch.tensor([len(self.seen) >= 5])
+
+    def __call__(self, input_ids, scores):
+        return self.process(input_ids, scores)
+
+
+def by_methods(tracker):
+    return [tracker.process], [tracker.ends]
+
+
+def by_reference(tracker):
+    def ends(input_ids, scores, **kwargs):
+        return torch.tensor([len(tracker.seen) >= 5])
+
+    return [tracker], [ends]
+
+
+def by_a_list(tracker):
+    seen = tracker.seen
+
+    def ends(input_ids, scores, **kwargs):
+        return torch.tensor([len(seen) >= 5])
+
+    return [tracker], [ends]
+
+
+def by_a_tensor(tracker):
+    counted = torch.zeros(1)
+
+    def process(input_ids, scores):
+        counted.add_(1)
+        return scores
+
+    def ends(input_ids, scores, **kwargs):
+        return counted >= 5
+
+    return [process], [ends]
+
+
+def two_processors(tracker):
+    return [tracker, tracker.process], []
+
+
+@DOORS
+@pytest.mark.parametrize("make", [by_methods, by_reference, by_a_list, by_a_tensor, two_processors])
+def test_two_that_go_by_one_state_are_refused(pair, door, make):
+    """Each is taken back by itself, so that the one would go by what the other has left behind."""
+    processors, criteria = make(Tracker())
+    given = {"logits_processor": LogitsProcessorList(processors), "stopping_criteria": criteria}
+    (source,) = sources(SEED, 1)
+    with pytest.raises(
+        BildError, match=r"cannot use .* beside .*: one changes a (Tracker|list|Tensor)"
+    ):
+        door(pair, source, **given, **OPTIONS)
+
+
+@DOORS
+def test_two_may_hold_one_object_that_nobody_changes(pair, door):
+    tracker = Tracker()
+    allowed = tracker.allowed
+
+    def looks(input_ids, scores, **kwargs):
+        return torch.tensor([len(allowed["tokens"]) < 40])
+
+    (source,) = sources(SEED, 1)
+    given = {"logits_processor": LogitsProcessorList([tracker]), "stopping_criteria": [looks]}
+    output = door(pair, source, **given, **OPTIONS)
+    assert torch.equal(output.sequences, pair.large.generate(source, **OPTIONS))
+    assert output.stats.rollbacks
+
+
 def test_states_before_the_last_return_are_forgotten():
     followed = Rewinding(EveryThirdCall())
     scores = torch.zeros(1, 4)

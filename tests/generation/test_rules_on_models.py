@@ -72,7 +72,7 @@ def test_the_rules_and_the_kinds_of_drafting_do_differ(pairs):
     counts = set()
     for drafting in DRAFTING:
         config = BiLDConfig(0.1, 0, drafting=drafting)
-        output = pairs[0][0].generate(sources(0, 1)[0], bild_config=config, max_new_tokens=LIMIT)
+        output = pairs[0][0].generate(sources(0, 8)[5], bild_config=config, max_new_tokens=LIMIT)
         counts.add((output.stats.fallbacks, output.stats.drafted_tokens))
     assert len(counts) == len(DRAFTING)
 

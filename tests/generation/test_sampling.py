@@ -38,7 +38,7 @@ def pair_on(options):
     key = tuple(options.items())
     if key not in _pairs:
         shape = {"width": 32, "head_width": 16, "vocab": 12}
-        models = tiny_t5(3, **shape), tiny_t5(3, noise=0.4, **shape)
+        models = tiny_t5(5, **shape), tiny_t5(5, noise=0.4, **shape)
         _pairs[key] = BiLDModel(*models, **options)
     return _pairs[key]
 

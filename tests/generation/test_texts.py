@@ -105,7 +105,7 @@ def test_a_copy_has_the_tokenizer_too(pair, copied):
 def test_a_pair_says_what_it_is(pair):
     said = repr(BiLDModel(pair.large, pair.small, compile=False))
     assert said.startswith("BiLDModel(large=<T5ForConditionalGeneration of ")
-    assert "small=<T5ForConditionalGeneration of 11328 parameters on fast, float32" in said
+    assert "small=<T5ForConditionalGeneration of 12096 parameters on fast, float32" in said
     assert said.endswith(", cpu)")
     assert "\n" not in said
 
