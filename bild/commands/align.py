@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from bild.cli import add_training_arguments, print_facts, quiet_loading, training_job
+from bild.cli import print_facts, quiet_loading
+from bild.commands.training_flags import add_training_arguments, training_job
 from bild.flags import add_fields, read_fields
 from bild.parser import Parser
 from bild.training.config import DrafterOptions, LabelConfig, OnPolicyConfig

@@ -23,7 +23,8 @@ that divides the batch.
 
 from __future__ import annotations
 
-from bild.cli import add_training_arguments, print_facts, quiet_loading, training_job
+from bild.cli import print_facts, quiet_loading
+from bild.commands.training_flags import add_training_arguments, training_job
 from bild.parser import Parser
 
 
