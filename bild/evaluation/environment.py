@@ -82,6 +82,11 @@ class Environment:
         """What the models ran on, by name."""
         return self.processor if self.gpu is None else self.gpu
 
+    @property
+    def workplace(self) -> str:
+        """The GPU, or threads of the processor, as notes under tables have it."""
+        return f"{self.threads} thread(s) of {self.processor}" if self.gpu is None else self.gpu
+
     def place(self) -> dict[str, object]:
         """All that decides how long work takes: what is timed in two places is not one run."""
         names = (

@@ -314,7 +314,7 @@ def _note(record: FrontRecord) -> str:
         f"({record.timing.interval}); {' and '.join(millions)} parameters, fallback "
         f"{bild.fallback_threshold:g}, rollback {bild.rollback_threshold:g}, {bild.variant} "
         f"rules; transformers: the large model by its greedy generate; the others: "
-        f"{record.arm(BILD).built}; {env.threads} thread(s) of {env.hardware}, {versions}"
+        f"{record.arm(BILD).built}; {env.workplace}, {versions}"
     )
 
 

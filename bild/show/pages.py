@@ -102,11 +102,15 @@ def _benchmark(results: Path, name: str) -> BenchmarkRecord:
 
 
 def _two_factors(results: Path, _: str) -> str:
-    """Of all benchmarks where the large model also ran alone; empty where there is none."""
+    """Of all benchmarks on a CPU where the large model also ran alone; empty where there is none.
+
+    Those of a GPU stand on a page of their own: a table is of one machine.
+    """
     records = [
         _benchmark(results, path.stem) for path in sorted((results / "speed").glob("*.json"))
     ]
-    records = [r for r in records if any(arm.ratio_alone is not None for arm in r.arms)]
+    alone = (r for r in records if any(arm.ratio_alone is not None for arm in r.arms))
+    records = [r for r in alone if r.env.gpu is None]
     for other in records[1:]:
         different = Identity({}, records[0].env.place()).difference(other.env.place())
         if different:

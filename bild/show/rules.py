@@ -30,7 +30,7 @@ def rules_table(record: RulesRecord) -> str:
     note = (
         f"{record.models.large.id} and {small}, {base.described} but for what a row names, "
         f"{_guesses(record)}{record.data.samples} examples, engine {record.arms[0].built}, "
-        f"{record.env.threads} thread(s) of {record.env.hardware}; "
+        f"{record.env.workplace}; "
         f"intervals: {record.timing.interval}."
     )
     return f"{table}\n\n{note}"

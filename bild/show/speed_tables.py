@@ -14,7 +14,7 @@ from bild.benchmark.record import (
     ModelUse,
     Ratio,
 )
-from bild.evaluation.arms import BILD, ArmId
+from bild.evaluation.arms import BILD, SMALL, ArmId
 from bild.show.tables import interval
 from bild.tasks.metrics import METRIC_NAMES
 
@@ -44,7 +44,7 @@ def heading(record: BenchmarkRecord) -> str:
     models = " / ".join(m.id for m in (record.models.large, *record.models.small.values()))
     return (
         f"{models}, {record.data.origin}, {bild.described}, "
-        f"{record.data.samples} samples, {env.threads} thread(s) of {env.hardware}"
+        f"{record.data.samples} samples, {env.workplace}"
     )
 
 
@@ -52,7 +52,8 @@ def heading(record: BenchmarkRecord) -> str:
 
 
 def speed_summary(record: BenchmarkRecord) -> str:
-    """A Markdown table of a benchmark's record: one arm a row, the fastest in bold.
+    """A Markdown table of a benchmark's record: one arm a row, the fastest with the large model in
+    bold.
 
     A record of output lengths gives milliseconds a token at each of them instead; one of batch
     sizes, sentences a second at each.
@@ -64,7 +65,8 @@ def speed_summary(record: BenchmarkRecord) -> str:
         rows, headers = _growth_rows(record.growth)
         return f"{_markdown(rows, headers)}\n\n{heading(record)}; ms a token without the encoders."
     metric = _metric(record)
-    fastest = max((a.ratio.seconds.value for a in record.arms if a.ratio), default=None)
+    large = (a for a in record.arms if a.id.kind not in (SMALL, "greedy-small"))
+    fastest = max((a.ratio.seconds.value for a in large if a.ratio), default=None)
     rows = []
     for arm in record.arms:
         speedup = interval(arm.ratio.seconds, "x") if arm.ratio else ""

@@ -146,7 +146,7 @@ def _mark_best(rows: list[list[str]], arms: Sequence[ArmFigures], metrics: Seque
 def machine(env: Environment, arm: ArmFigures) -> str:
     """What ran on what, for a footnote."""
     versions = ", ".join(f"{name} {env.versions[name]}" for name in ("torch", "transformers"))
-    return f"engine {arm.built}, {env.threads} thread(s) of {env.hardware}, {versions}"
+    return f"engine {arm.built}, {env.workplace}, {versions}"
 
 
 def _sizes(large: ModelIdentity, small: ModelIdentity | None) -> str:

@@ -173,6 +173,14 @@ def test_two_factors_stand_side_by_side_and_nothing_where_there_is_no_record(mon
     assert cells[1:3] == ["4.00x [3.90, 4.10]", "BiLD"]
     assert cells[3:] == ["6.00x [5.90, 6.10]", "**1.50x [1.40, 1.60]**"]
     assert "2 thread(s) of a processor x 2, torch 2.13.0" in page.read_text()
+    on_gpu = benchmark(threads=1)
+    gpu = replace(on_gpu.env, device="cuda", gpu="a card")
+    replace(on_gpu, env=gpu).save(speed / "gpu.json")  # it has a page of its own
+    make_tables(monkeypatch, *arguments)
+    page.write_text(page.read_text() + "<!-- speed: gpu -->\n<!-- end -->\n")
+    make_tables(monkeypatch, *arguments)
+    assert "a card" in page.read_text().split("<!-- speed: gpu -->")[1]
+    assert "a card" not in page.read_text().split("<!-- speed: gpu -->")[0]
     benchmark(threads=1).save(speed / "other.json")
     with pytest.raises(BildError, match="cannot share a table: threads 1, not 2"):
         make_tables(monkeypatch, *arguments)
