@@ -55,18 +55,33 @@ def faults():
     return sum(count for planned in PLAN.values() for _, count in planned)
 
 
-def drafter_steps():
-    return " + ".join(f"{steps:,}" for steps in training("drafter")["recipe"]["steps"])
+def row(model):
+    """Of the table of shipped models: steps and tokens of one that follows the large model."""
+    facts = training(model)
+    last, steps = facts["log"][-1], facts["recipe"].get("steps")
+    assert steps in (None, last["step"])
+    return f"{last['step']:,}", f"{last['target_tokens'] / 1e6:.1f} M tokens"
+
+
+def lines(model):
+    """That the large model wrote, and the model learned from."""
+    return f"{training(model)['train'][-1]['examples']:,} lines"
 
 
 DEFAULTS = BiLDConfig()
 FACTS = [
     ("README.md", lambda: f"are small ({parameters('large')} parameters and less)"),
     ("README.md", lambda: f"| {sentences()} German sentences written for this project"),
-    ("docs/alignment.md", lambda: f"from {training('small-aligned')['train']['examples']:,} lines"),
-    ("demo/README.md", lambda: f"{training('small-aligned')['train']['examples']:,} lines that"),
-    ("demo/README.md", lambda: f"| {training('small-aligned')['validation_loss']:.2f} (on ref"),
-    ("demo/README.md", lambda: f"| 256 | {parameters('drafter')} | {drafter_steps()} |"),
+    ("docs/alignment.md", lambda: f"has learned from {lines('small-aligned')}"),
+    ("demo/README.md", lambda: f"on {lines('drafter')} that"),
+    ("demo/README.md", lambda: "| + {} | {}, as below |".format(*row("small-aligned"))),
+    (
+        "demo/README.md",
+        lambda: (
+            f"| 256 | {parameters('drafter')} | "
+            + "{}, from an earlier one | {}, as below |".format(*row("drafter"))
+        ),
+    ),
     ("docs/training.md", lambda: f"for a model of {parameters('large')} parameters"),
     ("docs/gpu-box.md", lambda: f"{alone()['seconds'] / 60:.0f} minutes for IWSLT's"),
     ("docs/gpu-box.md", lambda: f"IWSLT's {alone()['samples']} examples"),
