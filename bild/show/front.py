@@ -202,11 +202,11 @@ def _written(spans: Sequence[Span], colour: bool) -> Text:
     for span in spans:
         words = visible(span.text)
         bare = words.lstrip() if not text else words
-        if colour or span.writer == "small":
+        if colour or span.writer == "small" or not bare.strip():
             text.append(bare, STYLES[span.writer] if colour else "")
-        else:
-            space = bare[: len(bare) - len(bare.lstrip())]
-            text.append(f"{space}[{bare.strip()}]")
+        else:  # the spaces around it stay outside
+            before, after = len(bare) - len(bare.lstrip()), len(bare.rstrip())
+            text.append(f"{bare[:before]}[{bare.strip()}]{bare[after:]}")
     return text
 
 

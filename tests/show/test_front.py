@@ -109,6 +109,12 @@ def test_every_word_tells_its_writer_without_colours_too():
     assert "\x1b[1;34mWhere\x1b[0m\x1b[32m is the\x1b[0m" in screen.getvalue()
 
 
+def test_brackets_hold_no_spaces_of_their_own_and_lose_none():
+    spans = (Span("small", "warm"), Span("large", " "), Span("small", "boots"), Span("large", " a "))
+    shown = replace(SHOWN, pair=(*spans, Span("small", "b")))
+    assert "BiLD         warm boots [a] b\n" in examples_text([shown], 60, colour=False).plain
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_lines_break_between_words_within_the_terminal(columns):
     words = " ".join(f"word{i}" for i in range(30))
