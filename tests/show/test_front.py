@@ -110,7 +110,12 @@ def test_every_word_tells_its_writer_without_colours_too():
 
 
 def test_brackets_hold_no_spaces_of_their_own_and_lose_none():
-    spans = (Span("small", "warm"), Span("large", " "), Span("small", "boots"), Span("large", " a "))
+    spans = (
+        Span("small", "warm"),
+        Span("large", " "),
+        Span("small", "boots"),
+        Span("large", " a "),
+    )
     shown = replace(SHOWN, pair=(*spans, Span("small", "b")))
     assert "BiLD         warm boots [a] b\n" in examples_text([shown], 60, colour=False).plain
 
