@@ -11,7 +11,7 @@ Letters used for shapes: S source tokens, T fed tokens, D model width, V vocabul
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from threading import Lock
 from typing import Any
 
@@ -228,7 +228,13 @@ class NativeT5Decoder(T5Decoder):
             return self._draft(pending, limit, native, eos_token_ids)
         if rule.needs:
             return super().draft(pending, limit, rule, eos_token_ids)
-        return self._draft_by(rule, pending, limit, eos_token_ids)
+
+        def best_of(pending: Sequence[int]) -> tuple[int, float]:
+            one = self._draft(pending, 1, CFallback(), eos_token_ids)
+            token = one.tokens[0] if one.unsure is None else one.unsure  # of NaN
+            return token, one.probabilities[0]
+
+        return draft_by(best_of, pending, limit, rule, eos_token_ids)
 
     def _draft(
         self,
@@ -242,28 +248,6 @@ class NativeT5Decoder(T5Decoder):
         if forwards:
             self.count(len(pending) + forwards - 1, forwards)
         return draft
-
-    def _draft_by(
-        self,
-        rule: FallbackRule,
-        pending: Sequence[int],
-        limit: int,
-        eos_token_ids: Collection[int],
-    ) -> Draft:
-        """Token by token, by a rule that looks at probabilities alone."""
-        tokens: list[int] = []
-        probabilities: list[float] = []
-        product = 1.0
-        while len(tokens) < limit and not (tokens and tokens[-1] in eos_token_ids):
-            one = self._draft(tokens[-1:] or pending, 1, CFallback(), eos_token_ids)
-            probabilities += one.probabilities
-            if one.unsure is not None:  # NaN
-                return Draft(tokens, probabilities, one.unsure)
-            product *= probabilities[-1]
-            if rule.should_stop(Step(probabilities[-1], product)):
-                return Draft(tokens, probabilities, one.tokens[0])
-            tokens += one.tokens
-        return Draft(tokens, probabilities, unsure=None)
 
     def verify(
         self,
@@ -299,22 +283,13 @@ class GraphT5Decoder(T5Decoder):
     ) -> Draft:
         if rule.needs or not self._looks(pending):
             return super().draft(pending, limit, rule, eos_token_ids)
-        tokens: list[int] = []
-        probabilities: list[float] = []
-        product = 1.0
-        while len(tokens) < limit:
+
+        def best_of(pending: Sequence[int]) -> tuple[int, float]:
             best, distance, _ = self._session.look(self.length, pending)[-1]
             self.count(len(pending))
-            token, probability = int(best), math.exp(-distance)
-            probabilities.append(probability)
-            product *= probability
-            if rule.should_stop(Step(probability, product)) or math.isnan(probability):
-                return Draft(tokens, probabilities, unsure=token)
-            tokens.append(token)
-            if token in eos_token_ids:
-                break
-            pending = [token]
-        return Draft(tokens, probabilities, unsure=None)
+            return int(best), math.exp(-distance)
+
+        return draft_by(best_of, pending, limit, rule, eos_token_ids)
 
     def verify(
         self,
@@ -334,3 +309,32 @@ class GraphT5Decoder(T5Decoder):
             [math.exp(-distance) for _, distance, _ in rows],
             [distance for _, _, distance in rows[: len(drafted)]],
         )
+
+
+def draft_by(
+    best_of: Callable[[Sequence[int]], tuple[int, float]],
+    pending: Sequence[int],
+    limit: int,
+    rule: FallbackRule,
+    eos_token_ids: Collection[int],
+) -> Draft:
+    """`Decoder.draft` token by token, by a rule that looks at probabilities alone.
+
+    Args:
+        best_of: feeds tokens; the best token after them, and its probability.
+        pending, limit, rule, eos_token_ids: as `Decoder.draft`'s.
+    """
+    tokens: list[int] = []
+    probabilities: list[float] = []
+    product = 1.0
+    while len(tokens) < limit:
+        token, probability = best_of(pending)
+        probabilities.append(probability)
+        product *= probability
+        if math.isnan(probability) or rule.should_stop(Step(probability, product)):
+            return Draft(tokens, probabilities, unsure=token)
+        tokens.append(token)
+        if token in eos_token_ids:
+            break
+        pending = [token]
+    return Draft(tokens, probabilities, unsure=None)
